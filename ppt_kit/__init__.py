@@ -1,0 +1,41 @@
+"""ppt_kit: from demonstrations to a robot policy with a measured success rate.
+
+The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
+deepspeed nor wandb nor mujoco.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "load_config": "config",
+    "UserError": "config",
+    "load_dataset": "data.dataset",
+    "MultiTrajDataset": "data.dataset",
+    "UnifiedTrainer": "trainer",
+    "load_policy": "checkpoint",
+    "checkpoints": "checkpoint",
+    "read_metrics": "tracking",
+    "collect": "sim.experts",
+    "evaluate": "sim.evaluate",
+    "success_table": "sim.evaluate",
+    "plot_metrics": "notebook.plots",
+    "plot_episode": "notebook.plots",
+    "plot_success": "notebook.plots",
+    "show_videos": "notebook.plots",
+    "live": "notebook.live",
+}
+__all__ = sorted(_WHERE)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"ppt_kit has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"ppt_kit.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,148 @@
+"""Files of weights: model.pth, model_{epoch}.pth, which of them are kept, and the policy that is rebuilt from them.
+
+A file is finished or absent: it is written beside, flushed to the disk, and renamed. `torch.load(path, weights_only=True)`
+reads it anywhere, whatever the ZeRO stage of the run was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ppt_kit.config import UserError, from_mapping
+from ppt_kit.models.policy import PPTPolicy, build_policy
+from ppt_kit.tracking import METRICS, read_rows
+
+LATEST = "model.pth"
+FORMAT = 1
+
+
+def save_model(run_dir: Path, content: dict, *, epoch: int | None, keep_last: int) -> Path:
+    """Writes model.pth, and model_{epoch}.pth when `epoch` is given; then deletes the oldest beyond `keep_last`.
+
+    Args:
+        content: "policy", "ema", "config", "step", "epoch", … as `load_policy` reads it.
+        keep_last: model_{epoch}.pth files that stay; 0 = all.
+    Returns:
+        The file to name in a log: model_{epoch}.pth, or model.pth.
+    Raises:
+        OSError: the disk is full or read-only; the files from before are untouched.
+    """
+    latest = run_dir / LATEST
+    _write_whole(latest, lambda path: torch.save({"format": FORMAT, **content}, path))
+    if epoch is None:
+        return latest
+    numbered = run_dir / f"model_{epoch}.pth"
+    _write_whole(numbered, lambda path: _same_bytes(latest, path))
+    for old in numbered_models(run_dir)[:-keep_last] if keep_last else []:
+        old.unlink()
+    return numbered
+
+
+def numbered_models(run_dir: Path) -> list[Path]:
+    """The model_{epoch}.pth files of a run, oldest epoch first."""
+    found = {int(match[1]): path for path in run_dir.glob("model_*.pth") if (match := re.fullmatch(r"model_(\d+)\.pth", path.name))}
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def load_model(path: str | Path) -> dict:
+    """What save_model wrote, from a run folder (its model.pth) or one file.
+
+    Raises:
+        UserError: nothing there, a damaged file, or one that needs more than weights to be unpickled.
+    """
+    path = Path(path)
+    file = path / LATEST if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: {'holds no model.pth' if path.is_dir() else 'no such file'}. Give a run folder, <output_dir>/<domain>/<suffix>, or a .pth file in one.")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{file}: needs code to be unpickled, so it is not loaded: a checkpoint can run anything. Save it again as tensors and plain values, or migrate the run."
+        ) from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file}: damaged or not a checkpoint ({str(error).splitlines()[0]}). Use another model_*.pth of the run.") from None
+    if not isinstance(content, dict) or not {"policy", "config", "shapes"} <= set(content):
+        raise UserError(f"{file}: not written by ppt_kit: it needs policy, config and shapes.")
+    return content
+
+
+def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torch.device = "cpu") -> PPTPolicy:
+    """The policy of a run, rebuilt from its folder (or from one model*.pth) alone, ready to act.
+
+    Args:
+        use_ema: averaged weights when the run kept them.
+        device: where to put it.
+    Returns:
+        In eval mode; `policy.card` has config, step, epoch, the normaliser, and where each domain's data came from.
+    Raises:
+        UserError: see `load_model`; or the weights do not fit the configuration stored with them.
+    """
+    content = load_model(run_dir)
+    policy = build_policy(from_mapping(content["config"]), content["shapes"])
+    weights = content["policy"]
+    if use_ema and content.get("ema") is not None:
+        weights = content["ema"]
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{run_dir}: the weights do not fit the configuration beside them: {str(error).splitlines()[-1].strip()}") from None
+    policy.card = {name: value for name, value in content.items() if name not in ("policy", "ema")}
+    policy.card["path"] = str(run_dir)
+    return policy.to(device).eval()
+
+
+def checkpoints(run_dir: str | Path) -> pd.DataFrame:
+    """The checkpoints of a run that exist: epoch, step, path, size_mb, loss and val_loss known when they were written."""
+    run_dir = Path(run_dir)
+    rows, val_loss = [], None
+    written: dict[str, dict] = {}
+    for row in read_rows(run_dir / METRICS) if (run_dir / METRICS).is_file() else []:
+        if row.get("kind") == "val":
+            val_loss = row.get("loss")
+        if row.get("kind") == "checkpoint":
+            written[Path(row["path"]).name] = row | {"val_loss": val_loss}
+    for path in numbered_models(run_dir):
+        row = written.get(path.name, {})
+        rows.append(
+            {
+                "epoch": int(path.stem.removeprefix("model_")), "step": row.get("step"), "loss": row.get("loss"),
+                "val_loss": row.get("val_loss"), "size_mb": round(path.stat().st_size / 1e6, 2), "path": str(path),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=["epoch", "step", "loss", "val_loss", "size_mb", "path"])
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        write(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _same_bytes(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)  # both names are only ever replaced, never written into
+    except OSError:
+        shutil.copyfile(source, target)

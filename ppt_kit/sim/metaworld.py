@@ -1,0 +1,157 @@
+"""Meta-World's 50 tasks (Yu et al. 2019) with a depth camera, reproducible goals and the package's scripted experts."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from typing import Any
+
+import mujoco
+import numpy as np
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.policies import ENV_POLICY_MAP
+
+from ppt_kit.config import UserError
+from ppt_kit.sim.cameras import crop, depth_to_points, farthest_points, intrinsics_from_fovy
+
+CROP_BOX = np.array([[-0.55, 0.3, 0.005], [0.55, 1.1, 0.6]])  # m: the table, without its surface and the walls
+CORNER2_POSITION = (0.6, 0.295, 0.8)  # m: where DP3 moves the camera to; the stock place leaves 530 points in the box
+
+
+class MetaWorldEnv:
+    """One task.
+
+    Args:
+        task: with or without the -v3.
+        goal_marker: draw the goal's sphere; it is drawn into depth too, so into the cloud.
+    Raises:
+        UserError: no such task or camera.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        camera: str = "corner2",
+        image_size: int = 128,
+        num_points: int = 512,
+        use_color: bool = False,
+        save_images: bool = False,
+        goal_marker: bool = False,
+        max_steps: int = 200,
+    ):
+        self.task, self.max_steps = task.removesuffix("-v3"), max_steps
+        self._options: dict[str, Any] = {
+            "camera": camera, "image_size": image_size, "num_points": num_points, "use_color": use_color,
+            "save_images": save_images, "goal_marker": goal_marker,
+        }  # fmt: skip
+        name = f"{self.task}-v3"
+        if name not in ALL_V3_ENVIRONMENTS:
+            known = [other.removesuffix("-v3") for other in ALL_V3_ENVIRONMENTS]
+            near = difflib.get_close_matches(self.task, known, 1)
+            raise UserError(f"task={task}: Meta-World has no such task." + (f" Did you mean {near[0]}?" if near else f" It has {', '.join(known)}."))
+        self.description = self.task.replace("-", " ")
+        self._env: Any = ALL_V3_ENVIRONMENTS[name]()
+        self._env._freeze_rand_vec, self._env.seeded_rand_vec = False, True  # goals from env.seed(k), not from one frozen vector
+        self._env._set_task_called, self._env._partially_observable = True, False
+        self._expert = ENV_POLICY_MAP[name]()
+        self._set_camera(camera)
+        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._scene = mujoco.MjvOption()
+        if not goal_marker:
+            self._scene.sitegroup[:] = 0  # markers are sites, and sites are drawn into depth
+        self._raw = np.zeros(39)
+        self._success = False
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        self._env.seed(seed)
+        self._raw, _ = self._env.reset()
+        self._expert = ENV_POLICY_MAP[f"{self.task}-v3"]()  # some experts remember the last episode
+        self._success = False
+        self._refresh_markers()
+        return self._observe()
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool]:
+        self._raw, reward, _, _, info = self._env.step(np.clip(np.asarray(action, np.float32), -1, 1))
+        self._success = self._success or bool(info["success"])
+        return self._observe(), float(reward), self._success
+
+    def expert_action(self) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns that its actions leave [-1, 1]; they are clipped here
+            return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
+
+    def render(self, size: int = 256) -> np.ndarray:
+        renderer = self._renderer(size)
+        renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
+        return renderer.render().copy()
+
+    def spec(self) -> dict[str, Any]:
+        return {"simulator": "metaworld", "task": self.task, "max_steps": self.max_steps, **self._options}
+
+    def camera_info(self) -> dict[str, np.ndarray]:
+        name = self._options["camera"]
+        return {f"{name}/intrinsics": self._intrinsics, f"{name}/extrinsics": self._extrinsics()}
+
+    def close(self) -> None:
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self._env.close()
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        obs = {
+            "eef_pos": self._raw[:3].astype(np.float32),
+            "normalized_gripper_pos": self._raw[3:4].astype(np.float32),
+        }
+        renderer = self._renderer(self._options["image_size"])
+        renderer.enable_depth_rendering()
+        renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
+        depth = renderer.render().copy()
+        renderer.disable_depth_rendering()
+        needs_color = self._options["use_color"] or self._options["save_images"]
+        rgb = renderer.render().copy() if needs_color else None
+        points = depth_to_points(depth, self._intrinsics, self._extrinsics())
+        inside = crop(points, CROP_BOX)
+        chosen = inside[farthest_points(points[inside], self._options["num_points"])]
+        obs["pointcloud/pos"] = points[chosen]
+        if self._options["use_color"] and rgb is not None:
+            obs["pointcloud/colors"] = rgb.reshape(-1, 3)[chosen]
+        if self._options["save_images"] and rgb is not None:
+            camera = self._options["camera"]
+            obs[f"images/{camera}"], obs[f"depths/{camera}"] = rgb, depth[..., None]
+        return obs
+
+    def _set_camera(self, name: str) -> None:
+        model = self._env.model
+        cameras = [model.cam(index).name for index in range(model.ncam)]
+        if name not in cameras:
+            raise UserError(f"camera={name}: {self.task} has {', '.join(cameras)}.")
+        self._camera = cameras.index(name)
+        if name == "corner2":
+            model.cam_pos[self._camera] = CORNER2_POSITION
+        size = self._options["image_size"]
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = max(size, 640)
+        self._intrinsics = intrinsics_from_fovy(float(model.cam_fovy[self._camera]), height=size, width=size)
+
+    def _extrinsics(self) -> np.ndarray:
+        pose = np.eye(4)
+        pose[:3, :3] = self._env.data.cam_xmat[self._camera].reshape(3, 3)
+        pose[:3, 3] = self._env.data.cam_xpos[self._camera]
+        return pose
+
+    def _renderer(self, size: int) -> mujoco.Renderer:
+        if size not in self._renderers:
+            renderer = mujoco.Renderer(self._env.model, size, size)
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                renderer.scene.flags[flag] = 0
+            self._renderers[size] = renderer
+        return self._renderers[size]
+
+    def _refresh_markers(self) -> None:
+        """After a reset the markers stand where the last episode had them, and cameras where the model's pose was."""
+        mujoco.mj_forward(self._env.model, self._env.data)
+        for name, position in self._env._target_site_config:
+            self._env._set_pos_site(name, np.asarray(position))

@@ -1,0 +1,17 @@
+"""Demonstrations by a simulator's scripted expert: python scripts/collect_demos.py task=button-press-topdown episodes=10"""
+
+import cli
+from omegaconf import DictConfig
+
+from ppt_kit.config import CollectConfig
+
+
+def main(cfg: DictConfig) -> None:
+    from ppt_kit.sim.experts import collect_demos
+
+    done = collect_demos(cfg)
+    print(f"{done.path}: {done.episodes} demonstrations, {done.steps} steps, {done.discarded} failed expert episodes discarded")
+
+
+if __name__ == "__main__":
+    cli.run(main, schema=CollectConfig, about="Records successful episodes of a task's scripted expert.")

@@ -1,0 +1,16 @@
+"""Trains a policy: python scripts/train.py [--config-name=NAME] [key=value …]; also under deepspeed and torchrun."""
+
+import cli
+from omegaconf import DictConfig
+
+from ppt_kit.config import DEFAULT_CONFIG, Config
+
+
+def main(cfg: DictConfig) -> int:
+    from ppt_kit.trainer import UnifiedTrainer
+
+    return UnifiedTrainer(cfg).run()
+
+
+if __name__ == "__main__":
+    cli.run(main, schema=Config, config_name=DEFAULT_CONFIG, about="Trains a policy; one process, or one rank of a launched job.")
