@@ -51,7 +51,11 @@ def save_model(run_dir: Path, content: dict, *, epoch: int | None, keep_last: in
 
 def numbered_models(run_dir: Path) -> list[Path]:
     """The model_{epoch}.pth files of a run, oldest epoch first."""
-    found = {int(match[1]): path for path in run_dir.glob("model_*.pth") if (match := re.fullmatch(r"model_(\d+)\.pth", path.name))}
+    found = {
+        int(match[1]): path
+        for path in run_dir.glob("model_*.pth")
+        if (match := re.fullmatch(r"model_(\d+)\.pth", path.name))
+    }
     return [found[epoch] for epoch in sorted(found)]
 
 
@@ -64,7 +68,9 @@ def load_model(path: str | Path) -> dict:
     path = Path(path)
     file = path / LATEST if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{path}: {'holds no model.pth' if path.is_dir() else 'no such file'}. Give a run folder, <output_dir>/<domain>/<suffix>, or a .pth file in one.")
+        raise UserError(
+            f"{path}: {'holds no model.pth' if path.is_dir() else 'no such file'}. Give a run folder, <output_dir>/<domain>/<suffix>, or a .pth file in one."
+        )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -72,7 +78,9 @@ def load_model(path: str | Path) -> dict:
             f"{file}: needs code to be unpickled, so it is not loaded: a checkpoint can run anything. Save it again as tensors and plain values, or migrate the run."
         ) from None
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file}: damaged or not a checkpoint ({str(error).splitlines()[0]}). Use another model_*.pth of the run.") from None
+        raise UserError(
+            f"{file}: damaged or not a checkpoint ({str(error).splitlines()[0]}). Use another model_*.pth of the run."
+        ) from None
     if not isinstance(content, dict) or not {"policy", "config", "shapes"} <= set(content):
         raise UserError(f"{file}: not written by ppt_kit: it needs policy, config and shapes.")
     return content
@@ -97,7 +105,9 @@ def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torc
     try:
         policy.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{run_dir}: the weights do not fit the configuration beside them: {str(error).splitlines()[-1].strip()}") from None
+        raise UserError(
+            f"{run_dir}: the weights do not fit the configuration beside them: {str(error).splitlines()[-1].strip()}"
+        ) from None
     policy.card = {name: value for name, value in content.items() if name not in ("policy", "ema")}
     policy.card["path"] = str(run_dir)
     return policy.to(device).eval()

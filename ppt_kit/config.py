@@ -43,15 +43,23 @@ class DatasetConfig:
     observation_horizon: int = key(2, "frames the policy sees, To (control steps)", low=1)
     action_horizon: int = key(8, "actions in one chunk, Ta (control steps)", low=1)
     hist_action_cond: bool = key(False, "action window starts at t-To+1 instead of t")
-    pad_before: int | None = key(None, "frames repeated at most before an episode's start; null = as many as needed", low=0)
-    pad_after: int | None = key(None, "actions repeated at most after an episode's end; null = as many as needed", low=0)
+    pad_before: int | None = key(
+        None, "frames repeated at most before an episode's start; null = as many as needed", low=0
+    )
+    pad_after: int | None = key(
+        None, "actions repeated at most after an episode's end; null = as many as needed", low=0
+    )
     val_ratio: float = key(0.1, "share of the episodes held out for validation", low=0, high=0.9)
     episode_cnt: int | None = key(None, "use the first n episodes of each domain; null = all", low=1)
     data_ratio: float = key(1.0, "use this share of each domain's episodes", low=0.0001, high=1)
-    state_keys: list[str] = key(["eef_pos", "normalized_gripper_pos"], "stored keys concatenated to obs.state, in order")
+    state_keys: list[str] = key(
+        ["eef_pos", "normalized_gripper_pos"], "stored keys concatenated to obs.state, in order"
+    )
     action_key: str = key("actions", "stored key of the action; nested as a/b")
     ignored_keys: list[str] = key([], "stored observation keys that are not read")
-    point_channels: int = key(3, "columns of a point: 3 xyz, 4 +height, 5 +segmentation and height, 6 +colour, 7 +colour and height")
+    point_channels: int = key(
+        3, "columns of a point: 3 xyz, 4 +height, 5 +segmentation and height, 6 +colour, 7 +colour and height"
+    )
     num_points: int = key(512, "points of a cloud; larger stored clouds are subsampled evenly", low=1)
 
 
@@ -79,7 +87,9 @@ class OptimizerConfig:
 class TrainConfig:
     total_epochs: int = key(100, "passes over the training windows", low=1)
     total_iters: int | None = key(None, "stop after this many optimizer steps; null = total_epochs decides", low=1)
-    epoch_iters: int | None = key(None, "optimizer steps that count as one epoch; null = one pass over the windows", low=1)
+    epoch_iters: int | None = key(
+        None, "optimizer steps that count as one epoch; null = one pass over the windows", low=1
+    )
     freeze_trunk: bool = key(False, "keep the trunk's weights; needs train.pretrained_dir")
     pretrained_dir: str | None = key(None, "run folder (or model*.pth) whose trunk to start from")
     last_k_checkpoints: int = key(3, "model_{epoch}.pth files kept; 0 = all", low=0)
@@ -89,7 +99,9 @@ class TrainConfig:
 
 @dataclass
 class WandbConfig:
-    mode: str = key("auto", "auto = online when logged in, else offline", choices=("auto", "online", "offline", "disabled"))
+    mode: str = key(
+        "auto", "auto = online when logged in, else offline", choices=("auto", "online", "offline", "disabled")
+    )
     project: str = key("ppt_kit", "W&B project")
 
 
@@ -97,8 +109,12 @@ class WandbConfig:
 class Config:
     """What scripts/train.py and UnifiedTrainer read."""
 
-    train_mode: str = key("auto", "one process, several, or by what is there", choices=("single", "distributed", "auto"))
-    world_size: int = key(1, "processes; read when this process starts the ranks itself or by a node's variables", low=1)
+    train_mode: str = key(
+        "auto", "one process, several, or by what is there", choices=("single", "distributed", "auto")
+    )
+    world_size: int = key(
+        1, "processes; read when this process starts the ranks itself or by a node's variables", low=1
+    )
     seed: int = key(0, "initial weights, order of the data, noise", low=0)
     debug: bool = key(False, "two short epochs, no W&B, anomaly checks on")
     domains: Any = key("button-press-topdown", "datasets: a, or a,b")
@@ -107,7 +123,9 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    batch_size: int = key(64, "windows per process and micro step; the global batch is x world_size x accumulation", low=1)
+    batch_size: int = key(
+        64, "windows per process and micro step; the global batch is x world_size x accumulation", low=1
+    )
     gradient_accumulation_steps: int = key(1, "micro steps per optimizer step", low=1)
     gradient_clipping: float = key(1.0, "largest gradient norm; 0 = no clipping", low=0)
     precision: str = key("fp32", "number format of the weights in the forward pass", choices=("fp32", "bf16", "fp16"))
@@ -137,7 +155,9 @@ class CollectConfig:
     save_images: bool = key(False, "store rgb and metric depth of the camera")
     camera: str = key("corner2", "camera of the scene; corner2 is moved closer, as DP3 does")
     image_size: int = key(128, "height and width of the camera image (pixels)", low=16)
-    goal_marker: bool = key(False, "show the goal's marker to the camera: reach needs it, elsewhere it gives the target away")
+    goal_marker: bool = key(
+        False, "show the goal's marker to the camera: reach needs it, elsewhere it gives the target away"
+    )
 
 
 @dataclass
@@ -275,7 +295,9 @@ def check_values(tree: DictConfig, schema: type = Config) -> None:
         value, meta = OmegaConf.select(tree, dotted), leaf.metadata
         if meta["choices"] and value not in meta["choices"]:
             near = difflib.get_close_matches(str(value), meta["choices"], 1)
-            raise UserError(f"{dotted}={value}: takes {', '.join(meta['choices'])}." + (f" Did you mean {near[0]}?" if near else ""))
+            raise UserError(
+                f"{dotted}={value}: takes {', '.join(meta['choices'])}." + (f" Did you mean {near[0]}?" if near else "")
+            )
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if meta["low"] is not None and value < meta["low"]:
                 raise UserError(f"{dotted}={value}: must be at least {meta['low']:g}.")
@@ -290,7 +312,9 @@ def _check_together(cfg: DictConfig) -> None:
     if not isinstance(cfg.domains, str) and OmegaConf.is_dict(cfg.domains):
         bad = {name: weight for name, weight in cfg.domains.items() if not _positive(weight)}
         if bad:
-            raise UserError(f"domains: the weight of {next(iter(bad))} is {next(iter(bad.values()))!r}. Weights are numbers above 0.")
+            raise UserError(
+                f"domains: the weight of {next(iter(bad))} is {next(iter(bad.values()))!r}. Weights are numbers above 0."
+            )
     if cfg.dataset.point_channels not in (3, 4, 5, 6, 7):
         raise UserError(f"dataset.point_channels={cfg.dataset.point_channels}: takes 3, 4, 5, 6 or 7.")
     if cfg.dataset.hist_action_cond and cfg.dataset.action_horizon < cfg.dataset.observation_horizon:
@@ -301,7 +325,9 @@ def _check_together(cfg: DictConfig) -> None:
     if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
         raise UserError(f"optimizer.betas={list(cfg.optimizer.betas)}: takes two numbers in [0, 1), e.g. [0.95,0.999].")
     if cfg.policy.width % cfg.policy.num_heads:
-        raise UserError(f"policy.width={cfg.policy.width} is not a multiple of policy.num_heads={cfg.policy.num_heads}.")
+        raise UserError(
+            f"policy.width={cfg.policy.width} is not a multiple of policy.num_heads={cfg.policy.num_heads}."
+        )
     if cfg.train.freeze_trunk and not cfg.train.pretrained_dir:
         raise UserError(
             "train.freeze_trunk=true, but train.pretrained_dir is empty: the trunk would stay random. "
@@ -340,7 +366,9 @@ def _folder_of(name: str, config_path: str | Path | None) -> Path:
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     near = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"--config-name={name}: no {name}.yaml in {' or '.join(map(_short, folders))}; there is {', '.join(known)}.{hint}")
+    raise UserError(
+        f"--config-name={name}: no {name}.yaml in {' or '.join(map(_short, folders))}; there is {', '.join(known)}.{hint}"
+    )
 
 
 def _split_groups(pairs: list[tuple[str, str]], folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
@@ -419,7 +447,8 @@ def _unknown(dotted: str, leaves: dict) -> str:
 
 def _leaves(schema: type, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
     """Every dotted key of a schema with its type and field, in the order they are written."""
-    hints, found = typing.get_type_hints(schema), {}
+    hints = typing.get_type_hints(schema)
+    found: dict[str, tuple[Any, dataclasses.Field]] = {}
     for item in dataclasses.fields(schema):
         kind = hints[item.name]
         if dataclasses.is_dataclass(kind):

@@ -66,7 +66,9 @@ def join_world(*, rank: int = 0, local_rank: int = 0, world_size: int = 1) -> Wo
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
         _cpu_habits()
     elif local_rank >= accelerator.device_count():
-        raise UserError(f"local rank {local_rank}, but {accelerator.device_count()} device(s) are visible. Start fewer processes.")
+        raise UserError(
+            f"local rank {local_rank}, but {accelerator.device_count()} device(s) are visible. Start fewer processes."
+        )
     else:
         accelerator.set_device(local_rank)
     backend = accelerator.communication_backend_name()
@@ -239,7 +241,9 @@ class Engine:
                     # at stage 3 state_dict may hold the empty placeholders: the parameter itself is whole in here
                     best = exact.get(name)
                     source = best if best is not None else (parameters[name].data if name in parameters else value)
-                    whole[name] = source.detach().to("cpu", torch.float32 if source.is_floating_point() else source.dtype, copy=True)
+                    whole[name] = source.detach().to(
+                        "cpu", torch.float32 if source.is_floating_point() else source.dtype, copy=True
+                    )
         return whole
 
     def _gathered(self, parameters: list) -> contextlib.AbstractContextManager:
@@ -305,7 +309,9 @@ def leave_world(world: World) -> None:
 def _settings_file(name: str) -> Path:
     if name.endswith(".json") or "/" in name:
         if not Path(name).is_file():
-            raise UserError(f"deepspeed={name}: no such file. Give the path of a DeepSpeed JSON, or a name in ds_configs/.")
+            raise UserError(
+                f"deepspeed={name}: no such file. Give the path of a DeepSpeed JSON, or a name in ds_configs/."
+            )
         return Path(name)
     folders = [Path("ds_configs"), Path(__file__).parents[1] / "ds_configs", Path(__file__).parent / "ds_configs"]
     for folder in folders:

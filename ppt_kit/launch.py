@@ -32,9 +32,13 @@ def decide(train_mode: str, *, world_size: int, env: Mapping[str, str], num_devi
     if launched:
         total = int(env["WORLD_SIZE"])
         if train_mode == "single" and total > 1:
-            raise UserError(f"train_mode=single, but a launcher started {total} processes. Type train_mode=auto, or start it with plain python.")
+            raise UserError(
+                f"train_mode=single, but a launcher started {total} processes. Type train_mode=auto, or start it with plain python."
+            )
         if world_size not in (1, total):
-            raise UserError(f"world_size={world_size}, but the launcher started {total} processes. Leave world_size out: the launcher decides.")
+            raise UserError(
+                f"world_size={world_size}, but the launcher started {total} processes. Leave world_size out: the launcher decides."
+            )
         return "single" if train_mode == "single" else "rank"
     if train_mode == "distributed":
         return "spawn"
@@ -62,13 +66,19 @@ def local_share(env: Mapping[str, str], *, world_size: int, num_devices: int) ->
     if "MASTER_ADDR" in env and "RANK" in env and "WORLD_SIZE" in env:
         first, total = int(env["RANK"]), int(env["WORLD_SIZE"])
         if world_size not in (1, total):
-            raise UserError(f"world_size={world_size}, but WORLD_SIZE={total}. Set both to the number of processes over all nodes.")
+            raise UserError(
+                f"world_size={world_size}, but WORLD_SIZE={total}. Set both to the number of processes over all nodes."
+            )
         here = min(int(env.get("LOCAL_WORLD_SIZE", num_devices or 1)), total - first)
         if here < 1:
-            raise UserError(f"RANK={first} with WORLD_SIZE={total} leaves no rank for this node. RANK is the node's first global rank, from 0.")
+            raise UserError(
+                f"RANK={first} with WORLD_SIZE={total} leaves no rank for this node. RANK is the node's first global rank, from 0."
+            )
         return first, here, total
     if num_devices and world_size > num_devices:
-        raise UserError(f"world_size={world_size}, but {num_devices} device(s) are visible. Set world_size={num_devices}, or check CUDA_VISIBLE_DEVICES.")
+        raise UserError(
+            f"world_size={world_size}, but {num_devices} device(s) are visible. Set world_size={num_devices}, or check CUDA_VISIBLE_DEVICES."
+        )
     return 0, world_size, world_size
 
 
@@ -80,7 +90,12 @@ def run_ranks(config_file: Path, *, world_size: int, num_devices: int) -> int:
     first, here, total = local_share(os.environ, world_size=world_size, num_devices=num_devices)
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
     port = os.environ.get("MASTER_PORT") or str(free_port())
-    common = os.environ | {"MASTER_ADDR": address, "MASTER_PORT": port, "WORLD_SIZE": str(total), "LOCAL_WORLD_SIZE": str(here)}
+    common = os.environ | {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(total),
+        "LOCAL_WORLD_SIZE": str(here),
+    }
     ranks: list[subprocess.Popen] = []
     handled = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
     previous = {number: signal.signal(number, lambda got, _: _tell(ranks, got)) for number in handled}

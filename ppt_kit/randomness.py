@@ -38,7 +38,7 @@ def uniform(seeds: torch.Tensor, shape: tuple[int, ...], *, stream: str) -> torc
     """
     count = math.prod(shape)
     position = torch.arange(1, count + 1, device=seeds.device, dtype=torch.int64) * _GOLDEN
-    start = seeds + zlib.crc32(stream.encode()) * _MIX_2
+    start = seeds ^ _signed(zlib.crc32(stream.encode()) * _GOLDEN)
     bits = _mix(_mix(start)[:, None] + position)
     return (((bits >> 40) & 0xFFFFFF).float() + 0.5).div_(1 << 24).view(-1, *shape)
 
@@ -54,6 +54,11 @@ def dropout(x: torch.Tensor, seeds: torch.Tensor, *, rate: float, stream: str) -
         return x
     keep = uniform(seeds, tuple(x.shape[1:]), stream=stream) >= rate
     return x * keep.to(x.dtype).div_(1 - rate)
+
+
+def _signed(number: int) -> int:
+    """The low 64 bits as a signed integer."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _mix(bits: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,9 @@ class Tracker:
         settings: the configuration as a plain dict, for W&B.
     """
 
-    def __init__(self, run_dir: Path, *, active: bool, job_name: str, wandb_mode: str, wandb_project: str, settings: dict):
+    def __init__(
+        self, run_dir: Path, *, active: bool, job_name: str, wandb_mode: str, wandb_project: str, settings: dict
+    ):
         self.run_dir, self.active = run_dir, active
         self._handlers: list[logging.Handler] = []
         self._wandb: Any = None
@@ -163,7 +165,10 @@ def _start_wandb(run_dir: Path, *, mode: str, project: str, settings: dict) -> A
     with _harmless("starting W&B"):
         import wandb
 
-        return wandb.init(mode=mode, project=project, dir=str(run_dir), name=run_dir.name, config=settings, reinit="create_new")  # type: ignore[arg-type]
+        kind: Any = mode
+        return wandb.init(
+            mode=kind, project=project, dir=str(run_dir), name=run_dir.name, config=settings, reinit="create_new"
+        )
     return None
 
 
@@ -180,8 +185,12 @@ def _harmless(doing: str) -> Iterator[None]:
     """W&B may fail in any way; training goes on and says so once a place."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - the mirror must never stop the run
-        log.warning("%s failed (%s); metrics.jsonl has everything", doing, str(error).splitlines()[0] if str(error) else type(error).__name__)
+    except Exception as error:
+        log.warning(
+            "%s failed (%s); metrics.jsonl has everything",
+            doing,
+            str(error).splitlines()[0] if str(error) else type(error).__name__,
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -196,6 +205,8 @@ def _version(name: str) -> str | None:
 
 def _git_revision() -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+        )
         return found.stdout.strip() or None
     return None

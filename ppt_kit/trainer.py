@@ -81,7 +81,9 @@ class UnifiedTrainer:
             self._cleanup_distributed()
 
     def _setup_distributed(self, local_rank: int, world_size: int) -> engine.World:
-        self._world = engine.join_world(rank=int(os.environ.get("RANK", local_rank)), local_rank=local_rank, world_size=world_size)
+        self._world = engine.join_world(
+            rank=int(os.environ.get("RANK", local_rank)), local_rank=local_rank, world_size=world_size
+        )
         self.run_dir = Path(engine.from_first(str(self.run_dir)))  # the ranks' clocks may give different suffixes
         return self._world
 
@@ -100,10 +102,10 @@ class UnifiedTrainer:
         engine.check_settings(self.cfg)
         if (self.run_dir / METRICS).exists():
             raise UserError(f"{self.run_dir} holds a run already. Choose another suffix=…, or move that folder away.")
-        for split in ("train", "val") if self._validates() else ("train",):
-            load_dataset(self.cfg, split=split, modalities=MODALITIES)
         if self.cfg.train.pretrained_dir:
             load_model(self.cfg.train.pretrained_dir)
+        for split in ("train", "val") if self._validates() else ("train",):
+            load_dataset(self.cfg, split=split, modalities=MODALITIES)
 
     def _validates(self) -> bool:
         return self.cfg.train.val_interval > 0 and self.cfg.dataset.val_ratio > 0
@@ -120,7 +122,13 @@ class UnifiedTrainer:
         val_set = load_dataset(cfg, split="val", modalities=MODALITIES) if self._validates() else None
         stats = fit_normalizer(train_set)
         policy = self._build_policy(train_set, stats)
-        plan = BatchPlan(len(train_set), cfg.batch_size, world_size=world.size, accumulation=cfg.gradient_accumulation_steps, seed=cfg.seed)
+        plan = BatchPlan(
+            len(train_set),
+            cfg.batch_size,
+            world_size=world.size,
+            accumulation=cfg.gradient_accumulation_steps,
+            seed=cfg.seed,
+        )
         steps_per_epoch, total_steps = self._steps(plan)
         ppt = engine.Engine(policy, cfg, world, total_steps=total_steps)
         if world.is_first:
@@ -134,7 +142,16 @@ class UnifiedTrainer:
         failed = True
         try:
             with torch.autograd.set_detect_anomaly(cfg.debug):
-                self._loop(ppt, tracker, plan, train_set, val_set, card=card, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+                self._loop(
+                    ppt,
+                    tracker,
+                    plan,
+                    train_set,
+                    val_set,
+                    card=card,
+                    steps_per_epoch=steps_per_epoch,
+                    total_steps=total_steps,
+                )
             failed = False
         finally:
             tracker.close(exit_code=int(failed))
@@ -152,7 +169,14 @@ class UnifiedTrainer:
         total_steps: int,
     ) -> None:
         cfg, world = self.cfg, ppt.world
-        loader = Loader(train_set, plan, rank=world.rank, first_step=ppt.step, last_step=total_steps, pin=world.device.type == "cuda")
+        loader = Loader(
+            train_set,
+            plan,
+            rank=world.rank,
+            first_step=ppt.step,
+            last_step=total_steps,
+            pin=world.device.type == "cuda",
+        )
         losses = torch.zeros((), device=world.device)
         counted, began, waited = 0, time.perf_counter(), 0.0
         loss = float("nan")
@@ -245,7 +269,14 @@ class UnifiedTrainer:
         }
 
     def _say_start(
-        self, tracker: Tracker, dataset: MultiTrajDataset, *, policy: PPTPolicy, plan: BatchPlan, total_steps: int, world: engine.World
+        self,
+        tracker: Tracker,
+        dataset: MultiTrajDataset,
+        *,
+        policy: PPTPolicy,
+        plan: BatchPlan,
+        total_steps: int,
+        world: engine.World,
     ) -> None:
         cfg = self.cfg
         if not world.is_first:

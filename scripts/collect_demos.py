@@ -10,7 +10,9 @@ def main(cfg: DictConfig) -> None:
     from ppt_kit.sim.experts import collect_demos
 
     done = collect_demos(cfg)
-    print(f"{done.path}: {done.episodes} demonstrations, {done.steps} steps, {done.discarded} failed expert episodes discarded")
+    print(
+        f"{done.path}: {done.episodes} demonstrations, {done.steps} steps, {done.discarded} failed expert episodes discarded"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from ppt_kit.config import EvaluateConfig, UserError, domain_names
 
 def main(cfg: DictConfig) -> int:
     if not cfg.train.pretrained_dir:
-        raise UserError("train.pretrained_dir is empty. Type train.pretrained_dir=<run folder>, e.g. outputs/models/button-press-topdown/exp1.")
+        raise UserError(
+            "train.pretrained_dir is empty. Type train.pretrained_dir=<run folder>, e.g. outputs/models/button-press-topdown/exp1."
+        )
     from ppt_kit.checkpoint import load_policy
     from ppt_kit.sim.evaluate import evaluate, success_table
 
@@ -31,4 +33,8 @@ def main(cfg: DictConfig) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, schema=EvaluateConfig, about="Runs a checkpoint in the simulator it was recorded in, on seeds that no demonstration had.")
+    cli.run(
+        main,
+        schema=EvaluateConfig,
+        about="Runs a checkpoint in the simulator it was recorded in, on seeds that no demonstration had.",
+    )

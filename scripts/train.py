@@ -13,4 +13,9 @@ def main(cfg: DictConfig) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, schema=Config, config_name=DEFAULT_CONFIG, about="Trains a policy; one process, or one rank of a launched job.")
+    cli.run(
+        main,
+        schema=Config,
+        config_name=DEFAULT_CONFIG,
+        about="Trains a policy; one process, or one rank of a launched job.",
+    )

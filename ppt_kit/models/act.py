@@ -22,7 +22,9 @@ class ChunkExecutor:
         ValueError: a chunk does not hold so many actions.
     """
 
-    def __init__(self, *, action_horizon: int, first: int = 0, execute_steps: int = 4, temporal_ensembling: bool = False):
+    def __init__(
+        self, *, action_horizon: int, first: int = 0, execute_steps: int = 4, temporal_ensembling: bool = False
+    ):
         if not temporal_ensembling and execute_steps > action_horizon - first:
             raise ValueError(
                 f"execute_steps={execute_steps}: a chunk holds {action_horizon - first} actions from the current step on. Set execute_steps to at most that."

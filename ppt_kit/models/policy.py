@@ -83,13 +83,20 @@ class PPTPolicy(nn.Module):
         self.state_stems = nn.ModuleDict(
             {key: StateStem(dim["state"], num_latents=state_latents, **sizes) for key, dim in zip(keys, dims)}
         )
-        self.cloud_stems = nn.ModuleDict({key: CloudStem(point_channels, num_latents=cloud_latents, **sizes) for key in keys})
+        self.cloud_stems = nn.ModuleDict(
+            {key: CloudStem(point_channels, num_latents=cloud_latents, **sizes) for key in keys}
+        )
         self.modality_embedding = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
         self.trunk = Trunk(width=width, depth=depth, num_heads=num_heads, dropout=dropout)
         self.heads = nn.ModuleDict(
             {
                 key: RegressionHead(
-                    dim["action"], action_horizon=action_horizon, width=width, num_heads=num_heads, dropout=dropout, name=f"head.{key}"
+                    dim["action"],
+                    action_horizon=action_horizon,
+                    width=width,
+                    num_heads=num_heads,
+                    dropout=dropout,
+                    name=f"head.{key}",
                 )
                 for key, dim in zip(keys, dims)
             }
@@ -104,10 +111,12 @@ class PPTPolicy(nn.Module):
         for name in self.domains:
             for kind, norms in (("state", self.state_norm), ("action", self.action_norm)):
                 if name not in stats or len(stats[name][kind]["offset"]) != self.shapes[name][kind]:
-                    raise ValueError(f"normaliser: {name}.{kind} needs {self.shapes[name][kind]} numbers, got {stats.get(name, {}).get(kind)}")
+                    raise ValueError(
+                        f"normaliser: {name}.{kind} needs {self.shapes[name][kind]} numbers, got {stats.get(name, {}).get(kind)}"
+                    )
                 affine = norms[_module_key(name)]
-                affine.offset.copy_(torch.tensor(stats[name][kind]["offset"]))  # type: ignore[operator, union-attr]
-                affine.scale.copy_(torch.tensor(stats[name][kind]["scale"]))  # type: ignore[operator, union-attr]
+                affine.offset.copy_(torch.tensor(stats[name][kind]["offset"]))  # type: ignore[operator]
+                affine.scale.copy_(torch.tensor(stats[name][kind]["scale"]))  # type: ignore[operator]
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The loss of a batch as data/dataset.py states it.
@@ -119,7 +128,10 @@ class PPTPolicy(nn.Module):
         seeds = batch.get("noise_seed") if self.training else None
         groups = self._rows_by_domain(batch["domain"])
         tokens = [self._stem_tokens(key, select(batch["obs"], rows), size=size) for key, rows, size in groups]
-        mixed = self.trunk(torch.cat(tokens), None if seeds is None else torch.cat([_seeds(seeds, rows, size) for _, rows, size in groups]))
+        mixed = self.trunk(
+            torch.cat(tokens),
+            None if seeds is None else torch.cat([_seeds(seeds, rows, size) for _, rows, size in groups]),
+        )
         total = mixed.new_zeros((), dtype=torch.float32)
         start = 0
         for key, rows, size in groups:
@@ -152,7 +164,9 @@ class PPTPolicy(nn.Module):
         if name not in self.domains:
             raise ValueError(f"domain {name!r}: this policy knows {', '.join(self.domains)}")
         if obs["state"].shape[1] != self.observation_horizon:
-            raise ValueError(f"obs.state {tuple(obs['state'].shape)}: axis 1 must be observation_horizon={self.observation_horizon}")
+            raise ValueError(
+                f"obs.state {tuple(obs['state'].shape)}: axis 1 must be observation_horizon={self.observation_horizon}"
+            )
         key = _module_key(name)
         tokens = self.trunk(self._stem_tokens(key, obs, size=len(obs["state"])), None)
         return self.action_norm[key].denormalize(self.heads[key](tokens, None).float())  # type: ignore[operator]
@@ -160,14 +174,16 @@ class PPTPolicy(nn.Module):
     def _stem_tokens(self, key: str, obs: Mapping[str, Any], *, size: int) -> torch.Tensor:
         """Tokens (max(size, 1), n, width) of one domain's rows."""
         norm, kind = self.state_norm[key], self.modality_embedding.dtype
-        state, cloud = obs["state"][..., : norm.offset.numel()], obs["pointcloud"]  # type: ignore[union-attr, operator]
+        state, cloud = obs["state"][..., : norm.offset.numel()], obs["pointcloud"]  # type: ignore[operator]
         if size == 0:
             state, cloud = state.new_zeros(1, *state.shape[1:]), cloud.new_zeros(1, *cloud.shape[1:])
         from_state = self.state_stems[key](norm.normalize(state).to(kind))  # type: ignore[operator]
-        from_cloud = self.cloud_stems[key](cloud.to(kind))
+        from_cloud = self.cloud_stems[key](cloud)
         return torch.cat([from_state + self.modality_embedding[0], from_cloud + self.modality_embedding[1]], dim=1)
 
-    def _chunk_loss(self, chunk: torch.Tensor, target: torch.Tensor, *, padding: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    def _chunk_loss(
+        self, chunk: torch.Tensor, target: torch.Tensor, *, padding: torch.Tensor, weight: torch.Tensor | None
+    ) -> torch.Tensor:
         """Sum over the rows of each row's mean loss over (Ta, Da), padding counted as zero."""
         error = (chunk - target).abs() if self.loss_kind == "l1" else (chunk - target).square()
         of_row = error.mean(-1).masked_fill(padding, 0.0).mean(-1)
@@ -177,7 +193,7 @@ class PPTPolicy(nn.Module):
         """(module key, rows or None for all, how many) of every domain, in the policy's order."""
         if len(self.domains) == 1:  # no look at the values: on a GPU that would wait for the device
             return [(_module_key(self.domains[0]), None, len(domain))]
-        groups = []
+        groups: list[tuple[str, torch.Tensor | None, int]] = []
         for number, name in enumerate(self.domains):
             rows = (domain == number).nonzero().squeeze(1)
             groups.append((_module_key(name), rows, len(rows)))

@@ -40,7 +40,9 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, tokens: torch.Tensor, seeds: torch.Tensor | None, *, keys: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, seeds: torch.Tensor | None, *, keys: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """(B, T, width) -> (B, T, width). `seeds` (B,) int64 makes the dropout; None switches it off."""
         normed = self.norm_attention(tokens)
         tokens = tokens + self._drop(self.attention(normed, normed if keys is None else keys), seeds, "attention")

@@ -65,4 +65,22 @@ def _need_renderer() -> None:
             os.environ["MUJOCO_GL"] = name
             os.environ.setdefault("LP_NUM_THREADS", "1")  # the software renderer takes every core otherwise
             return
-    raise UserError("nothing to render with: neither EGL nor OSMesa is installed. Type apt-get install libegl1 libgl1-mesa-dri")
+    raise UserError(
+        "nothing to render with: neither EGL nor OSMesa is installed. Type apt-get install libegl1 libgl1-mesa-dri"
+    )
+
+
+def check_rendering() -> None:
+    """Renders an empty scene.
+
+    Raises:
+        UserError: nothing to render with, or the driver does not work.
+    """
+    _need_renderer()
+    import mujoco
+
+    try:
+        with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16) as renderer:
+            renderer.render()
+    except Exception as error:  # the drivers raise their own kinds
+        raise UserError(f"MuJoCo cannot render here ({error}). Type apt-get install libegl1 libgl1-mesa-dri") from None

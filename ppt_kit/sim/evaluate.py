@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from ppt_kit.config import UserError
 from ppt_kit.models.act import ChunkExecutor
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.tracking import bar_pace
 from ppt_kit.sim.env import SimEnv, make_env
 from ppt_kit.sim.rollout import Episode, rollout, write_video
+from ppt_kit.tracking import bar_pace
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -112,12 +112,16 @@ def evaluate(
     source = policy.card["sources"][domain]
     spec = dict(source["env"] or {})
     if not spec:
-        raise UserError(f"domain {domain}: its dataset does not say which simulator it comes from, so it cannot be evaluated in one.")
+        raise UserError(
+            f"domain {domain}: its dataset does not say which simulator it comes from, so it cannot be evaluated in one."
+        )
     spec |= {name: value for name, value in (("task", task), ("max_steps", max_steps)) if value is not None}
     seeds = list(range(seed, seed + episodes))
     _check_seeds(seeds, source["seeds"], domain=domain)
     _check_zero_keys(zero_keys)
-    _executor(policy, execute_steps=execute_steps, temporal_ensembling=temporal_ensembling)  # refuses before anything runs
+    _executor(
+        policy, execute_steps=execute_steps, temporal_ensembling=temporal_ensembling
+    )  # refuses before anything runs
     checkpoint = str(policy.card["path"])
     stem = f"{log_name}_{spec['task']}" + "".join(f"_no-{name}" for name in zero_keys)
     plan = _Plan(
@@ -129,7 +133,9 @@ def evaluate(
     rows = []
     with tqdm(total=episodes, desc=f"evaluating {stem}", unit="episode", **bar_pace()) as bar:
         for row in _run_all(policy, plan, seeds, n_procs=min(n_procs, episodes)):
-            rows.append({"checkpoint": checkpoint, "domain": domain, "task": spec["task"], **row, "zero_keys": list(zero_keys)})
+            rows.append(
+                {"checkpoint": checkpoint, "domain": domain, "task": spec["task"], **row, "zero_keys": list(zero_keys)}
+            )
             bar.update()
             bar.set_postfix(success=f"{sum(row['success'] is True for row in rows)}/{len(rows)}", refresh=False)
     rows.sort(key=lambda row: row["seed"])
@@ -187,7 +193,9 @@ def write_results(result: Evaluation, out_dir: Path, log_name: str) -> None:
     with open(out_dir / f"{log_name}.txt", "a", encoding="utf-8") as text:
         for line in success_table(result).to_dict("records"):
             path = Path(line["checkpoint"])
-            name = (f"{path.parent.name}/{path.name}" if path.suffix else path.name) + ("" if line["zeroed"] == "-" else f" without {line['zeroed']}")
+            name = (f"{path.parent.name}/{path.name}" if path.suffix else path.name) + (
+                "" if line["zeroed"] == "-" else f" without {line['zeroed']}"
+            )
             summary[name] = {"total": line["rate"], "subtask_sr": _subtask_rates(result.rows)}
             text.write(f"success rate of {name} is: {line['rate']}\n")
     beside = summary_file.with_name(f".{summary_file.name}.writing-{os.getpid()}")
@@ -205,7 +213,12 @@ def _run_all(policy: PPTPolicy, plan: _Plan, seeds: list[int], *, n_procs: int) 
             env.close()
         return
     threads = max(1, torch.get_num_threads() // n_procs)
-    with ProcessPoolExecutor(n_procs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(policy, plan, threads)) as pool:
+    with ProcessPoolExecutor(
+        n_procs,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(policy, plan, threads),
+    ) as pool:
         futures = {pool.submit(_run_in_worker, seed): seed for seed in seeds}
         for future in as_completed(futures):
             try:
@@ -229,9 +242,17 @@ def _run_in_worker(seed: int) -> dict:
 def _run_one(policy: PPTPolicy, env: SimEnv, plan: _Plan, seed: int) -> dict:
     try:
         executor = _executor(policy, execute_steps=plan.execute_steps, temporal_ensembling=plan.temporal_ensembling)
-        episode = rollout(policy, env, domain=plan.domain, seed=seed, executor=executor, zero_keys=plan.zero_keys, film=seed in plan.film)
+        episode = rollout(
+            policy,
+            env,
+            domain=plan.domain,
+            seed=seed,
+            executor=executor,
+            zero_keys=plan.zero_keys,
+            film=seed in plan.film,
+        )
         return _row(seed, episode=episode, video=_film(plan, episode))
-    except Exception as error:  # noqa: BLE001 - told in the row: an episode that crashed is neither success nor failure
+    except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return _row(seed, error=f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
 

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from ppt_kit.config import CollectConfig, UserError, load_config
 from ppt_kit.data.store import ZarrWriter
-from ppt_kit.tracking import bar_pace
 from ppt_kit.sim.env import SimEnv, make_env
+from ppt_kit.tracking import bar_pace
 
 log = logging.getLogger(__name__)
 

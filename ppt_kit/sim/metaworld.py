@@ -49,12 +49,18 @@ class MetaWorldEnv:
         if name not in ALL_V3_ENVIRONMENTS:
             known = [other.removesuffix("-v3") for other in ALL_V3_ENVIRONMENTS]
             near = difflib.get_close_matches(self.task, known, 1)
-            raise UserError(f"task={task}: Meta-World has no such task." + (f" Did you mean {near[0]}?" if near else f" It has {', '.join(known)}."))
+            raise UserError(
+                f"task={task}: Meta-World has no such task."
+                + (f" Did you mean {near[0]}?" if near else f" It has {', '.join(known)}.")
+            )
         self.description = self.task.replace("-", " ")
         self._env: Any = ALL_V3_ENVIRONMENTS[name]()
-        self._env._freeze_rand_vec, self._env.seeded_rand_vec = False, True  # goals from env.seed(k), not from one frozen vector
+        self._env._freeze_rand_vec, self._env.seeded_rand_vec = (
+            False,
+            True,
+        )  # goals from env.seed(k), not from one frozen vector
         self._env._set_task_called, self._env._partially_observable = True, False
-        self._expert = ENV_POLICY_MAP[name]()
+        self._expert: Any = _new_expert(name)
         self._set_camera(camera)
         self._renderers: dict[int, mujoco.Renderer] = {}
         self._scene = mujoco.MjvOption()
@@ -66,7 +72,7 @@ class MetaWorldEnv:
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         self._env.seed(seed)
         self._raw, _ = self._env.reset()
-        self._expert = ENV_POLICY_MAP[f"{self.task}-v3"]()  # some experts remember the last episode
+        self._expert = _new_expert(f"{self.task}-v3")  # some experts remember the last episode
         self._success = False
         self._refresh_markers()
         return self._observe()
@@ -100,10 +106,7 @@ class MetaWorldEnv:
         self._env.close()
 
     def _observe(self) -> dict[str, np.ndarray]:
-        obs = {
-            "eef_pos": self._raw[:3].astype(np.float32),
-            "normalized_gripper_pos": self._raw[3:4].astype(np.float32),
-        }
+        obs = {"eef_pos": self._raw[:3].astype(np.float32), "normalized_gripper_pos": self._raw[3:4].astype(np.float32)}
         renderer = self._renderer(self._options["image_size"])
         renderer.enable_depth_rendering()
         renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
@@ -155,3 +158,8 @@ class MetaWorldEnv:
         mujoco.mj_forward(self._env.model, self._env.data)
         for name, position in self._env._target_site_config:
             self._env._set_pos_site(name, np.asarray(position))
+
+
+def _new_expert(name: str) -> Any:
+    made: Any = ENV_POLICY_MAP[name]
+    return made()

@@ -32,7 +32,14 @@ class Episode:
 
 
 def rollout(
-    policy: PPTPolicy, env: SimEnv, *, domain: str, seed: int, executor: ChunkExecutor, zero_keys: Sequence[str] = (), film: bool = False
+    policy: PPTPolicy,
+    env: SimEnv,
+    *,
+    domain: str,
+    seed: int,
+    executor: ChunkExecutor,
+    zero_keys: Sequence[str] = (),
+    film: bool = False,
 ) -> Episode:
     """Runs the policy until it succeeds or env.max_steps are over.
 
@@ -47,23 +54,26 @@ def rollout(
 
     def ask() -> np.ndarray:
         padded = [history[0]] * (policy.observation_horizon - len(history)) + list(history)
-        obs = {name: torch.from_numpy(np.stack([frame[name] for frame in padded])[None]).to(device) for name in padded[0]}
+        obs = {
+            name: torch.from_numpy(np.stack([frame[name] for frame in padded])[None]).to(device) for name in padded[0]
+        }
         for name in zero_keys:
             obs[name] = torch.zeros_like(obs[name])
         return policy.act(obs, domain)[0].cpu().numpy()
 
-    reading, total, success, frames = env.reset(seed), 0.0, False, []
-    for step in range(1, env.max_steps + 1):
+    reading, total, success, steps, frames = env.reset(seed), 0.0, False, 0, []
+    while steps < env.max_steps and not success:
+        steps += 1
         if film:
             frames.append(env.render(VIDEO_SIZE))
         history.append(policy_view(reading, policy.card["config"]["dataset"]))
         reading, reward, success = env.step(executor.next_action(ask))
         total += reward
-        if success:
-            break
     if film:
         frames.append(env.render(VIDEO_SIZE))
-    return Episode(seed=seed, success=success, steps=step, total_reward=total, subtasks={"success": success}, frames=frames)
+    return Episode(
+        seed=seed, success=success, steps=steps, total_reward=total, subtasks={"success": success}, frames=frames
+    )
 
 
 def policy_view(reading: dict[str, np.ndarray], dataset: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -73,7 +83,10 @@ def policy_view(reading: dict[str, np.ndarray], dataset: dict[str, Any]) -> dict
         KeyError: the simulator has no such state key.
     """
     cloud = compose_cloud(
-        reading["pointcloud/pos"], color=reading.get("pointcloud/colors"), channels=dataset["point_channels"], num_points=dataset["num_points"]
+        reading["pointcloud/pos"],
+        color=reading.get("pointcloud/colors"),
+        channels=dataset["point_channels"],
+        num_points=dataset["num_points"],
     )
     state = np.concatenate([np.asarray(reading[key], np.float32).ravel() for key in dataset["state_keys"]])
     return {"state": state, "pointcloud": cloud}

@@ -1,0 +1,25 @@
+# One virtual environment in the project's root; every target sets up what it needs and is quick when that is done.
+PYTHON ?= python3
+PY = .venv/bin/python
+
+.PHONY: setup quickstart test test-long lab clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt scripts/setup.sh
+	PYTHON=$(PYTHON) bash scripts/setup.sh
+
+quickstart: setup
+	$(PY) scripts/quickstart.py
+
+test: setup
+	$(PY) -m pytest
+
+test-long: setup
+	$(PY) -m pytest -m "long or not long" --override-ini "timeout=1800"
+
+lab: setup
+	.venv/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
+
+clean:
+	rm -rf .venv outputs data .pytest_cache .mypy_cache .ruff_cache

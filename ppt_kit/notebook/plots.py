@@ -1,0 +1,140 @@
+"""Figures of runs, results and episodes; drawn without pyplot, so that nothing global changes and no window opens."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ppt_kit.data.dataset import MultiTrajDataset
+from ppt_kit.sim.evaluate import Evaluation, success_table
+from ppt_kit.tracking import read_metrics
+
+
+class Plot(Figure):
+    """A figure that a notebook shows when a cell ends in it, and that `savefig` writes anywhere."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def plot_metrics(metrics: pd.DataFrame | str | Path | Iterable[str | Path]) -> Plot:
+    """Training loss (and validation loss, where there is one) over optimizer steps.
+
+    Args:
+        metrics: what `read_metrics` gives, a run folder, or several run folders to compare.
+    """
+    figure = Plot(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    if isinstance(metrics, pd.DataFrame):
+        _draw_loss(axes, metrics, label="")
+    elif isinstance(metrics, (str, Path)):
+        _draw_loss(axes, read_metrics(metrics), label="")
+    else:
+        for folder in metrics:
+            _draw_loss(axes, read_metrics(folder), label=f"{Path(folder).name} ")
+    return figure
+
+
+def plot_success(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> Plot:
+    """Success rates with their 95 % Wilson intervals, one bar per checkpoint, task and control."""
+    figure = Plot(figsize=(4.5, 3.6), layout="constrained")
+    _draw_success(figure.add_subplot(), success_table(results))
+    return figure
+
+
+def plot_report(run_dir: str | Path, results: Evaluation | Iterable[Evaluation]) -> Plot:
+    """Loss curve and success rates side by side."""
+    figure = Plot(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    _draw_loss(left, read_metrics(run_dir), label="")
+    _draw_success(right, success_table(results))
+    return figure
+
+
+def plot_episode(dataset: MultiTrajDataset, index: int = 0) -> Plot:
+    """State and action curves of one episode, and its first and last cloud when it has clouds."""
+    episode = dataset.episode(index)
+    cloud = episode["obs"].get("pointcloud")
+    figure = Plot(figsize=(11, 5), layout="constrained")
+    figure.suptitle(f"{episode['domain']}, episode {episode['episode']}: {len(episode['action'])} steps")
+    columns = 2 if cloud is not None else 1
+    for row, (name, values) in enumerate((("state", episode["obs"]["state"]), ("action", episode["action"]))):
+        axes = figure.add_subplot(2, columns, row * columns + 1)
+        axes.plot(values)
+        axes.set_ylabel(name)
+        axes.set_xlabel("control step" if row else "")
+    for row, step in enumerate((0, -1) if cloud is not None else ()):
+        axes = figure.add_subplot(2, columns, row * columns + 2, projection="3d")
+        x, y, z = np.asarray(cloud)[step, :, :3].T
+        axes.scatter(x, y, z, s=2, c=z, cmap="viridis")
+        axes.set_title("first cloud (m)" if row == 0 else "last cloud (m)", fontsize=9)
+        axes.set_aspect("equal")
+    return figure
+
+
+def show_videos(results: Evaluation | Iterable[Evaluation], *, width: int = 256) -> Any:
+    """The filmed episodes, playable in the notebook; they are embedded, so the notebook needs no file beside it.
+
+    Raises:
+        ValueError: no episode was filmed.
+    """
+    import base64
+    import html
+
+    from IPython.display import HTML
+
+    several = [results] if isinstance(results, Evaluation) else list(results)
+    filmed = [row for result in several for row in result.rows if row["video"]]
+    if not filmed:
+        raise ValueError("no episode was filmed: evaluate with videos=2 and out_dir=run.run_dir / 'eval'")
+    cells = []
+    for row in filmed:
+        data = base64.b64encode(Path(row["video"]).read_bytes()).decode()
+        zeroed = f", without {', '.join(row['zero_keys'])}" if row["zero_keys"] else ""
+        title = html.escape(
+            f"{row['task']}{zeroed}, seed {row['seed']}: {'success' if row['success'] else 'no success'}"
+        )
+        cells.append(
+            f'<figure style="display:inline-block;margin:4px"><video width="{width}" controls loop muted '
+            f'src="data:video/mp4;base64,{data}"></video><figcaption>{title}</figcaption></figure>'
+        )
+    return HTML("".join(cells))
+
+
+def _draw_loss(axes: Any, metrics: pd.DataFrame, *, label: str) -> None:
+    for kind, style in (("train", "-"), ("val", "o--")):
+        rows = metrics[metrics["kind"] == kind]
+        if len(rows):
+            axes.plot(rows["step"], rows["loss"], style, label=f"{label}{kind}", markersize=4)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (normalised actions)")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+
+
+def _draw_success(axes: Any, table: pd.DataFrame) -> None:
+    names = [row.task if row.zeroed == "-" else f"{row.zeroed}\nzeroed" for row in table.itertuples()]
+    rate = table["rate"].fillna(0).to_numpy()
+    spread = np.stack([np.maximum(rate - table["low_95"], 0), np.maximum(table["high_95"] - rate, 0)])
+    axes.bar(
+        range(len(rate)),
+        rate,
+        yerr=spread,
+        capsize=5,
+        color=["#3b7dd8" if row.zeroed == "-" else "#b9b9b9" for row in table.itertuples()],
+    )
+    axes.set_xticks(range(len(rate)), names, fontsize=8)
+    for place, row in enumerate(table.itertuples()):
+        axes.annotate(f"{row.successes}/{row.episodes}", (place, 0.02), ha="center", fontsize=9)
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("success rate, 95 % interval")

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Makes .venv from the pinned versions, and checks that this machine can render without a display.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "error: $PYTHON is $("$PYTHON" --version 2>&1); ppt_kit needs Python 3.11 or newer. Type make setup PYTHON=python3.11" >&2
+  exit 2
+}
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || {
+  echo "error: no virtual environment could be made. On Debian or Ubuntu: apt-get install python3-venv" >&2
+  exit 2
+}
+echo "installing the pinned packages into .venv (2-4 minutes the first time) ..."
+# torch's pin stands in the same command as deepspeed: a range would let pip take a newer torch
+.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[sim,notebook,test]' torch==2.13.0 \
+  > .venv/install.log 2>&1 &
+installing=$!
+while kill -0 "$installing" 2>/dev/null; do
+  sleep 3
+  printf '\r%3d s  %-90.90s' "$SECONDS" "$(grep -aE '^(Collecting|Downloading|Using|Building|Installing)' .venv/install.log | tail -n 1)"
+done
+printf '\n'
+wait "$installing" || {
+  tail -n 20 .venv/install.log >&2
+  echo "error: installing failed; .venv/install.log has everything." >&2
+  exit 2
+}
+
+renders() { .venv/bin/python -c 'from ppt_kit.sim.env import check_rendering; check_rendering()' > .venv/render.log 2>&1; }
+if ! renders; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    echo "installing EGL for rendering without a display (apt-get install libegl1 libgl1-mesa-dri) ..."
+    { apt-get update -qq && apt-get install -y -qq libegl1 libgl1-mesa-dri; } > .venv/apt.log 2>&1 || true
+  fi
+  renders || {
+    echo "error: MuJoCo cannot render here. On Debian or Ubuntu: sudo apt-get install libegl1 libgl1-mesa-dri" >&2
+    exit 2
+  }
+fi
+touch .venv/ready
+echo "ready in $SECONDS s"

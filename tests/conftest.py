@@ -1,0 +1,87 @@
+"""Small data of the suite's own, made once; nothing of the package is mocked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+
+def write_store(
+    path: Path, *, lengths=(12, 7, 9, 15), state_dim=3, action_dim=4, num_points=16, colors=False, seed=0, attrs=None
+):
+    """A replay buffer whose readings say where they come from: eef_pos[:, 0] is the row, gripper the episode."""
+    from ppt_kit.data.store import ZarrWriter
+
+    rng, row = np.random.default_rng(seed), 0
+    with ZarrWriter(
+        path, attrs={"descriptions": [f"task {i}" for i in range(len(lengths))], **(attrs or {})}
+    ) as writer:
+        for episode, length in enumerate(lengths):
+            rows = np.arange(row, row + length, dtype=np.float32)
+            eef = rng.normal(size=(length, state_dim)).astype(np.float32)
+            eef[:, 0] = rows
+            actions = rng.normal(size=(length, action_dim)).astype(np.float32)
+            actions[:, 0] = rows
+            arrays = {
+                "actions": actions,
+                "obs/eef_pos": eef,
+                "obs/normalized_gripper_pos": np.full((length, 1), episode, np.float32),
+                "obs/pointcloud/pos": rng.normal(size=(length, num_points, 3)).astype(np.float32),
+            }
+            if colors:
+                arrays["obs/pointcloud/colors"] = rng.integers(0, 256, (length, num_points, 3), dtype=np.uint8)
+            writer.append(arrays, meta={"episode_seeds": episode})
+            row += length
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> Path:
+    """A folder with the datasets `a`, `b` (the same shapes) and `wide` (more state, more action)."""
+    folder = tmp_path_factory.mktemp("data")
+    write_store(folder / "a.zarr")
+    write_store(folder / "b.zarr", lengths=(10, 11), seed=1, colors=True)
+    write_store(folder / "wide.zarr", lengths=(9, 14, 8), state_dim=5, action_dim=6, seed=2)
+    return folder
+
+
+SMALL_WORDS = (
+    "policy.width=32", "policy.depth=1", "policy.num_heads=2", "dataset.num_points=16", "dataset.val_ratio=0.3",
+    "batch_size=8", "log_interval=1", "train.val_interval=1", "optimizer.warmup_steps=2", "wandb.mode=disabled",
+)  # fmt: skip
+
+
+@pytest.fixture
+def small_cfg(small_data, tmp_path):
+    """A configuration that trains a tiny policy on `a` in seconds: call it with further words."""
+    from ppt_kit.config import load_config
+
+    def make(*words: str):
+        fixed = (
+            f"dataset_path={small_data}",
+            "domains=a",
+            f"output_dir={tmp_path / 'models'}",
+            "suffix=run",
+            "train.total_epochs=2",
+        )
+        return load_config("quickstart", *SMALL_WORDS, *fixed, *words)
+
+    return make
+
+
+def run_script(
+    *words: str, cwd: Path = ROOT, timeout: int = 300, env: dict | None = None
+) -> subprocess.CompletedProcess:
+    """A command as a user types it; the first word is a script's name, or a program with its own arguments."""
+    command = [sys.executable, *words] if words[0].endswith(".py") else list(words)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
+    )

@@ -1,0 +1,125 @@
+"""Words -> configuration, and every mistake a person makes on the way."""
+
+from __future__ import annotations
+
+import pytest
+
+from ppt_kit.config import (
+    CollectConfig,
+    Config,
+    EvaluateConfig,
+    UserError,
+    describe_keys,
+    domain_names,
+    from_file,
+    load_config,
+    parse_words,
+)
+
+
+def test_words_of_shell_and_cell_are_one_grammar():
+    assert parse_words(["seed=1", "--seed=1", "--seed", "1", "--debug"]) == [("seed", "1")] * 3 + [("debug", "true")]
+
+
+def test_later_words_win_and_keep_their_types():
+    cfg = load_config(
+        "quickstart", "train.total_epochs=3", "--optimizer.lr=1e-5", "suffix=rollout #3", "seed=7", "debug=true"
+    )
+    assert cfg.train.total_epochs == 3
+    assert cfg.optimizer.lr == pytest.approx(1e-5)
+    assert (cfg.suffix, cfg.seed, cfg.debug) == ("rollout #3", 7, True)
+
+
+@pytest.mark.parametrize("text", ["1e5", "007", "null_run", "true"])
+def test_text_that_looks_like_a_number_stays_text(text):
+    assert load_config("", f"job_name={text}").job_name == text
+
+
+def test_null_empties_a_key_that_may_be_empty():
+    assert load_config("quickstart", "suffix=null").suffix is None
+    with pytest.raises(UserError, match="seed"):
+        load_config("quickstart", "seed=null")
+
+
+def test_lists_with_and_without_brackets():
+    for words in ("dataset.state_keys=[a,b]", "dataset.state_keys=a,b"):
+        assert list(load_config("quickstart", words).dataset.state_keys) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("train.total_epoch=2", "Did you mean train.total_epochs"),
+        ("lr=1", "Did you mean optimizer.lr"),
+        ("traim.total_epochs=2", "Did you mean train.total_epochs"),
+        ("seed=x", "whole number"),
+        ("seed=1.5", "whole number"),
+        ("debug=perhaps", "true or false"),
+        ("batch_size=0", "at least 1"),
+        ("precision=bf61", "Did you mean bf16"),
+        ("train=3", "group of keys"),
+        ("nonsense", "key=value"),
+        ("domains=", "names no dataset"),
+        ("domains=a,a", "twice"),
+        ("domains={a: -1}", "Weights"),
+        ("dataset.point_channels=8", "takes 3, 4"),
+        ("policy.width=30", "multiple of policy.num_heads"),
+        ("suffix=a/b", "one folder's name"),
+        ("train.freeze_trunk=true", "train.pretrained_dir"),
+        ("optimizer.betas=[0.9]", "two numbers"),
+    ],
+)
+def test_a_mistake_is_told_with_its_remedy(word, says):
+    with pytest.raises(UserError, match=says.replace("(", r"\(")):
+        load_config("quickstart", word)
+
+
+def test_a_chunk_that_ends_before_now_is_refused():
+    with pytest.raises(UserError, match="action_horizon"):
+        load_config(
+            "quickstart", "dataset.hist_action_cond=true", "dataset.action_horizon=2", "dataset.observation_horizon=3"
+        )
+
+
+def test_a_config_of_the_users_own_with_defaults_groups_and_interpolation(tmp_path):
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy/tiny.yaml").write_text("width: 32\nnum_heads: 2\n")
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [quickstart, _self_]\nseed: 5\nsave_interval: ${train.val_interval}\n"
+    )
+    cfg = load_config("mine", "policy=tiny", "train.val_interval=7", config_path=tmp_path)
+    assert (cfg.seed, cfg.policy.width, cfg.save_interval, cfg.batch_size) == (5, 32, 7, 32)
+
+
+def test_an_unknown_key_in_a_file_names_file_and_key(tmp_path):
+    (tmp_path / "mine.yaml").write_text("sede: 5\n")
+    with pytest.raises(UserError, match=r"mine.yaml.*sede.*Did you mean seed"):
+        load_config("mine", config_path=tmp_path)
+
+
+def test_a_file_that_is_not_there_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="Did you mean quickstart"):
+        load_config("quikstart")
+    with pytest.raises(UserError, match="no such folder"):
+        load_config("quickstart", config_path=tmp_path / "absent")
+
+
+def test_what_a_run_writes_is_what_it_reads(tmp_path):
+    from omegaconf import OmegaConf
+
+    cfg = load_config("quickstart", "domains={a: 1, b: 2}", "seed=3")
+    OmegaConf.save(cfg, tmp_path / "config.yaml")
+    assert from_file(tmp_path / "config.yaml") == cfg
+
+
+def test_domains_in_every_form():
+    assert domain_names("a, b") == domain_names(["a", "b"]) == domain_names({"a": 1, "b": 2}) == ["a", "b"]
+
+
+@pytest.mark.parametrize("schema", [Config, CollectConfig, EvaluateConfig])
+def test_help_has_a_line_for_every_key(schema):
+    from ppt_kit.config import _leaves
+
+    lines = describe_keys(schema).splitlines()
+    assert [line.split()[0] for line in lines] == list(_leaves(schema))
+    assert all(len(line.split()) > 4 for line in lines)

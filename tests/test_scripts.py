@@ -1,0 +1,44 @@
+"""The commands as a user types them: help runs nothing, a mistake is one line, exit code 2, and leaves no file."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ROOT, run_script
+
+SCRIPTS = ["train.py", "eval_sim.py", "collect_demos.py", "quickstart.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_the_keys_and_runs_nothing(script, tmp_path):
+    done = run_script(str(ROOT / "scripts" / script), "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "usage: python" in done.stdout
+    assert "seed" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+MISTAKES = [
+    ("train.py", ["train.total_epoch=3"], "Did you mean train.total_epochs"),
+    ("train.py", ["--batch_size=many"], "whole number"),
+    ("train.py", ["--config-name=quikstart"], "Did you mean quickstart"),
+    ("train.py", ["domains=nowhere"], "collect_demos.py task=nowhere"),
+    ("train.py", ["--deepspeed=zero9"], "ds_configs/ has"),
+    ("train.py", ["precision=bf16"], "deepspeed=zero1"),
+    ("train.py", ["train.pretrained_dir=absent"], "no such file"),
+    ("train.py", ["train_mode=sometimes"], "single, distributed, auto"),
+    ("eval_sim.py", [], "train.pretrained_dir=<run folder>"),
+    ("eval_sim.py", ["train.pretrained_dir=absent"], "no such file"),
+    ("eval_sim.py", ["episode=3"], "Did you mean episodes"),
+    ("collect_demos.py", ["task=buton-press-topdown"], "Did you mean button-press-topdown"),
+    ("collect_demos.py", ["task=reach", "camera=front"], "corner2"),
+    ("quickstart.py", ["train_mode=distributed"], "scripts/train.py"),
+]
+
+
+@pytest.mark.parametrize(("script", "words", "says"), MISTAKES, ids=[f"{s}-{' '.join(w)}" for s, w, _ in MISTAKES])
+def test_a_mistake_is_one_clear_line(script, words, says, tmp_path):
+    done = run_script(str(ROOT / "scripts" / script), *words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not list(tmp_path.iterdir())
