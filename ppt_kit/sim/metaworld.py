@@ -90,7 +90,9 @@ class MetaWorldEnv:
     def render(self, size: int = 256) -> np.ndarray:
         renderer = self._renderer(size)
         renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
-        return renderer.render().copy()
+        picture = renderer.render()
+        hangs = self._env.data.cam_xmat[self._camera].reshape(3, 3)[2, 1] < 0  # corner2 is mounted upside down
+        return np.ascontiguousarray(picture[::-1, ::-1] if hangs else picture)
 
     def spec(self) -> dict[str, Any]:
         return {"simulator": "metaworld", "task": self.task, "max_steps": self.max_steps, **self._options}
