@@ -1,0 +1,158 @@
+"""Which windows an optimizer step sees, on which rank, and the batches themselves, fetched ahead.
+
+Everything is a function of (seed, step): the order of a pass, the share of a rank, the noise of a sample. So one process
+with a batch of 2B, two with B, and a run resumed in the middle of an epoch see the same data.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppt_kit.data.dataset import MultiTrajDataset
+from ppt_kit.randomness import sample_seeds
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Who sees what, when.
+
+    A pass over the windows takes ceil(N / global batch) steps; the last one is filled up with windows of weight 0, so
+    that every window counts exactly once a pass, whatever the number of ranks.
+    """
+
+    num_windows: int
+    batch_size: int
+    world_size: int = 1
+    accumulation: int = 1
+    seed: int = 0
+
+    @property
+    def global_batch(self) -> int:
+        """Windows an optimizer step sees, over all ranks."""
+        return self.batch_size * self.world_size * self.accumulation
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Optimizer steps until each window was seen once."""
+        return -(-self.num_windows // self.global_batch)
+
+    def order(self, number: int) -> np.ndarray:
+        """(N,) the windows of pass `number` in the order they are seen."""
+        return epoch_order(self.num_windows, seed=self.seed, epoch=number)
+
+    def micro_batch(self, step: int, *, rank: int, micro: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) windows and (B,) float32 weights of one rank's micro batch.
+
+        Args:
+            step: optimizer step, from 0.
+            order: `self.order(step // self.steps_per_pass)`.
+        """
+        start = (step % self.steps_per_pass) * self.global_batch
+        slots = np.arange(self.batch_size) * self.world_size + rank + micro * self.batch_size * self.world_size
+        real = min(self.global_batch, self.num_windows - start)
+        inside = slots < real
+        windows = order[np.where(inside, start + slots, 0)]
+        return windows, np.where(inside, self.global_batch / real, 0.0).astype(np.float32)
+
+
+def epoch_order(num_windows: int, *, seed: int, epoch: int) -> np.ndarray:
+    """(N,) int64 permutation that depends on (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(num_windows)
+
+
+def epoch_indices(dataset: MultiTrajDataset, *, rank: int, world_size: int, seed: int = 0, epoch: int = 0) -> list[int]:
+    """The windows one rank sees in a pass: the ranks' lists partition the dataset."""
+    return epoch_order(len(dataset), seed=seed, epoch=epoch)[rank::world_size].tolist()
+
+
+class Loader:
+    """Batches of the steps `first_step` to `last_step` for one rank, fetched by a thread while the step before computes.
+
+    Iterating gives (step, [micro batches]); a micro batch is the contract's batch plus
+    "weight" (B,) float32 and "noise_seed" (B,) int64.
+    """
+
+    def __init__(
+        self,
+        dataset: MultiTrajDataset,
+        plan: BatchPlan,
+        *,
+        rank: int,
+        first_step: int,
+        last_step: int,
+        pin: bool,
+        ahead: int = 2,
+    ):
+        self.dataset, self.plan, self.rank, self.pin = dataset, plan, rank, pin
+        self.first_step, self.last_step, self._ahead = first_step, last_step, ahead
+
+    def __iter__(self) -> Iterator[tuple[int, list[dict]]]:
+        ready: queue.Queue = queue.Queue(self._ahead)
+        stop = threading.Event()
+        thread = threading.Thread(target=self._fill, args=(ready, stop), daemon=True, name="ppt_kit-loader")
+        thread.start()
+        try:
+            for _ in range(self.first_step, self.last_step):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            while not ready.empty():
+                ready.get_nowait()
+            thread.join()
+
+    def batches(self, step: int, order: np.ndarray) -> list[dict]:
+        """The micro batches of one step."""
+        return [self._micro_batch(step, micro, order) for micro in range(self.plan.accumulation)]
+
+    def _micro_batch(self, step: int, micro: int, order: np.ndarray) -> dict:
+        windows, weights = self.plan.micro_batch(step, rank=self.rank, micro=micro, order=order)
+        batch = self.dataset.__getitems__(windows)
+        batch["weight"] = torch.from_numpy(weights)
+        batch["noise_seed"] = torch.from_numpy(sample_seeds(self.plan.seed, step, windows))
+        return pin_memory(batch) if self.pin else batch
+
+    def _fill(self, ready: queue.Queue, stop: threading.Event) -> None:
+        try:
+            number, order = -1, np.empty(0)
+            for step in range(self.first_step, self.last_step):
+                if step // self.plan.steps_per_pass != number:
+                    number = step // self.plan.steps_per_pass
+                    order = self.plan.order(number)
+                if not _put(ready, (step, self.batches(step, order)), stop):
+                    return
+        except BaseException as error:
+            _put(ready, error, stop)
+
+
+def pin_memory(tree: Any) -> Any:
+    """The batch in page-locked memory, so that its copy to a GPU does not block."""
+    if isinstance(tree, dict):
+        return {name: pin_memory(value) for name, value in tree.items()}
+    return tree.pin_memory() if isinstance(tree, torch.Tensor) else tree
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """The batch on `device`; tensors only, sentences stay."""
+    if isinstance(tree, dict):
+        return {name: to_device(value, device) for name, value in tree.items()}
+    return tree.to(device, non_blocking=True) if isinstance(tree, torch.Tensor) else tree
+
+
+def _put(ready: queue.Queue, item: Any, stop: threading.Event) -> bool:
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+            return True
+        except queue.Full:
+            continue
+    return False
