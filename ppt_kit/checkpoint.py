@@ -7,10 +7,12 @@ reads it anywhere, whatever the ZeRO stage of the run was.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import re
 import shutil
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,16 +25,29 @@ from ppt_kit.config import UserError, from_mapping
 from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.tracking import METRICS, read_rows
 
+log = logging.getLogger(__name__)
+
 LATEST = "model.pth"
+RESUME = "resume"
 FORMAT = 1
 
 
-def save_model(run_dir: Path, content: dict, *, epoch: int | None, keep_last: int) -> Path:
+def save_model(
+    run_dir: Path,
+    content: dict,
+    *,
+    epoch: int | None,
+    keep_last: int,
+    keep_epoch: int | None = None,
+    safetensors: bool = False,
+) -> Path:
     """Writes model.pth, and model_{epoch}.pth when `epoch` is given; then deletes the oldest beyond `keep_last`.
 
     Args:
         content: "policy", "ema", "config", "step", "epoch", … as `load_policy` reads it.
         keep_last: model_{epoch}.pth files that stay; 0 = all.
+        keep_epoch: the best one, which stays too.
+        safetensors: write model.safetensors beside it.
     Returns:
         The file to name in a log: model_{epoch}.pth, or model.pth.
     Raises:
@@ -40,13 +55,83 @@ def save_model(run_dir: Path, content: dict, *, epoch: int | None, keep_last: in
     """
     latest = run_dir / LATEST
     _write_whole(latest, lambda path: torch.save({"format": FORMAT, **content}, path))
+    if safetensors:
+        _write_whole(run_dir / "model.safetensors", lambda path: _write_safetensors(content, path))
     if epoch is None:
         return latest
     numbered = run_dir / f"model_{epoch}.pth"
     _write_whole(numbered, lambda path: _same_bytes(latest, path))
     for old in numbered_models(run_dir)[:-keep_last] if keep_last else []:
-        old.unlink()
+        if old.name != f"model_{keep_epoch}.pth":
+            old.unlink()
     return numbered
+
+
+def save_resume(run_dir: Path, content: dict) -> Path:
+    """Writes resume/step_{n}.pt, then deletes all but the one before: the newest complete file is the latest.
+
+    Args:
+        content: "engine" (with its "step") and whatever else the run goes on from; tensors and plain values.
+    """
+    folder = run_dir / RESUME
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step_{content['engine']['step']:09d}.pt"
+    _write_whole(path, lambda beside: torch.save({"format": FORMAT, **content}, beside))
+    for old in resume_files(run_dir)[:-2]:
+        old.unlink()
+    return path
+
+
+def resume_files(run_dir: Path) -> list[Path]:
+    """The resume files of a run, oldest first; each is whole."""
+    return sorted((run_dir / RESUME).glob("step_*.pt"))
+
+
+def load_resume(run_dir: Path) -> dict | None:
+    """The newest state to go on from; None when the run has none yet.
+
+    Raises:
+        UserError: the newest file is damaged; the line says how to go on from the one before.
+    """
+    files = resume_files(run_dir)
+    if not files:
+        return None
+    try:
+        return torch.load(files[-1], map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        older = f"Move it away to go on from {files[-2].name}." if len(files) > 1 else "It is the only one."
+        raise UserError(f"{files[-1]}: damaged ({str(error).splitlines()[0]}). {older}") from None
+
+
+class BackgroundWriter:
+    """Writes files in a thread, one job after the other, so that training waits for copies to memory only.
+
+    A job that fails is logged and counted; the files from before are untouched, and the next save tries again.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self.failure: Exception | None = None  # of the last job, None when it went well
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Starts the job when the one before has ended."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(job,), name="ppt_kit-writer")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+            self.failure = None
+        except Exception as error:
+            self.failure = error
+            log.error("saving failed (%s): the checkpoints from before are untouched, the next save tries again", error)
 
 
 def numbered_models(run_dir: Path) -> list[Path]:
@@ -149,6 +234,17 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _write_safetensors(content: dict, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    weights = content["policy"] | (content.get("ema") or {})
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()},
+        str(path),
+        metadata={"step": str(content.get("step"))},
+    )
 
 
 def _same_bytes(source: Path, target: Path) -> None:

@@ -92,7 +92,20 @@ class TrainConfig:
     )
     freeze_trunk: bool = key(False, "keep the trunk's weights; needs train.pretrained_dir")
     pretrained_dir: str | None = key(None, "run folder (or model*.pth) whose trunk to start from")
+    resume: str = key(
+        "never",
+        "auto = go on from the run folder's newest checkpoint, or start if there is none",
+        choices=("never", "auto"),
+    )
+    save_every_minutes: float = key(0.0, "minutes between saves beside save_interval; 0 = none", low=0)
+    on_nan: str = key("stop", "a loss that is not finite: stop the run, or skip its batch", choices=("stop", "skip"))
     last_k_checkpoints: int = key(3, "model_{epoch}.pth files kept; 0 = all", low=0)
+    best_metric: str | None = key(
+        None,
+        "also keep the model_{epoch}.pth with the lowest of these; null = none",
+        choices=(None, "loss", "val_loss"),
+    )
+    safetensors: bool = key(False, "write model.safetensors beside model.pth (averaged weights where they are kept)")
     ema_decay: float = key(0.999, "decay of the averaged weights; 0 = none", low=0, high=0.99999)
     val_interval: int = key(10, "epochs between validation losses; 0 = never", low=0)
 
@@ -135,6 +148,7 @@ class Config:
     output_dir: str = key("outputs/models", "run folders are <output_dir>/<domain>/<suffix>")
     suffix: str | None = key(None, "name of the run; null = the time it starts")
     job_name: str = key("train", "name of the log file in the run folder")
+    tensorboard: bool = key(False, "write TensorBoard event files into the run folder too")
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
@@ -260,7 +274,9 @@ def describe_keys(schema: type = Config, *, defaults: DictConfig | None = None) 
     rows = []
     for dotted, (kind, leaf) in _leaves(schema).items():
         value = OmegaConf.select(defaults, dotted) if defaults is not None else _default_of(leaf)
-        choices = f" [{'|'.join(leaf.metadata['choices'])}]" if leaf.metadata["choices"] else ""
+        choices = (
+            f" [{'|'.join(_show(choice) for choice in leaf.metadata['choices'])}]" if leaf.metadata["choices"] else ""
+        )
         rows.append((dotted, _show(value), _type_name(kind), leaf.metadata["doc"] + choices))
     widths = [min(44, max(len(row[i]) for row in rows)) for i in range(3)]
     return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {doc}" for a, b, c, doc in rows)
@@ -294,9 +310,10 @@ def check_values(tree: DictConfig, schema: type = Config) -> None:
     for dotted, (_, leaf) in _leaves(schema).items():
         value, meta = OmegaConf.select(tree, dotted), leaf.metadata
         if meta["choices"] and value not in meta["choices"]:
-            near = difflib.get_close_matches(str(value), meta["choices"], 1)
+            near = difflib.get_close_matches(str(value), [str(choice) for choice in meta["choices"]], 1)
             raise UserError(
-                f"{dotted}={value}: takes {', '.join(meta['choices'])}." + (f" Did you mean {near[0]}?" if near else "")
+                f"{dotted}={value}: takes {', '.join(_show(choice) for choice in meta['choices'])}."
+                + (f" Did you mean {near[0]}?" if near else "")
             )
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if meta["low"] is not None and value < meta["low"]:
@@ -332,6 +349,14 @@ def _check_together(cfg: DictConfig) -> None:
         raise UserError(
             "train.freeze_trunk=true, but train.pretrained_dir is empty: the trunk would stay random. "
             "Set train.pretrained_dir to a run folder, or train.freeze_trunk=false."
+        )
+    if cfg.train.best_metric == "val_loss" and not (cfg.train.val_interval and cfg.dataset.val_ratio):
+        raise UserError(
+            "train.best_metric=val_loss, but nothing is validated. Set train.val_interval and dataset.val_ratio above 0."
+        )
+    if cfg.train.resume == "auto" and cfg.suffix is None:
+        raise UserError(
+            "train.resume=auto, but suffix is empty: no run folder to resume. Type suffix=<the run's name>."
         )
     if cfg.suffix is not None and ("/" in cfg.suffix or cfg.suffix in ("", ".", "..")):
         raise UserError(f"suffix={cfg.suffix!r} must be one folder's name.")

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ OURS = {  # keys of a DeepSpeed JSON whose number has its owner in our configura
     "fp16": "precision=fp16", "bf16": "precision=bf16", "optimizer": "optimizer.lr and its neighbours",
     "scheduler": "optimizer.warmup_steps",
 }  # fmt: skip
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,9 @@ class Engine:
     def __init__(self, policy: nn.Module, cfg: DictConfig, world: World, *, total_steps: int):
         deepspeed = _import_deepspeed()
         self.world, self.step, self.total_steps = world, 0, total_steps
+        self.skipped = 0  # micro batches left out because their loss was not finite
+        self.seconds = dict.fromkeys(("forward_s", "backward_s", "step_s"), 0.0)  # host time; the caller resets it
+        self._skips = cfg.train.on_nan == "skip"
         self._peak, self._warmup = cfg.optimizer.lr, cfg.optimizer.warmup_steps
         settings = check_settings(cfg)
         self.stage = settings.get("zero_optimization", {}).get("stage", 0)
@@ -132,7 +139,9 @@ class Engine:
             "steps_per_print": 2**31,
         }
         policy.to(world.device)
+        shapes = [(name, tuple(value.shape)) for name, value in policy.state_dict().items()]  # ZeRO-3 empties them
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        num_parameters, num_trained = (sum(p.numel() for p in some) for some in (policy.parameters(), trained))
         optimizer = torch.optim.AdamW(
             trained, lr=cfg.optimizer.lr, betas=tuple(cfg.optimizer.betas), eps=cfg.optimizer.eps,
             weight_decay=cfg.optimizer.weight_decay, fused=world.device.type == "cuda" and not _offloads(settings),
@@ -142,6 +151,9 @@ class Engine:
                 model=policy, optimizer=optimizer, model_parameters=trained, config=settings
             )
         self._clipped_norm: torch.Tensor | None = None
+        self._host_group: Any = None
+        self._shapes = shapes
+        self.num_parameters, self.num_trained = num_parameters, num_trained
         self._deepspeed.clip_fp32_gradients = self._clip  # at stage 0 DeepSpeed clips and forgets the norm
         self.ema = Averaged(policy, decay=cfg.train.ema_decay) if cfg.train.ema_decay else None
 
@@ -155,12 +167,26 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         total = torch.zeros((), device=self.world.device)
+        clock = time.perf_counter
         for batch in micro_batches:
+            began = clock()
             # call the engine, never engine.module: ZeRO hooks __call__, and skipping it skips the reduction
             loss = self._deepspeed(batch)["loss"]
+            forward = clock()
+            if self._skips and not self.finite_everywhere(loss):
+                # a batch of weight 0 in its place: zero gradients, and every rank still does the same collectives
+                loss = self._deepspeed(_blank(batch))["loss"]
+                self.skipped += 1
             self._deepspeed.backward(loss)
+            backward = clock()
             self._deepspeed.step()
             total += loss.detach()
+            for name, seconds in (
+                ("forward_s", forward - began),
+                ("backward_s", backward - forward),
+                ("step_s", clock() - backward),
+            ):
+                self.seconds[name] += seconds
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.step)
@@ -195,9 +221,27 @@ class Engine:
         self.sum_over_ranks(total)
         return float(total[0] / total[1])
 
-    def averaged_weights(self) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
         """Inside, the policy has the averaged weights, if the run keeps them."""
-        return self.ema.applied() if self.ema is not None else contextlib.nullcontext()
+        if self.ema is None:
+            yield
+            return
+        self._release()
+        with self.ema.applied():
+            try:
+                yield
+            finally:
+                self._release()
+
+    def _release(self) -> None:
+        """ZeRO-3 keeps small parameters gathered between steps: without this they would outlive a swap of their shards."""
+        if self.stage == 3:
+            from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+            for parameter in self.policy.parameters():
+                if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # type: ignore[attr-defined]
+                    parameter.partition()  # type: ignore[attr-defined]
 
     def whole_weights(self) -> dict[str, torch.Tensor]:
         """name -> whole tensor on the CPU, float32, on rank 0; {} elsewhere. Every rank must call it."""
@@ -213,9 +257,67 @@ class Engine:
         """As `whole_weights`, of the averaged weights; None when the run keeps none."""
         if self.ema is None:
             return None
-        exact = {} if self.stage == 3 else dict(zip(self.ema.names, self.ema.shadow))
-        with self.averaged_weights():
-            return self._gather(exact)
+        return self._gather(self.ema.whole(dict(self._shapes)))
+
+    def state(self) -> dict | None:
+        """Everything a resumed run needs to go on bit for bit, as whole tensors on the CPU of rank 0; None elsewhere.
+
+        Whole, not sharded: another world size, another ZeRO stage or another precision loads the same file.
+        Every rank must call it.
+        """
+        weights, averaged = self.whole_weights(), self.whole_averaged()
+        moments: dict[str, dict[str, torch.Tensor]] = {name: {} for name in MOMENTS}
+        for name, parameter in self._trained():
+            for moment in MOMENTS:
+                value = self._moment(parameter, moment)
+                if self.world.is_first and value is not None:
+                    moments[moment][name] = value.detach().to("cpu", torch.float32, copy=True)
+        if not self.world.is_first:
+            return None
+        return {
+            "weights": weights, "averaged": averaged, "moments": moments, "step": self.step,
+            "optimizer_step": self._optimizer_step(), "loss_scale": self._loss_scale(),
+        }  # fmt: skip
+
+    def load_state(self, state: dict | None) -> None:
+        """Continues from `state`, given on rank 0; every rank must call it.
+
+        Raises:
+            ValueError: it belongs to another architecture; the first difference is named. On every rank.
+        """
+        difference = from_first(_difference(self.policy, state, dict(self._shapes)) if state is not None else None)
+        if difference:
+            raise ValueError(difference)
+        plain = from_first({name: state[name] for name in ("step", "optimizer_step", "loss_scale")} if state else None)
+        weights = self._share(state and state["weights"])
+        averaged = self._share(state and state["averaged"])
+        moments = {name: self._share(state and state["moments"][name]) for name in MOMENTS}
+        self._set_weights(weights)
+        self._start_moments()
+        for name, parameter in self._trained():
+            self._set_optimizer(
+                parameter, master=weights[name], moments={kind: values[name] for kind, values in moments.items()}
+            )
+        self._set_optimizer_step(plain["optimizer_step"])
+        self._set_loss_scale(plain["loss_scale"])
+        if self.ema is not None:
+            self.ema.load(averaged or weights)
+        self.step = plain["step"]
+
+    def finite_everywhere(self, loss: torch.Tensor) -> bool:
+        """Whether the loss is a number on every rank; waits for the device and the other ranks."""
+        bad = (~torch.isfinite(loss.detach())).double()
+        return not bool(self.sum_over_ranks(bad) > 0)
+
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any rank raises it. On the host: it does not wait for the device."""
+        if self.world.size == 1:
+            return list(flags)
+        if self._host_group is None:
+            self._host_group = dist.new_group(backend="gloo")
+        raised = torch.tensor([float(flag) for flag in flags])
+        dist.all_reduce(raised, group=self._host_group)
+        return [bool(value > 0) for value in raised]
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """Adds the ranks' tensors up in place."""
@@ -226,6 +328,102 @@ class Engine:
     def mean_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """The ranks' mean, in place."""
         return self.sum_over_ranks(values).div_(self.world.size)
+
+    # ---------------------------------------------------------------- where DeepSpeed keeps the optimizer's numbers
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
+
+    def _inner(self) -> Any:
+        """The torch optimizer that holds the moments: of whole tensors at stage 0, of flat shards at 1-3."""
+        outer = self._deepspeed.optimizer
+        return outer.optimizer if self.stage else self._optimizer
+
+    def _moment(self, parameter: nn.Parameter, kind: str) -> torch.Tensor | None:
+        if self.stage == 0:
+            return self._optimizer.state[parameter].get(kind)
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return safe_get_full_optimizer_state(parameter, kind)
+
+    def _start_moments(self) -> None:
+        """A fresh optimizer has no moments yet: makes them, so that they can be filled."""
+        outer = self._deepspeed.optimizer
+        inner = self._inner()
+        if self.stage == 0:
+            held = [p for group in inner.param_groups for p in group["params"]]
+        else:  # flat shards; at stage 3 the groups are filled during a step only
+            held = outer.fp32_partitioned_groups_flat if self.stage == 3 else outer.single_partition_of_fp32_groups
+        for tensor in held:
+            inner.state[tensor].setdefault("step", torch.zeros(()))
+            for kind in MOMENTS:
+                inner.state[tensor].setdefault(kind, torch.zeros_like(tensor))
+        if self.stage in (1, 2):
+            outer._lazy_init_hp_params_optimizer_state()
+
+    def _set_optimizer(
+        self, parameter: nn.Parameter, *, master: torch.Tensor, moments: dict[str, torch.Tensor]
+    ) -> None:
+        if self.stage == 0:
+            for kind, value in moments.items():
+                self._optimizer.state[parameter][kind].copy_(value)
+            return
+        values: dict[str | None, torch.Tensor] = {None: master, **moments}
+        if self.stage == 3:  # its own setter of whole tensors fails where a shard is padded
+            for kind, value in values.items():
+                part = shard_of(value, size=parameter.ds_tensor.numel())  # type: ignore[attr-defined]
+                self._deepspeed.optimizer.set_local_hp_param(part, parameter, kind)
+            return
+        for kind, value in values.items():
+            parameter.set_full_hp_param(value, kind)  # type: ignore[attr-defined]
+
+    def _set_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        parameters = dict(self.policy.named_parameters())
+        with torch.no_grad():
+            for name, buffer in self.policy.named_buffers():
+                if name in weights:
+                    buffer.copy_(weights[name])
+            for name, parameter in parameters.items():
+                with self._gathered([parameter], writes=True):
+                    if self.stage < 3 or self.world.is_first:
+                        parameter.data.copy_(weights[name])
+
+    def _optimizer_step(self) -> float:
+        counts = {float(entry["step"]) for entry in self._inner().state.values() if "step" in entry}
+        assert len(counts) <= 1, f"parameters with different step counts: {counts}"
+        return counts.pop() if counts else 0.0
+
+    def _set_optimizer_step(self, count: float) -> None:
+        inner = self._inner()
+        fused = inner.param_groups[0].get("fused")
+        for parameter, entry in inner.state.items():
+            entry["step"] = torch.tensor(count, device=parameter.device if fused else "cpu")
+
+    def _loss_scale(self) -> dict[str, float] | None:
+        scaler = getattr(self._deepspeed.optimizer, "loss_scaler", None)
+        return (
+            {name: value for name, value in vars(scaler).items() if isinstance(value, (int, float))} if scaler else None
+        )
+
+    def _set_loss_scale(self, numbers: dict[str, float] | None) -> None:
+        scaler = getattr(self._deepspeed.optimizer, "loss_scaler", None)
+        if scaler is not None and numbers is not None:
+            vars(scaler).update(numbers)
+
+    def _share(self, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        """Rank 0's tensors on every rank, on the device."""
+        if self.world.size == 1:
+            return {name: value.to(self.world.device) for name, value in (tensors or {}).items()}
+        listed = from_first([(name, tuple(value.shape), value.dtype) for name, value in (tensors or {}).items()])
+        shared = {}
+        for name, shape, dtype in listed:
+            shared[name] = (
+                tensors[name].to(self.world.device)
+                if tensors
+                else torch.empty(shape, dtype=dtype, device=self.world.device)
+            )
+            dist.broadcast(shared[name], src=0)
+        return shared
 
     def _clip(self) -> None:
         limit = self._deepspeed.gradient_clipping()
@@ -246,10 +444,10 @@ class Engine:
                     )
         return whole
 
-    def _gathered(self, parameters: list) -> contextlib.AbstractContextManager:
+    def _gathered(self, parameters: list, *, writes: bool = False) -> contextlib.AbstractContextManager:
         if self.stage < 3:
             return contextlib.nullcontext()
-        return _import_deepspeed().zero.GatheredParameters(parameters)
+        return _import_deepspeed().zero.GatheredParameters(parameters, modifier_rank=0 if writes else None)
 
 
 class Averaged:
@@ -261,6 +459,7 @@ class Averaged:
     def __init__(self, policy: nn.Module, *, decay: float):
         trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
         self.decay, self.names = decay, [name for name, _ in trained]
+        self._sharded = any(hasattr(p, "ds_tensor") for _, p in trained)
         self._live = [getattr(p, "ds_tensor", p) for _, p in trained]
         self.shadow = [tensor.detach().float().clone() for tensor in self._live]
 
@@ -269,6 +468,25 @@ class Averaged:
         """After optimizer step `step`, counted from 1."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.shadow, [tensor.detach().float() for tensor in self._live], weight)
+
+    def whole(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        """name -> whole averaged tensor, float32, on every rank; every rank must call it."""
+        if not self._sharded:
+            return dict(zip(self.names, self.shadow))
+        gathered = {}
+        for name, shard in zip(self.names, self.shadow):
+            parts = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, shard)
+            gathered[name] = torch.cat(parts)[: math.prod(shapes[name])].view(shapes[name])
+        return gathered
+
+    def load(self, whole: dict[str, torch.Tensor]) -> None:
+        """Takes whole averaged tensors, on every rank."""
+        for name, shadow in zip(self.names, self.shadow):
+            if not self._sharded:
+                shadow.copy_(whole[name])
+                continue
+            shadow.copy_(shard_of(whole[name], size=shadow.numel()))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -283,6 +501,13 @@ class Averaged:
             with torch.no_grad():
                 for tensor, value in zip(self._live, kept):
                     tensor.data.copy_(value)
+
+
+def shard_of(whole: torch.Tensor, *, size: int) -> torch.Tensor:
+    """(size,) this rank's part of a tensor that ZeRO-3 cuts into equal parts, the last one filled up with zeros."""
+    start = size * dist.get_rank()
+    part = whole.flatten()[start : start + size]
+    return torch.nn.functional.pad(part, (0, size - part.numel()))
 
 
 def barrier() -> None:
@@ -304,6 +529,30 @@ def leave_world(world: World) -> None:
     """Ends a group of several processes; the one-process group stays, torch cannot make it twice in a kernel."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _blank(batch: dict) -> dict:
+    """The batch with zeros for readings and a weight of 0: its loss and gradients are zero."""
+    zeros = {name: _blank(value) if isinstance(value, dict) else _zero(value) for name, value in batch.items()}
+    if "domain" in batch:
+        zeros |= {"domain": batch["domain"], "weight": torch.zeros(len(batch["domain"]), device=batch["domain"].device)}
+    return zeros
+
+
+def _zero(value: Any) -> Any:
+    return torch.zeros_like(value) if isinstance(value, torch.Tensor) else value
+
+
+def _difference(policy: nn.Module, state: dict, shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """The first tensor in which a saved state and a policy differ, in words."""
+    saved = {name: tuple(value.shape) for name, value in state["weights"].items()}
+    for name in sorted(saved.keys() | shapes.keys()):
+        if saved.get(name) != shapes.get(name):
+            return f"{name} is {saved.get(name, 'absent')} in the checkpoint and {shapes.get(name, 'absent')} in the policy"
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    if trained != set(state["moments"][MOMENTS[0]]) and state["step"]:
+        return "the checkpoint trained other parameters than this run would: train.freeze_trunk differs"
+    return None
 
 
 def _settings_file(name: str) -> Path:

@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -31,20 +32,38 @@ class Tracker:
         active: whether this process writes.
         wandb_mode: auto, online, offline or disabled.
         settings: the configuration as a plain dict, for W&B.
+        tensorboard: event files too, in <run_dir>/tensorboard.
+        resumed_step: rows of later steps are dropped, the run writes them again; None for a new run.
+        wandb_id: of the W&B run to go on with.
     """
 
     def __init__(
-        self, run_dir: Path, *, active: bool, job_name: str, wandb_mode: str, wandb_project: str, settings: dict
+        self,
+        run_dir: Path,
+        *,
+        active: bool,
+        job_name: str,
+        wandb_mode: str,
+        wandb_project: str,
+        settings: dict,
+        tensorboard: bool = False,
+        resumed_step: int | None = None,
+        wandb_id: str | None = None,
     ):
         self.run_dir, self.active = run_dir, active
         self._handlers: list[logging.Handler] = []
         self._wandb: Any = None
+        self._board: Any = None
+        self._lock = threading.Lock()
         if not active:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
+        if resumed_step is not None:
+            _drop_later_rows(run_dir / METRICS, resumed_step)
         self._file = open(run_dir / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
         self._log_to(run_dir / f"{job_name}.log")
-        self._wandb = _start_wandb(run_dir, mode=wandb_mode, project=wandb_project, settings=settings)
+        self._wandb = _start_wandb(run_dir, mode=wandb_mode, project=wandb_project, settings=settings, run_id=wandb_id)
+        self._board = _start_tensorboard(run_dir) if tensorboard else None
 
     def row(self, kind: str, **values: Any) -> dict:
         """One line of metrics.jsonl, flushed; numbers that are not finite become null with a `<name>_text` beside them."""
@@ -53,10 +72,22 @@ class Tracker:
             if isinstance(value, float) and not math.isfinite(value):
                 row[name], row[f"{name}_text"] = None, str(value)
         if self.active:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-            self._mirror(row)
+            with self._lock:  # the thread that saves tells its rows too
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
+                self._mirror(row)
         return row
+
+    @property
+    def wandb_id(self) -> str | None:
+        """Of the mirror, so that a resumed run goes on with it."""
+        return getattr(self._wandb, "id", None)
+
+    def sync(self) -> None:
+        """The rows so far are on the disk."""
+        if self.active:
+            with self._lock:
+                os.fsync(self._file.fileno())
 
     def close(self, *, exit_code: int = 0) -> None:
         """Ends the files and the mirror; what was written stays."""
@@ -66,16 +97,20 @@ class Tracker:
         for handler in self._handlers:
             logging.getLogger("ppt_kit").removeHandler(handler)
             handler.close()
+        if self._board is not None:
+            self._board.close()
         if self._wandb is not None:
             with _harmless("ending the W&B run"):
                 self._wandb.finish(exit_code=exit_code)
 
     def _mirror(self, row: dict) -> None:
-        if self._wandb is None:
-            return
-        with _harmless("writing to W&B"):
-            numbers = {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
-            self._wandb.log(numbers, step=row.get("step"))
+        numbers = {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, row.get("step"))
+        if self._wandb is not None:
+            with _harmless("writing to W&B"):
+                self._wandb.log(numbers, step=row.get("step"))
 
     def _log_to(self, path: Path) -> None:
         package = logging.getLogger("ppt_kit")
@@ -154,7 +189,23 @@ class _BesideBars:
         """tqdm.write flushes."""
 
 
-def _start_wandb(run_dir: Path, *, mode: str, project: str, settings: dict) -> Any:
+def _drop_later_rows(path: Path, step: int) -> None:
+    """Rows after `step`, and the end of the run before, are written again by the run that goes on."""
+    if not path.exists():
+        return
+    kept = [row for row in read_rows(path) if row.get("step", 0) <= step and row.get("kind") != "end"]
+    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _start_tensorboard(run_dir: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run_dir / "tensorboard"))
+
+
+def _start_wandb(run_dir: Path, *, mode: str, project: str, settings: dict, run_id: str | None) -> Any:
     mode = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
     if mode == "auto":
         mode = "online" if _logged_in() else "offline"
@@ -167,7 +218,14 @@ def _start_wandb(run_dir: Path, *, mode: str, project: str, settings: dict) -> A
 
         kind: Any = mode
         return wandb.init(
-            mode=kind, project=project, dir=str(run_dir), name=run_dir.name, config=settings, reinit="create_new"
+            mode=kind,
+            project=project,
+            dir=str(run_dir),
+            name=run_dir.name,
+            config=settings,
+            reinit="create_new",
+            id=run_id,
+            resume="allow" if run_id else None,
         )
     return None
 

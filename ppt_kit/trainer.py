@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
 from ppt_kit import engine, launch
-from ppt_kit.checkpoint import load_model, save_model
+from ppt_kit.checkpoint import BackgroundWriter, load_model, load_resume, save_model, save_resume
 from ppt_kit.config import UserError, check_values, domain_names
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
@@ -26,6 +32,78 @@ from ppt_kit.tracking import METRICS, Tracker, bar_pace, fingerprint_of, provena
 log = logging.getLogger(__name__)
 
 DEBUG_EPOCHS, DEBUG_EPOCH_ITERS = 2, 5
+
+
+class StopSignals:
+    """While a run trains, SIGTERM, SIGINT and SIGUSR1 (as Slurm sends before a time limit) ask it to save and stop.
+
+    The second signal of a kind acts as it did before. Outside the main thread nothing is installed.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._ask) for number in self.NUMBERS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: object) -> None:
+        self.asked = number
+        signal.signal(number, self._previous[number])
+
+
+@dataclass
+class _SinceRow:
+    """What happened since the last row of metrics.jsonl."""
+
+    past: list[float] = field(default_factory=list)  # losses before the run was resumed, the ranks' means
+    losses: list[torch.Tensor] = field(default_factory=list)  # () each, on the device, this rank's
+    began: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    saving: float = 0.0
+
+    def all_losses(self, ppt: engine.Engine) -> list[float]:
+        """The ranks' mean of every step; waits for the device."""
+        if not self.losses:
+            return list(self.past)
+        return self.past + ppt.mean_over_ranks(torch.stack(self.losses)).tolist()
+
+    def clear(self) -> None:
+        """A row was written."""
+        self.past, self.losses = [], []
+        self.began, self.waited, self.saving = time.perf_counter(), 0.0, 0.0
+
+
+@dataclass
+class _Run:
+    """One run while it trains."""
+
+    ppt: engine.Engine
+    tracker: Tracker
+    plan: BatchPlan
+    train_set: MultiTrajDataset
+    val_set: MultiTrajDataset | None
+    steps_per_epoch: int
+    total_steps: int
+    card: dict
+    since: _SinceRow
+    best: tuple
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    loss: float = float("nan")
+    val_loss: float = float("nan")
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def minutes_since_save(self) -> float:
+        """On rank 0, which decides for all; elsewhere never due."""
+        return (time.monotonic() - self.saved_at) / 60 if self.ppt.world.is_first else 0.0
 
 
 class UnifiedTrainer:
@@ -59,24 +137,22 @@ class UnifiedTrainer:
         num_devices = launch.num_visible_devices()
         what = launch.decide(self.mode, world_size=self.cfg.world_size, env=os.environ, num_devices=num_devices)
         if what == "single":
-            self.run_single_gpu()
-        elif what == "rank":
-            self.run_distributed()
-        else:
-            return self._run_ranks(num_devices)
-        return 0
+            return self.run_single_gpu()
+        if what == "rank":
+            return self.run_distributed()
+        return self._run_ranks(num_devices)
 
-    def run_single_gpu(self) -> None:
-        """Trains in this process, on its GPU or its CPU."""
+    def run_single_gpu(self) -> int:
+        """Trains in this process, on its GPU or its CPU; 0, or 128 + the signal that stopped it."""
         self._check()
-        self._train(engine.join_world())
+        return self._train(engine.join_world())
 
-    def run_distributed(self) -> None:
-        """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set)."""
+    def run_distributed(self) -> int:
+        """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set); as `run_single_gpu`."""
         self._check()
         world = self._setup_distributed(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
         try:
-            self._train(world)
+            return self._train(world)
         finally:
             self._cleanup_distributed()
 
@@ -100,8 +176,10 @@ class UnifiedTrainer:
     def _check(self) -> None:
         """Everything that can be wrong before a file is written."""
         engine.check_settings(self.cfg)
-        if (self.run_dir / METRICS).exists():
-            raise UserError(f"{self.run_dir} holds a run already. Choose another suffix=…, or move that folder away.")
+        if (self.run_dir / METRICS).exists() and self.cfg.train.resume == "never":
+            raise UserError(
+                f"{self.run_dir} holds a run already. Go on with it by train.resume=auto, or choose another suffix=…."
+            )
         if self.cfg.train.pretrained_dir:
             load_model(self.cfg.train.pretrained_dir)
         for split in ("train", "val") if self._validates() else ("train",):
@@ -116,7 +194,7 @@ class UnifiedTrainer:
 
     # ---------------------------------------------------------------- one run, straight down
 
-    def _train(self, world: engine.World) -> None:
+    def _train(self, world: engine.World) -> int:
         cfg = self.cfg
         train_set = load_dataset(cfg, split="train", modalities=MODALITIES)
         val_set = load_dataset(cfg, split="val", modalities=MODALITIES) if self._validates() else None
@@ -131,98 +209,214 @@ class UnifiedTrainer:
         )
         steps_per_epoch, total_steps = self._steps(plan)
         ppt = engine.Engine(policy, cfg, world, total_steps=total_steps)
+        saved = self._resume(ppt, plan)
         if world.is_first:
             self._write_config()
         tracker = Tracker(
             self.run_dir, active=world.is_first, job_name=cfg.job_name, wandb_project=cfg.wandb.project,
             wandb_mode="disabled" if cfg.debug else cfg.wandb.mode, settings=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
+            tensorboard=cfg.tensorboard, resumed_step=ppt.step, wandb_id=saved.get("wandb_id"),
         )  # fmt: skip
-        self._say_start(tracker, train_set, policy=policy, plan=plan, total_steps=total_steps, world=world)
-        card = self._card(train_set, policy=policy, stats=stats)
-        failed = True
+        self._say_start(tracker, train_set, policy=policy, plan=plan, total_steps=total_steps, ppt=ppt)
+        run = _Run(
+            ppt=ppt, tracker=tracker, plan=plan, train_set=train_set, val_set=val_set, steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps, card=self._card(train_set, policy=policy, stats=stats), since=_SinceRow(past=saved.get("losses", [])),
+            best=tuple(saved.get("best", (float("inf"), None))),
+            loss=saved.get("loss", float("nan")),
+            val_loss=saved.get("val_loss", float("nan")),
+        )  # fmt: skip
+        code = 1
         try:
-            with torch.autograd.set_detect_anomaly(cfg.debug):
-                self._loop(
-                    ppt,
-                    tracker,
-                    plan,
-                    train_set,
-                    val_set,
-                    card=card,
-                    steps_per_epoch=steps_per_epoch,
-                    total_steps=total_steps,
-                )
-            failed = False
+            with torch.autograd.set_detect_anomaly(cfg.debug), StopSignals() as self._signals:
+                code = self._loop(run)
         finally:
-            tracker.close(exit_code=int(failed))
+            run.writer.wait()
+            tracker.close(exit_code=code)
+        return code
 
-    def _loop(
-        self,
-        ppt: engine.Engine,
-        tracker: Tracker,
-        plan: BatchPlan,
-        train_set: MultiTrajDataset,
-        val_set: MultiTrajDataset | None,
-        *,
-        card: dict,
-        steps_per_epoch: int,
-        total_steps: int,
-    ) -> None:
-        cfg, world = self.cfg, ppt.world
+    def _loop(self, run: _Run) -> int:
+        cfg, ppt, since = self.cfg, run.ppt, run.since
+        device, first = ppt.world.device, ppt.step
         loader = Loader(
-            train_set,
-            plan,
-            rank=world.rank,
-            first_step=ppt.step,
-            last_step=total_steps,
-            pin=world.device.type == "cuda",
+            run.train_set,
+            run.plan,
+            rank=ppt.world.rank,
+            first_step=first,
+            last_step=run.total_steps,
+            pin=device.type == "cuda",
         )
-        losses = torch.zeros((), device=world.device)
-        counted, began, waited = 0, time.perf_counter(), 0.0
-        loss = float("nan")
-        epochs = -(-total_steps // steps_per_epoch)
-        with tqdm(total=total_steps, desc="training", unit="step", disable=not world.is_first, **bar_pace()) as bar:
+        with tqdm(
+            total=run.total_steps,
+            initial=first,
+            desc="training",
+            unit="step",
+            disable=not ppt.world.is_first,
+            **bar_pace(),
+        ) as bar:
             asked = time.perf_counter()
             for step, micro_batches in loader:
-                waited += time.perf_counter() - asked
-                losses += ppt.train_step([to_device(batch, world.device) for batch in micro_batches])
-                counted, done, last = counted + 1, step + 1, step + 1 == total_steps
+                since.waited += time.perf_counter() - asked
+                since.losses.append(ppt.train_step([to_device(batch, device) for batch in micro_batches]))
+                done, last = step + 1, step + 1 == run.total_steps
+                ends_epoch = done % run.steps_per_epoch == 0 or last
+                epoch = step // run.steps_per_epoch + 1
                 bar.update()
+                stopped, due = ppt.any_rank(
+                    self._signals.asked is not None,
+                    run.minutes_since_save() >= (cfg.train.save_every_minutes or math.inf),
+                )
                 # every log_interval steps: the only place where the host waits for the device
                 if done % cfg.log_interval == 0 or last:
-                    loss = float(ppt.mean_over_ranks(losses) / counted)
-                    seconds = time.perf_counter() - began
-                    self._tell(
-                        tracker.row(
-                            "train", step=done, epoch=step // steps_per_epoch + 1, loss=loss, lr=ppt.learning_rate(step),
-                            grad_norm=ppt.gradient_norm(), samples_per_s=round(counted * plan.global_batch / seconds, 2),
-                            steps_per_s=round(counted / seconds, 4), data_wait_s=round(waited / counted, 6),
-                        )
-                    )  # fmt: skip
-                    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                    losses.zero_()
-                    counted, began, waited = 0, time.perf_counter(), 0.0
-                # at the end of an epoch: validate, save
-                if done % steps_per_epoch == 0 or last:
-                    epoch = -(-done // steps_per_epoch)
-                    paused = time.perf_counter()
-                    if val_set is not None and (epoch % cfg.train.val_interval == 0 or last):
-                        val_loss = ppt.eval_loss(self._val_batches(val_set, ppt))
-                        self._tell(tracker.row("val", step=done, epoch=epoch, loss=val_loss))
-                        log.info("epoch %d/%d  loss %.4f  val %.4f", epoch, epochs, loss, val_loss)
-                    if epoch % cfg.save_interval == 0 or last:
-                        self._save(ppt, tracker, card=card, epoch=epoch, loss=loss)
-                    began += time.perf_counter() - paused  # the rate is that of training
+                    self._row(run, step=done, epoch=epoch)
+                    bar.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
+                # at the end of an epoch: validate
+                if ends_epoch and run.val_set is not None and (epoch % cfg.train.val_interval == 0 or last):
+                    run.val_loss = ppt.eval_loss(self._val_batches(run.val_set, ppt))
+                    self._tell(run.tracker.row("val", step=done, epoch=epoch, loss=run.val_loss))
+                    log.info(
+                        "epoch %d/%d  loss %.4f  val %.4f",
+                        epoch,
+                        -(-run.total_steps // run.steps_per_epoch),
+                        run.loss,
+                        run.val_loss,
+                    )
+                # at the end of save_interval epochs, every save_every_minutes, before a stop: save
+                numbered = ends_epoch and (epoch % cfg.save_interval == 0 or last)
+                if numbered or due or stopped:
+                    self._save(run, step=done, epoch=epoch, numbered=numbered)
+                if stopped and not last:
+                    return self._stop(run, step=done)
                 asked = time.perf_counter()
-        log.info("finished after %d steps: %s", total_steps, self.run_dir)
+        run.writer.wait()
+        if run.writer.failure is not None:
+            raise run.writer.failure
+        run.tracker.row("end", step=run.total_steps, reason="finished")
+        log.info("finished after %d steps: %s", run.total_steps, self.run_dir)
+        return 0
 
-    def _save(self, ppt: engine.Engine, tracker: Tracker, *, card: dict, epoch: int, loss: float) -> None:
-        content = {"policy": ppt.whole_weights(), "ema": ppt.whole_averaged(), "step": ppt.step, "epoch": epoch, **card}
-        if ppt.world.is_first:
-            path = save_model(self.run_dir, content, epoch=epoch, keep_last=self.cfg.train.last_k_checkpoints)
-            self._tell(tracker.row("checkpoint", step=ppt.step, epoch=epoch, loss=loss, path=str(path)))
-            log.info("saved %s", path)
+    def _row(self, run: _Run, *, step: int, epoch: int) -> None:
+        ppt, since = run.ppt, run.since
+        losses = since.all_losses(ppt)
+        self._refuse_nan(run, losses, last_step=step)
+        run.loss = sum(losses) / len(losses)
+        count = max(1, len(since.losses))
+        seconds = max(1e-9, time.perf_counter() - since.began - since.saving)
+        timing = {name: round(value / count, 6) for name, value in ppt.seconds.items()}
+        self._tell(
+            run.tracker.row(
+                "train", step=step, epoch=epoch, loss=run.loss, lr=ppt.learning_rate(step - 1), grad_norm=ppt.gradient_norm(),
+                samples_per_s=round(count * run.plan.global_batch / seconds, 2), steps_per_s=round(count / seconds, 4),
+                data_wait_s=round(since.waited / count, 6), **timing, save_s=round(since.saving, 6), skipped=ppt.skipped,
+            )
+        )  # fmt: skip
+        ppt.seconds = dict.fromkeys(ppt.seconds, 0.0)
+        since.clear()
+
+    def _refuse_nan(self, run: _Run, losses: list[float], *, last_step: int) -> None:
+        """Writes down which windows gave a loss that is not finite, and stops.
+
+        Raises:
+            FloatingPointError: one is not finite. On every rank, before anything is saved.
+        """
+        bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not bad:
+            return
+        step = last_step - len(losses) + bad[0]  # from 0
+        order = run.plan.order(step // run.plan.steps_per_pass)
+        start = step % run.plan.steps_per_pass * run.plan.global_batch
+        windows = order[start : start + run.plan.global_batch].tolist()
+        path = self.run_dir / f"nan_step_{step + 1}.json"
+        if run.ppt.world.is_first:
+            path.write_text(json.dumps({"step": step + 1, "loss": str(losses[bad[0]]), "windows": windows}))
+            run.tracker.row("end", step=step + 1, reason="the loss is not finite")
+        raise FloatingPointError(
+            f"the loss of step {step + 1} is {losses[bad[0]]}; its windows are in {path}. The checkpoints are from before. "
+            "Lower optimizer.lr, look at those windows, or set train.on_nan=skip."
+        )
+
+    def _save(self, run: _Run, *, step: int, epoch: int, numbered: bool) -> None:
+        """Copies the state to host memory; a thread writes model.pth, model_{epoch}.pth and resume/ from there."""
+        began = time.perf_counter()
+        ppt, cfg = run.ppt, self.cfg
+        losses = run.since.all_losses(ppt)
+        self._refuse_nan(run, losses, last_step=step)
+        loss = sum(losses) / len(losses) if losses else run.loss
+        state = ppt.state()
+        run.saved_at = time.monotonic()
+        if state is not None:
+            measured = run.val_loss if cfg.train.best_metric == "val_loss" else loss
+            if cfg.train.best_metric and numbered and measured < run.best[0]:
+                run.best = (measured, epoch)
+            content = {"policy": state["weights"], "ema": state["averaged"], "step": step, "epoch": epoch, **run.card}
+            onward = {
+                "engine": state, "losses": losses, "best": list(run.best), "wandb_id": run.tracker.wandb_id,
+                "loss": run.loss,
+                "val_loss": run.val_loss,
+                "config": run.card["config"], "generators": {"torch": torch.get_rng_state()},
+            }  # fmt: skip
+            row = {"step": step, "epoch": epoch, "loss": loss, "val_loss": run.val_loss}
+            best_epoch = run.best[1]
+
+            def write() -> None:
+                path = save_model(
+                    self.run_dir, content, epoch=epoch if numbered else None, keep_last=cfg.train.last_k_checkpoints,
+                    keep_epoch=best_epoch, safetensors=cfg.train.safetensors,
+                )  # fmt: skip
+                self._tell(run.tracker.row("checkpoint", **row, path=str(path)))
+                run.tracker.sync()
+                save_resume(self.run_dir, onward)
+                log.info("saved %s", path)
+
+            run.writer.submit(write)
+        run.since.saving += time.perf_counter() - began
+
+    def _stop(self, run: _Run, *, step: int) -> int:
+        run.writer.wait()
+        number = max(int(flag) for flag in engine.from_first([self._signals.asked or signal.SIGTERM]))
+        name = signal.Signals(number).name
+        run.tracker.row("end", step=step, reason=name)
+        log.info(
+            "stopped by %s after step %d, saved; go on with train.resume=auto suffix=%s", name, step, self.cfg.suffix
+        )
         engine.barrier()
+        return 128 + number
+
+    def _resume(self, ppt: engine.Engine, plan: BatchPlan) -> dict:
+        """Takes the newest state into the engine; {} when the run starts anew. On every rank, or an error on every rank."""
+        if self.cfg.train.resume == "never":
+            return {}
+        saved, problem = None, None
+        if ppt.world.is_first:
+            try:
+                saved = load_resume(self.run_dir)
+                if saved is not None:
+                    self._check_same(saved["config"])
+            except UserError as error:
+                problem = str(error)
+        problem = engine.from_first(problem)
+        if problem:
+            raise UserError(problem)
+        if not engine.from_first(saved is not None):
+            log.info("nothing to resume in %s: starting", self.run_dir)
+            return {}
+        try:
+            ppt.load_state(saved["engine"] if saved else None)
+        except ValueError as error:
+            raise UserError(f"{self.run_dir}: {error}. Resume with the configuration it was trained with.") from None
+        if saved:
+            torch.set_rng_state(saved["generators"]["torch"])
+        extra = {name: saved[name] for name in ("losses", "best", "wandb_id", "loss", "val_loss")} if saved else None
+        return engine.from_first(extra)
+
+    def _check_same(self, stored: dict) -> None:
+        """What decides the data and the weights must not change between the parts of a run."""
+        now = OmegaConf.to_container(self.cfg, resolve=True)
+        assert isinstance(now, dict)
+        for part in ("domains", "dataset", "policy", "seed"):
+            if now[part] != stored[part]:
+                raise UserError(
+                    f"{part} is {now[part]} here and {stored[part]} in {self.run_dir}: the run would not go on as it began. Set it back, or choose another suffix."
+                )
 
     def _tell(self, row: dict) -> None:
         for listener in self.listeners:
@@ -276,18 +470,19 @@ class UnifiedTrainer:
         policy: PPTPolicy,
         plan: BatchPlan,
         total_steps: int,
-        world: engine.World,
+        ppt: engine.Engine,
     ) -> None:
-        cfg = self.cfg
+        cfg, world = self.cfg, ppt.world
         if not world.is_first:
             return
         origin = provenance({name: fingerprint_of(store.path) for name, store in dataset.stores.items()})
         OmegaConf.save(OmegaConf.create(origin), self.run_dir / "provenance.yaml")
         log.info("run folder %s", self.run_dir)
+        if ppt.step:
+            log.info("resumed after step %d", ppt.step)
         log.info(
             "policy %.2fM parameters, %.2fM trained; %d windows of %d episodes",
-            sum(p.numel() for p in policy.parameters()) / 1e6,
-            sum(p.numel() for p in policy.parameters() if p.requires_grad) / 1e6,
+            ppt.num_parameters / 1e6, ppt.num_trained / 1e6,
             len(dataset), dataset.num_episodes,
         )  # fmt: skip
         log.info(

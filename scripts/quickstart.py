@@ -14,6 +14,7 @@ EPISODES = 20
 
 def main(cfg: DictConfig) -> int:
     from ppt_kit.checkpoint import load_policy
+    from ppt_kit.engine import num_cores
     from ppt_kit.notebook.plots import plot_report
     from ppt_kit.sim.evaluate import evaluate, success_table
     from ppt_kit.trainer import UnifiedTrainer
@@ -33,9 +34,18 @@ def main(cfg: DictConfig) -> int:
     run.run()
     started = _lap(spent, "train", started)
     policy, out_dir = load_policy(run.run_dir), run.run_dir / "eval"
-    seeing = evaluate(policy, task, episodes=EPISODES, videos=1, out_dir=out_dir)
+    processes = min(4, num_cores())
+    seeing = evaluate(policy, task, episodes=EPISODES, videos=1, n_procs=processes, out_dir=out_dir)
     started = _lap(spent, "evaluate", started)
-    blind = evaluate(policy, task, episodes=EPISODES, zero_keys=["pointcloud"], log_name="control", out_dir=out_dir)
+    blind = evaluate(
+        policy,
+        task,
+        episodes=EPISODES,
+        zero_keys=["pointcloud"],
+        n_procs=processes,
+        log_name="control",
+        out_dir=out_dir,
+    )
     _lap(spent, "control", started)
     figure = run.run_dir / "quickstart.png"
     plot_report(run.run_dir, [seeing, blind]).savefig(figure, dpi=120)

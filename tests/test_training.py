@@ -118,6 +118,7 @@ def test_the_run_folder_holds_what_the_contract_says(small_cfg):
         "model.pth",
         "model_4.pth",
         "model_5.pth",
+        "resume",
     }
     plain = torch.load(run.run_dir / "model.pth", weights_only=True)
     assert (plain["epoch"], plain["config"]["seed"]) == (5, 0)

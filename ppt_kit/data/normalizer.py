@@ -50,7 +50,8 @@ def _limits(dataset: MultiTrajDataset, name: str, kind: str) -> Stats:
             raise ValueError(f"{dataset.stores[name].path}: {kind} of episode {episode} (row {row}) is not finite")
         low = values.min(0) if low is None else np.minimum(low, values.min(0))
         high = values.max(0) if high is None else np.maximum(high, values.max(0))
-    assert low is not None and high is not None
+    assert low is not None
+    assert high is not None
     constant = (high - low) < NEAR_CONSTANT
     scale = np.where(constant, 1.0, 2.0 / np.where(constant, 1.0, high - low))
     return Stats(((low + high) / 2).tolist(), scale.tolist(), np.flatnonzero(constant).tolist())

@@ -60,8 +60,8 @@ class ZarrStore:
             self.episode_ends = np.asarray(root["meta/episode_ends"][:], dtype=np.int64)  # type: ignore[index]
         except (KeyError, FileNotFoundError, ValueError, TypeError):
             raise UserError(f"{self.path}: not a replay buffer: it needs meta/episode_ends and a group data.") from None
-        self._arrays = {name: array for name, array in _walk(root["data"])}
-        self._meta = {name: array for name, array in _walk(root["meta"])}
+        self._arrays = dict(_walk(root["data"]))
+        self._meta = dict(_walk(root["meta"]))
         self.attrs = json.loads(json.dumps(dict(root.attrs)))
         self._maps: dict[str, list[np.ndarray] | None] = {}
         self._check_ends()

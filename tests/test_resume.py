@@ -1,0 +1,298 @@
+"""2N steps == N, kill -9, resume, N: bit for bit, with real processes killed at moments of the system's choosing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SMALL_WORDS
+
+from ppt_kit.checkpoint import load_model, load_resume, resume_files
+from ppt_kit.config import UserError
+from ppt_kit.tracking import read_metrics
+from ppt_kit.trainer import UnifiedTrainer
+
+TRAIN = str(ROOT / "scripts/train.py")
+STEPS = 60
+WORDS = [
+    *SMALL_WORDS, "domains=a,wide", "policy.dropout=0.2", f"train.total_iters={STEPS}", "train.total_epochs=99", "save_interval=1",
+    "train.last_k_checkpoints=2", "log_interval=7", "train.resume=auto",
+]  # fmt: skip
+
+
+def command_of(small_data, tmp_path, name, *words, ranks=1):
+    batch = f"batch_size={8 // ranks}"
+    mode = ["train_mode=distributed", f"world_size={ranks}"] if ranks > 1 else []
+    return [
+        sys.executable,
+        TRAIN,
+        *WORDS,
+        batch,
+        *mode,
+        f"dataset_path={small_data}",
+        f"output_dir={tmp_path}",
+        f"suffix={name}",
+        *words,
+    ]
+
+
+def start(command):
+    return subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(command):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done
+
+
+def processes_with(word):
+    """Pids of the living processes that have `word` on their command line."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            line = open(f"/proc/{pid}/cmdline").read()  # noqa: SIM115
+            state = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]  # noqa: SIM115
+            if word in line and state != "Z" and int(pid) != os.getpid():
+                found.append(int(pid))
+    return found
+
+
+def kill_everything(word):
+    for pid in processes_with(word):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(condition, *, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def assert_same_run(one, two):
+    a, b = load_model(one), load_model(two)
+    for part in ("policy", "ema"):
+        different = [name for name in a[part] if not torch.equal(a[part][name], b[part][name])]
+        assert different == [], part
+    columns = ["step", "epoch", "loss", "lr", "grad_norm"]
+    x, y = (read_metrics(folder, "train") for folder in (one, two))
+    assert x[[c for c in columns if c in x]].equals(y[[c for c in columns if c in y]])
+    for kind in ("val", "checkpoint"):
+        x, y = (read_metrics(folder, kind) for folder in (one, two))
+        assert list(x["step"]) == list(y["step"]), kind
+        assert x["loss"].equals(y["loss"]), kind
+
+
+CASES = [
+    pytest.param(0, 1, id="stage 0"),
+    pytest.param(3, 1, id="stage 3"),
+    pytest.param(2, 2, id="stage 2, two ranks"),
+]
+MORE = [
+    pytest.param(s, r, id=f"stage {s}, {r} ranks", marks=pytest.mark.long)
+    for s, r in ((1, 1), (2, 1), (0, 2), (1, 2), (3, 2))
+]
+
+
+@pytest.mark.parametrize(("stage", "ranks"), CASES + MORE)
+def test_a_killed_and_resumed_run_is_the_run_that_was_not_killed(small_data, tmp_path, stage, ranks):
+    straight, broken = (
+        command_of(small_data, tmp_path, name, f"deepspeed=zero{stage}", ranks=ranks) for name in ("straight", "broken")
+    )
+    finish(straight)
+    folder = tmp_path / "a+wide/broken"
+    process = start(broken)
+    wait_for(lambda: len(resume_files(folder)) >= 2)
+    kill_everything(str(tmp_path))
+    process.wait()
+    step = int(resume_files(folder)[-1].stem.removeprefix("step_"))
+    assert 0 < step < STEPS
+    finish(broken)
+    assert_same_run(tmp_path / "a+wide/straight", folder)
+    assert f"resumed after step {step}" in (folder / "train.log").read_text()
+
+
+@pytest.mark.parametrize(("before", "after"), [((0, 1), (0, 2)), pytest.param((2, 2), (2, 1), marks=pytest.mark.long), pytest.param((1, 1), (3, 2), marks=pytest.mark.long), pytest.param((3, 2), (0, 1), marks=pytest.mark.long)])  # fmt: skip
+def test_another_world_size_or_stage_goes_on_with_the_same_losses(small_data, tmp_path, before, after):
+    """Relative difference of the losses below 1e-5, as between one process and two that never stopped."""
+    finish(command_of(small_data, tmp_path, "straight", "log_interval=1"))
+    folder = tmp_path / "a+wide/moved"
+    first = command_of(small_data, tmp_path, "moved", "log_interval=1", f"deepspeed=zero{before[0]}", ranks=before[1])
+    process = start(first)
+    wait_for(lambda: len(resume_files(folder)) >= 2)
+    kill_everything(str(tmp_path))
+    process.wait()
+    finish(command_of(small_data, tmp_path, "moved", "log_interval=1", f"deepspeed=zero{after[0]}", ranks=after[1]))
+    a, b = (read_metrics(tmp_path / "a+wide" / name, "train")["loss"].to_numpy() for name in ("straight", "moved"))
+    assert len(a) == len(b) == STEPS
+    assert abs(a / b - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+def test_a_stop_signal_saves_says_so_and_exits_with_its_code(small_data, tmp_path, number, ranks):
+    command = command_of(
+        small_data,
+        tmp_path,
+        "run",
+        "save_interval=50",
+        "train.total_iters=100000",
+        "train.total_epochs=99999",
+        ranks=ranks,
+    )
+    process, folder = start(command), tmp_path / "a+wide/run"
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(read_metrics(folder)) > 2)
+    began = time.monotonic()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, output[-2000:]
+    assert time.monotonic() - began < 20
+    assert f"stopped by {signal.Signals(number).name}" in output
+    end = read_metrics(folder, "end").iloc[-1]
+    assert end["reason"] == signal.Signals(number).name
+    assert load_resume(folder)["engine"]["step"] == end["step"] == load_model(folder)["step"]
+    assert processes_with(str(tmp_path)) == []
+
+
+def test_minutes_between_saves(small_cfg):
+    run = UnifiedTrainer(small_cfg("train.save_every_minutes=0.00001", "save_interval=99", "train.total_iters=5"))
+    run.run()
+    rows = read_metrics(run.run_dir, "checkpoint")
+    assert list(rows["step"]) == [1, 2, 3, 4, 5]
+    assert [path.name for path in run.run_dir.glob("model_*.pth")] == ["model_2.pth"]  # the end of the last epoch
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(small_cfg):
+    UnifiedTrainer(small_cfg()).run()
+    again = UnifiedTrainer(small_cfg("train.resume=auto"))
+    before = (again.run_dir / "model.pth").read_bytes()
+    assert again.run() == 0
+    assert (again.run_dir / "model.pth").read_bytes() == before
+    longer = UnifiedTrainer(small_cfg("train.resume=auto", "train.total_epochs=3"))
+    longer.run()
+    assert read_metrics(longer.run_dir, "train")["step"].is_monotonic_increasing
+
+
+def test_another_architecture_or_dataset_is_refused_and_touches_nothing(small_cfg):
+    run = UnifiedTrainer(small_cfg())
+    run.run()
+    before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
+    for word in ("policy.depth=2", "dataset.action_horizon=4", "seed=8"):
+        with pytest.raises(UserError, match=word.split(".")[0].split("=")[0]):
+            UnifiedTrainer(small_cfg("train.resume=auto", "train.total_epochs=3", word)).run()
+    assert before == {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
+
+
+def test_a_truncated_state_names_the_file_and_the_one_before(small_cfg):
+    run = UnifiedTrainer(small_cfg("save_interval=1"))
+    run.run()
+    newest = resume_files(run.run_dir)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"step_0+8.pt: damaged.*go on from step_0+4.pt"):
+        UnifiedTrainer(small_cfg("train.resume=auto", "train.total_epochs=3")).run()
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_save_not_the_run(small_cfg, monkeypatch):
+    from ppt_kit import checkpoint
+
+    real, calls = checkpoint.save_resume, []
+
+    def full_once(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr("ppt_kit.trainer.save_resume", full_once)
+    run = UnifiedTrainer(small_cfg("save_interval=1", "train.total_epochs=3"))
+    assert run.run() == 0
+    assert "No space left" in (run.run_dir / "train.log").read_text()
+    assert len(resume_files(run.run_dir)) == 2
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_loss_that_is_no_number_stops_or_is_skipped(small_cfg, tmp_path, on_nan):
+    """One cloud in the training data is infinite, as from a broken depth camera."""
+    import shutil
+
+    import numpy as np
+    import zarr
+
+    cfg = small_cfg(f"train.on_nan={on_nan}", "dataset.val_ratio=0", "train.total_epochs=3")
+    shutil.copytree(cfg.dataset_path, tmp_path / "bad")
+    zarr.open_group(str(tmp_path / "bad/a.zarr"), mode="a")["data/obs/pointcloud/pos"][14, 3] = np.inf
+    cfg.dataset_path = str(tmp_path / "bad")
+    run = UnifiedTrainer(cfg)
+    if on_nan == "stop":
+        with pytest.raises(FloatingPointError, match="nan_step_"):
+            run.run()
+        (told,) = run.run_dir.glob("nan_step_*.json")
+        assert {14, 15} & set(json.loads(told.read_text())["windows"])
+        assert not (run.run_dir / "model.pth").exists()
+    else:
+        assert run.run() == 0
+        assert read_metrics(run.run_dir, "train")["skipped"].iloc[-1] >= 3
+        weights = load_model(run.run_dir)["policy"]
+        assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_the_best_checkpoint_outlives_the_last_k(small_cfg):
+    words = [
+        "save_interval=1",
+        "train.total_epochs=6",
+        "train.last_k_checkpoints=1",
+        "train.best_metric=val_loss",
+        "train.safetensors=true",
+    ]
+    run = UnifiedTrainer(small_cfg(*words, "optimizer.lr=0.05"))
+    run.run()
+    rows = read_metrics(run.run_dir, "checkpoint")
+    best = int(rows.loc[rows["val_loss"].idxmin(), "epoch"])
+    kept = {int(path.stem.removeprefix("model_")) for path in run.run_dir.glob("model_*.pth")}
+    assert kept == {best, 6}
+    from safetensors.torch import load_file
+
+    plain = load_model(run.run_dir)
+    assert torch.equal(load_file(run.run_dir / "model.safetensors")["heads.a.queries"], plain["ema"]["heads.a.queries"])
+
+
+@pytest.mark.long
+def test_fifty_kills_at_random_moments(small_data, tmp_path):
+    """kill -9 of a rank, of the launcher, or of all: no orphan, no hang beyond 30 s, no torn file, resume exact each time."""
+    straight = command_of(small_data, tmp_path, "straight", ranks=2)
+    finish(straight)
+    dice, trials, rounds = random.Random(0), 0, 0
+    while trials < 50:
+        rounds += 1
+        name = f"broken{rounds}"
+        folder, finished = tmp_path / "a+wide" / name, False
+        command = command_of(small_data, tmp_path, name, ranks=2)
+        while not finished and trials < 50:
+            process = start(command)
+            time.sleep(dice.uniform(3, 12))
+            victims = processes_with(name) or [process.pid]
+            what = dice.choice(["rank", "launcher", "all"])
+            children = [pid for pid in victims if pid != process.pid] or victims
+            for pid in {"rank": [dice.choice(children)], "launcher": [process.pid], "all": victims}[what]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            trials += 1
+            wait_for(lambda n=name: processes_with(n) == [], seconds=30)
+            process.wait()
+            for path in resume_files(folder):
+                torch.load(path, weights_only=True)
+            if (folder / "metrics.jsonl").exists():
+                finished = (read_metrics(folder)["kind"] == "end").any()
+        finish(command)
+        assert_same_run(tmp_path / "a+wide/straight", folder)
