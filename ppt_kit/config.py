@@ -142,6 +142,11 @@ class Config:
     gradient_accumulation_steps: int = key(1, "micro steps per optimizer step", low=1)
     gradient_clipping: float = key(1.0, "largest gradient norm; 0 = no clipping", low=0)
     precision: str = key("fp32", "number format of the weights in the forward pass", choices=("fp32", "bf16", "fp16"))
+    compile: bool = key(False, "torch.compile the policy; not with ZeRO stage 3")
+    activation_checkpointing: bool = key(False, "recompute the trunk in the backward pass: less memory, more time")
+    rendezvous_timeout_s: float = key(
+        300.0, "how long the processes of a job wait for each other at the start (s)", low=1
+    )
     deepspeed: str = key("zero0", "a name in ds_configs/, or the path of a DeepSpeed JSON file")
     log_interval: int = key(10, "optimizer steps between rows of metrics.jsonl", low=1)
     save_interval: int = key(10, "epochs between model_{epoch}.pth files; model.pth follows each", low=1)

@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import difflib
 import json
 import logging
 import math
 import os
+import shutil
+import socket
 import sys
 import time
+import typing
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +44,17 @@ OURS = {  # keys of a DeepSpeed JSON whose number has its owner in our configura
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
 
 
+PLAIN_KEYS = (
+    "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "wall_clock_breakdown",
+    "memory_breakdown", "dump_state", "seq_parallel_communication_data_type",
+)  # fmt: skip
+NESTED_KEYS = {
+    "aio": dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events", "use_gds")),
+    "comms_logger": dict.fromkeys(("enabled", "verbose", "prof_all", "debug", "prof_ops")),
+    "flops_profiler": dict.fromkeys(("enabled", "recompute_fwd_factor", "profile_step", "module_depth", "top_modules", "detailed", "output_file")),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class World:
     """This process among the others."""
@@ -55,11 +70,13 @@ class World:
         return self.rank == 0
 
 
-def join_world(*, rank: int = 0, local_rank: int = 0, world_size: int = 1) -> World:
+def join_world(*, rank: int = 0, local_rank: int = 0, world_size: int = 1, rendezvous_timeout_s: float = 300) -> World:
     """Makes the process group: in memory for one process, over the launcher's MASTER_ADDR for several.
 
+    Args:
+        rendezvous_timeout_s: how long to wait for the other processes at the start.
     Raises:
-        UserError: the local rank has no device.
+        UserError: the local rank has no device, the port is taken, or the others did not come in time.
     """
     deepspeed = _import_deepspeed()
     accelerator = deepspeed.accelerator.get_accelerator()
@@ -80,7 +97,8 @@ def join_world(*, rank: int = 0, local_rank: int = 0, world_size: int = 1) -> Wo
         if world_size == 1:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         else:
-            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=datetime.timedelta(minutes=30))
+            _choose_interface()
+            _meet(backend, rank=rank, world_size=world_size, timeout_s=rendezvous_timeout_s)
     device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
     return World(rank=rank, local_rank=local_rank, size=world_size, device=device)
 
@@ -99,7 +117,14 @@ def check_settings(cfg: DictConfig) -> dict:
     for name, owner in OURS.items():
         if name in settings:
             raise UserError(f"{path}: {name} belongs to the configuration. Delete it there and set {owner}.")
+    _check_keys(settings, path)
     stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if cfg.compile and stage == 3:
+        raise UserError(
+            "compile=true fails with ZeRO stage 3, whose weights come and go during a step. Set deepspeed=zero2, or compile=false."
+        )
+    if cfg.compile and not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise UserError("compile=true on a CPU needs a C++ compiler. Type apt-get install g++, or set compile=false.")
     if cfg.precision != "fp32" and stage == 0:
         raise UserError(
             f"precision={cfg.precision} with {path.stem} (ZeRO stage 0) takes a wrong first optimizer step. Set deepspeed=zero1, or precision=fp32."
@@ -150,6 +175,8 @@ class Engine:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=policy, optimizer=optimizer, model_parameters=trained, config=settings
             )
+        if cfg.compile:
+            self._deepspeed.compile()
         self._clipped_norm: torch.Tensor | None = None
         self._host_group: Any = None
         self._shapes = shapes
@@ -365,17 +392,17 @@ class Engine:
         self, parameter: nn.Parameter, *, master: torch.Tensor, moments: dict[str, torch.Tensor]
     ) -> None:
         if self.stage == 0:
-            for kind, value in moments.items():
-                self._optimizer.state[parameter][kind].copy_(value)
+            for name, moment in moments.items():
+                self._optimizer.state[parameter][name].copy_(moment)
             return
-        values: dict[str | None, torch.Tensor] = {None: master, **moments}
-        if self.stage == 3:  # its own setter of whole tensors fails where a shard is padded
-            for kind, value in values.items():
+        values: dict[str | None, torch.Tensor] = {None: master}
+        values.update(moments)
+        for kind, value in values.items():
+            if self.stage == 3:  # its own setter of whole tensors fails where a shard is padded
                 part = shard_of(value, size=parameter.ds_tensor.numel())  # type: ignore[attr-defined]
                 self._deepspeed.optimizer.set_local_hp_param(part, parameter, kind)
-            return
-        for kind, value in values.items():
-            parameter.set_full_hp_param(value, kind)  # type: ignore[attr-defined]
+            else:
+                parameter.set_full_hp_param(value, kind)  # type: ignore[attr-defined]
 
     def _set_weights(self, weights: dict[str, torch.Tensor]) -> None:
         parameters = dict(self.policy.named_parameters())
@@ -555,6 +582,40 @@ def _difference(policy: nn.Module, state: dict, shapes: dict[str, tuple[int, ...
     return None
 
 
+def _check_keys(settings: dict, path: Path) -> None:
+    """DeepSpeed accepts unknown keys of its JSON silently; here each level's are known."""
+    _import_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    _check_level(
+        settings, {**dict.fromkeys(PLAIN_KEYS), **NESTED_KEYS, "zero_optimization": DeepSpeedZeroConfig}, f"{path}: "
+    )
+
+
+def _check_level(values: dict, known: dict, where: str) -> None:
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UserError(
+                f"{where}{name} is no key of DeepSpeed's."
+                + (f" Did you mean {near[0]}?" if near else f" It takes {', '.join(sorted(known))}.")
+            )
+        inner = known[name]
+        if isinstance(value, dict) and inner is not None:
+            _check_level(value, inner if isinstance(inner, dict) else _fields(inner), f"{where}{name}.")
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """Keys of one of DeepSpeed's pydantic models, each with the model nested in it or None."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        nested = [
+            kind for kind in (field.annotation, *typing.get_args(field.annotation)) if hasattr(kind, "model_fields")
+        ]
+        found |= dict.fromkeys({name, field.alias or name}, nested[0] if nested else None)
+    return found
+
+
 def _settings_file(name: str) -> Path:
     if name.endswith(".json") or "/" in name:
         if not Path(name).is_file():
@@ -596,6 +657,61 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+
+
+def _meet(backend: str, *, rank: int, world_size: int, timeout_s: float) -> None:
+    """The process group of a launched job; torchrun brings its own meeting place, other launchers name rank 0's."""
+    collectives = datetime.timedelta(minutes=30)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=collectives)
+        return
+    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+    place = f"{address}:{port}"
+    try:
+        store = dist.TCPStore(
+            address,
+            port,
+            world_size,
+            is_master=rank == 0,
+            timeout=datetime.timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+        )
+        arrived = store.add("ppt_kit/arrived", 1)
+        deadline = time.monotonic() + timeout_s
+        while arrived < world_size and time.monotonic() < deadline:
+            time.sleep(0.1)
+            arrived = store.add("ppt_kit/arrived", 0)
+    except (dist.DistNetworkError, dist.DistStoreError, RuntimeError) as error:
+        if "EADDRINUSE" in str(error) or "already in use" in str(error):
+            raise UserError(
+                f"{place} is taken by another program, so rank 0 cannot listen there. Set MASTER_PORT to a free port."
+            ) from None
+        raise UserError(
+            f"rank {rank} did not reach rank 0 at {place} within {timeout_s:g} s. Check MASTER_ADDR, MASTER_PORT and the firewall, "
+            "or set rendezvous_timeout_s higher."
+        ) from None
+    if arrived < world_size:
+        raise UserError(
+            f"{arrived} of {world_size} processes came to {place} within {timeout_s:g} s. Start the others, check WORLD_SIZE and RANK "
+            "(a node's first global rank; LOCAL_WORLD_SIZE says how many it starts), or set rendezvous_timeout_s higher."
+        )
+    store.set_timeout(collectives)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=collectives)
+
+
+def _choose_interface() -> None:
+    """Tells gloo the network interface that leads to MASTER_ADDR: by itself it may take the loopback one."""
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    if "GLOO_SOCKET_IFNAME" in os.environ or address.startswith("127.") or address == "localhost":
+        return
+    import psutil
+
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # a datagram socket: nothing is sent, the route is looked up
+        mine = probe.getsockname()[0]
+        for name, entries in psutil.net_if_addrs().items():
+            if any(entry.address == mine for entry in entries):
+                os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def num_cores() -> int:

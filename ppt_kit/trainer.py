@@ -158,7 +158,10 @@ class UnifiedTrainer:
 
     def _setup_distributed(self, local_rank: int, world_size: int) -> engine.World:
         self._world = engine.join_world(
-            rank=int(os.environ.get("RANK", local_rank)), local_rank=local_rank, world_size=world_size
+            rank=int(os.environ.get("RANK", local_rank)),
+            local_rank=local_rank,
+            world_size=world_size,
+            rendezvous_timeout_s=self.cfg.rendezvous_timeout_s,
         )
         self.run_dir = Path(engine.from_first(str(self.run_dir)))  # the ranks' clocks may give different suffixes
         return self._world
@@ -445,6 +448,7 @@ class UnifiedTrainer:
             torch.manual_seed(cfg.seed)
             policy = build_policy(cfg, dataset.shapes)
         policy.set_normalizer(stats)
+        policy.trunk.recompute = cfg.activation_checkpointing
         if cfg.train.pretrained_dir:
             content = load_model(cfg.train.pretrained_dir)
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ppt_kit.randomness import dropout
 
@@ -63,9 +64,13 @@ class Trunk(nn.Module):
             Block(width, num_heads, dropout=dropout, name=f"trunk.{index}") for index in range(depth)
         )
         self.norm = nn.LayerNorm(width)
+        self.recompute = False  # activation checkpointing: the dropout is counted, so the second pass repeats the first
 
     def forward(self, tokens: torch.Tensor, seeds: torch.Tensor | None) -> torch.Tensor:
         """(B, T, width) -> (B, T, width)."""
         for block in self.blocks:
-            tokens = block(tokens, seeds)
+            if self.recompute and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, seeds, use_reentrant=False)
+            else:
+                tokens = block(tokens, seeds)
         return self.norm(tokens)

@@ -1,0 +1,273 @@
+"""What the engine refuses, and that its options change the memory or the speed but not the numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL_WORDS
+
+from ppt_kit.config import UserError, load_config
+from ppt_kit.engine import check_settings
+from ppt_kit.tracking import read_metrics
+from ppt_kit.trainer import UnifiedTrainer
+
+TRAIN = str(ROOT / "scripts/train.py")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"zero_optimisation": {"stage": 1}}, "Did you mean zero_optimization"),
+        (
+            {"zero_optimization": {"stage": 1, "reduce_buket_size": 5}},
+            "zero_optimization.reduce_buket_size.*Did you mean reduce_bucket_size",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}},
+            "offload_optimizer.devise.*Did you mean device",
+        ),
+        ({"flops_profiler": {"enable": True}}, "Did you mean enabled"),
+        ({"train_batch_size": 8}, "set batch_size"),
+        ({"gradient_clipping": 1.0}, "set gradient_clipping"),
+        ({"bf16": {"enabled": True}}, "set precision=bf16"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer.lr"),
+    ],
+)
+def test_an_unknown_or_foreign_key_is_named_at_every_level(tmp_path, settings, says):
+    (tmp_path / "mine.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=says):
+        check_settings(load_config("quickstart", f"deepspeed={tmp_path / 'mine.json'}"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["precision=bf16"], "deepspeed=zero1"),
+        (["precision=fp16", "deepspeed=zero1"], "needs a GPU"),
+        (["compile=true", "deepspeed=zero3"], "deepspeed=zero2"),
+        (["deepspeed=zero7"], "zero0, zero1, zero2, zero2_offload, zero3"),
+    ],
+)
+def test_combinations_that_are_known_to_be_wrong_are_refused_with_the_alternative(words, says):
+    import torch
+
+    if "precision=fp16" in words and torch.cuda.is_available():
+        pytest.skip("a GPU can do fp16")
+    with pytest.raises(UserError, match=says):
+        check_settings(load_config("quickstart", *words))
+
+
+def losses_with(small_cfg, name, *words):
+    run = UnifiedTrainer(small_cfg(f"suffix={name}", "policy.dropout=0.2", *words))
+    run.run()
+    return read_metrics(run.run_dir, "train")["loss"].to_numpy()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["activation_checkpointing=true"],
+        ["activation_checkpointing=true", "deepspeed=zero3"],
+        ["deepspeed=zero2_offload"],
+    ],
+    ids=" ".join,
+)
+def test_saving_memory_changes_no_number(small_cfg, words):
+    plain, other = losses_with(small_cfg, "plain"), losses_with(small_cfg, "other", *words)
+    assert np.abs(plain / other - 1).max() < 1e-5
+
+
+def test_bf16_follows_fp32_within_its_precision(small_cfg):
+    plain, half = losses_with(small_cfg, "plain"), losses_with(small_cfg, "half", "precision=bf16", "deepspeed=zero1")
+    assert np.abs(plain / half - 1).max() < 0.05
+    assert not np.array_equal(plain, half)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
+def test_a_compiled_policy_gives_the_same_losses(small_cfg):
+    plain, compiled = (
+        losses_with(small_cfg, "plain"),
+        losses_with(small_cfg, "compiled", "compile=true", "deepspeed=zero1"),
+    )
+    assert np.abs(plain / compiled - 1).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "stage", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3]
+)
+def test_a_batch_of_two_b_two_ranks_and_accumulation_are_the_same_mathematics(small_data, tmp_path, stage):
+    """50 steps, dropout on, two domains of different sizes; relative difference of the losses below 1e-5."""
+    base = [
+        *SMALL_WORDS, f"deepspeed=zero{stage}", "policy.dropout=0.2", "domains=a,wide", f"dataset_path={small_data}", f"output_dir={tmp_path}",
+        "train.total_iters=50", "train.total_epochs=99", "train.val_interval=0", "optimizer.lr=1e-4",
+    ]  # fmt: skip
+    ways = {
+        "whole": ["batch_size=8"],
+        "ranks": ["batch_size=4", "train_mode=distributed", "world_size=2"],
+        "accumulated": ["batch_size=4", "gradient_accumulation_steps=2"],
+    }
+    losses = {}
+    for name, words in ways.items():
+        done = subprocess.run(
+            [sys.executable, TRAIN, *base, f"suffix={name}", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses[name] = read_metrics(tmp_path / "a+wide" / name, "train")["loss"].to_numpy()
+        assert len(losses[name]) == 50
+    for name in ("ranks", "accumulated"):
+        assert np.abs(losses[name] / losses["whole"] - 1).max() < 1e-5, name
+
+
+# ------------------------------------------------------------------ launches
+
+
+def launch_words(small_data, tmp_path, *words):
+    return [
+        *SMALL_WORDS,
+        "domains=a",
+        f"dataset_path={small_data}",
+        f"output_dir={tmp_path}",
+        "suffix=run",
+        "train.total_iters=3",
+        "batch_size=4",
+        *words,
+    ]
+
+
+def program(name):
+    return os.path.join(os.path.dirname(sys.executable), name)
+
+
+def test_torchrun_on_one_node(small_data, tmp_path):
+    command = [
+        program("torchrun"),
+        "--nproc_per_node=2",
+        "--master_port=29631",
+        TRAIN,
+        *launch_words(small_data, tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(read_metrics(tmp_path / "a/run", "train")) == 3
+    assert "x 2 process(es)" in (tmp_path / "a/run/train.log").read_text()
+
+
+def test_a_taken_port_is_a_clear_line_in_seconds(small_data, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        env = {
+            **os.environ,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(taken.getsockname()[1]),
+            "WORLD_SIZE": "2",
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+        }
+        done = subprocess.run(
+            [sys.executable, TRAIN, *launch_words(small_data, tmp_path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=env,
+        )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Set MASTER_PORT to a free port" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("rank", "says"), [("0", "1 of 2 processes came to"), ("1", "did not reach rank 0")])
+def test_a_rendezvous_nobody_comes_to_is_a_clear_line_in_seconds(small_data, tmp_path, rank, says):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    env = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "RANK": rank,
+        "LOCAL_RANK": "0",
+    }
+    began = time.monotonic()
+    words = launch_words(small_data, tmp_path, "rendezvous_timeout_s=3")
+    done = subprocess.run(
+        [sys.executable, TRAIN, *words], cwd=ROOT, capture_output=True, text=True, timeout=90, env=env
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert says in done.stderr.strip().splitlines()[-1]
+    assert time.monotonic() - began < 60
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces joined by a veth pair: 10.77.0.1 and 10.77.0.2."""
+    made = [f"ppt{os.getpid()}a", f"ppt{os.getpid()}b"]
+    ends = [f"v{os.getpid()}a", f"v{os.getpid()}b"]
+    ip = lambda *words: subprocess.run(["ip", *words], check=True, capture_output=True)
+    try:
+        for name in made:
+            ip("netns", "add", name)
+        ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for index, (name, end) in enumerate(zip(made, ends)):
+            ip("link", "set", end, "netns", name)
+            ip("-n", name, "addr", "add", f"10.77.0.{index + 1}/24", "dev", end)
+            ip("-n", name, "link", "set", end, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces are not permitted here: {error}")
+    else:
+        yield made
+    finally:
+        for name in made:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def on_both(hosts, commands, envs=({}, {})):
+    started = [
+        subprocess.Popen(["ip", "netns", "exec", host, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **env})
+        for host, command, env in zip(hosts, commands, envs)
+    ]  # fmt: skip
+    return [(process.communicate(timeout=200)[0], process.returncode) for process in started]
+
+
+@pytest.mark.parametrize("way", ["variables", "torchrun", "deepspeed without ssh"])
+def test_two_nodes_across_a_network(small_data, tmp_path, two_hosts, way):
+    words = launch_words(small_data, tmp_path)
+    if way == "variables":
+        common = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29641", "WORLD_SIZE": "2"}
+        envs = [{**common, "RANK": str(node)} for node in (0, 1)]
+        results = on_both(
+            two_hosts, [[sys.executable, TRAIN, *words, "train_mode=distributed", "world_size=2"]] * 2, envs
+        )
+    elif way == "torchrun":
+        ends = [["--node_rank", str(node), TRAIN, *words] for node in (0, 1)]
+        results = on_both(two_hosts, [[program("torchrun"), "--nnodes=2", "--nproc_per_node=1", "--master_addr=10.77.0.1", "--master_port=29642", *end] for end in ends])  # fmt: skip
+    else:
+        (tmp_path / "hosts").write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n")
+        head = [
+            program("deepspeed"),
+            "--hostfile",
+            str(tmp_path / "hosts"),
+            "--no_ssh",
+            "--master_addr=10.77.0.1",
+            "--master_port=29643",
+        ]
+        envs = [{"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}] * 2
+        results = on_both(two_hosts, [[*head, f"--node_rank={node}", TRAIN, *words] for node in (0, 1)], envs)
+    assert [code for _, code in results] == [0, 0], [text[-1500:] for text, _ in results]
+    assert len(read_metrics(tmp_path / "a/run", "train")) == 3
+    assert "x 2 process(es)" in (tmp_path / "a/run/train.log").read_text()
