@@ -65,9 +65,9 @@ class DatasetConfig:
 
 @dataclass
 class PolicyConfig:
-    width: int = key(128, "token width of stems, trunk and head", low=8)
-    depth: int = key(4, "transformer blocks in the trunk", low=1)
-    num_heads: int = key(4, "attention heads", low=1)
+    width: int = key(256, "token width of stems, trunk and head", low=8)
+    depth: int = key(5, "transformer blocks in the trunk", low=1)
+    num_heads: int = key(8, "attention heads", low=1)
     state_latents: int = key(4, "latent tokens a frame's state becomes", low=1)
     cloud_latents: int = key(8, "latent tokens a frame's cloud becomes", low=1)
     dropout: float = key(0.0, "dropout in trunk and head", low=0, high=0.9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from ppt_kit.config import UserError
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_GRACE_S = 20  # what a rank gets to save after a stop signal, before it is killed
 
 
@@ -103,7 +105,7 @@ def run_ranks(config_file: Path, *, world_size: int, num_devices: int) -> int:
         for local in range(here):
             env = common | {"RANK": str(first + local), "LOCAL_RANK": str(local)}
             command = [sys.executable, "-m", "ppt_kit", str(config_file)]
-            ranks.append(subprocess.Popen(command, env=env, start_new_session=True))
+            ranks.append(subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=end_with_parent))
         return _wait(ranks)
     finally:
         for rank in ranks:
@@ -111,6 +113,15 @@ def run_ranks(config_file: Path, *, world_size: int, num_devices: int) -> int:
                 os.killpg(rank.pid, signal.SIGKILL)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Linux tells this process to stop (SIGTERM: save, then leave) when the one that started it is gone, even by kill -9.
+
+    Without it a killed launcher leaves ranks that go on training with nobody to stop them.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:

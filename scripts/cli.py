@@ -8,15 +8,22 @@ from collections.abc import Callable
 import fire
 from omegaconf import DictConfig
 
-from ppt_kit.config import DEFAULT_CONFIG, UserError, describe_keys, load_config
+from ppt_kit.config import UserError, describe_keys, load_config
 
 # words that launchers add: they say which process this is, which the environment says too
 LAUNCHER_WORDS = ("--local_rank", "--local-rank")
 
 
-def run(main: Callable[[DictConfig], int | None], *, schema: type, about: str, config_name: str = "") -> None:
+def run(
+    main: Callable[[DictConfig], int | None],
+    *,
+    schema: type,
+    about: str,
+    config_name: str = "",
+    ignore: tuple[str, ...] = (),
+) -> None:
     """Builds the configuration from sys.argv, then calls main(cfg); exits with its code."""
-    words = [word for word in sys.argv[1:] if not word.startswith(LAUNCHER_WORDS)]
+    words = [word for word in sys.argv[1:] if not word.startswith(LAUNCHER_WORDS) and word not in ignore]
     try:
         if any(word in ("--help", "-h", "help") for word in words):
             print(_help_text(schema=schema, about=about, config_name=config_name))
@@ -41,15 +48,11 @@ def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:
     overrides = []
     for word in received:
         name, _, text = word.partition("=")
-        if schema_has_files(config_name) and name in options:
+        if config_name and name in options:
             options[name] = text
         else:
             overrides.append(word)
     return load_config(str(options["config_name"]), *overrides, config_path=options["config_path"], schema=schema)
-
-
-def schema_has_files(config_name: str) -> bool:
-    return config_name != ""
 
 
 def _normal(word: str) -> str:
@@ -62,13 +65,10 @@ def _normal(word: str) -> str:
 
 def _help_text(*, schema: type, about: str, config_name: str) -> str:
     script = sys.argv[0]
-    files = " [--config-name=NAME] [--config-path=FOLDER]" if schema_has_files(config_name) else ""
+    files = " [--config-name=NAME] [--config-path=FOLDER]" if config_name else ""
     defaults = load_config(config_name, schema=schema)
     source = f" (config {config_name})" if config_name else ""
     return (
         f"{about}\n\nusage: python {script}{files} [key=value | --key=value …]\n\n"
         f"keys, defaults{source}, types:\n{describe_keys(schema, defaults=defaults)}"
     )
-
-
-__all__ = ["DEFAULT_CONFIG", "run"]

@@ -1,0 +1,272 @@
+"""Speed, measured side by side in one run: python scripts/bench.py engine|loader [key=value …]; ratios are what to read."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cli
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from ppt_kit.config import key, load_config
+
+
+@dataclass
+class EngineBench:
+    """Our engine against a bare torch (or DDP) loop of the same policy."""
+
+    ranks: int = key(1, "processes", low=1)
+    stages: list[int] = key([0, 1, 2], "ZeRO stages")
+    batch_size: int = key(16, "windows per process", low=1)
+    num_points: int = key(512, "points of a cloud", low=1)
+    block: int = key(4, "steps measured at a time, ours and the bare loop's in turn", low=1)
+    rounds: int = key(10, "such pairs", low=2)
+
+
+@dataclass
+class LoaderBench:
+    """Our gathered batches against a bare numpy gather, and against a reader of single samples."""
+
+    kind: str = key("pointcloud", "what is read", choices=("pointcloud", "depth", "rgb"))
+    episodes: int = key(50, "episodes of the generated store", low=1)
+    length: int = key(100, "steps of an episode", low=1)
+    batch_size: int = key(128, "windows", low=1)
+    rounds: int = key(20, "batches of each way, in turn", low=2)
+    sample_rounds: int = key(2, "batches of the sample-by-sample reader", low=1)
+
+
+def engine(cfg: DictConfig) -> int:
+    if cfg.ranks > 1 and "RANK" not in os.environ:
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={cfg.ranks}", *sys.argv]
+        return subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": str(max(1, _cores() // cfg.ranks))}
+        ).returncode
+    from ppt_kit.engine import Engine, join_world
+    from ppt_kit.models.policy import build_policy
+
+    rank = int(os.environ.get("RANK", 0))
+    world = join_world(rank=rank, local_rank=rank, world_size=cfg.ranks)
+    train = load_config("", f"batch_size={cfg.batch_size}", f"dataset.num_points={cfg.num_points}")
+    shapes = {"a": {"state": 4, "action": 4}}
+    batch = _batch(cfg, rank, device=world.device)
+
+    bare_policy = build_policy(train, shapes).to(world.device)
+    if world.is_first:
+        print(
+            f"policy {sum(p.numel() for p in bare_policy.parameters()) / 1e6:.2f}M parameters, batch {cfg.batch_size} x {cfg.ranks}, {world.device}"
+        )
+        print(f"{'way':<22}{'bare ms':>9}{'ours ms':>9}{'ratio':>8}{'ratios min-max':>18}{'state MB':>10}")
+    bare = _bare_loop(bare_policy, train, batch, distributed=cfg.ranks > 1)
+    for stage in cfg.stages:
+        settings = load_config(
+            "", f"batch_size={cfg.batch_size}", f"deepspeed=zero{stage}", f"dataset.num_points={cfg.num_points}"
+        )
+        ours = Engine(build_policy(settings, shapes), settings, world, total_steps=10_000)
+        pairs = _in_turn(
+            lambda: bare(batch), lambda ours=ours: ours.train_step([batch]), block=cfg.block, rounds=cfg.rounds
+        )
+        if world.is_first:
+            _print_pairs(f"zero{stage}, {cfg.ranks} rank(s)", pairs, extra=f"{_state_megabytes(ours):>10.1f}")
+    return 0
+
+
+def loader(cfg: DictConfig) -> int:
+    from ppt_kit.data.dataset import MultiTrajDataset
+    from ppt_kit.data.loader import epoch_order
+
+    with tempfile.TemporaryDirectory() as folder:
+        _write_bench_store(Path(folder), cfg)
+        modalities = ["state", cfg.kind] if cfg.kind != "pointcloud" else ["state", "pointcloud"]
+        data = MultiTrajDataset(folder, "ours", observation_horizon=2, action_horizon=16, modalities=modalities)
+        order = epoch_order(len(data), seed=0, epoch=0)
+        batches = [
+            order[start : start + cfg.batch_size] for start in range(0, len(order) - cfg.batch_size, cfg.batch_size)
+        ]
+        for batch in batches:  # the page cache is warm for everybody
+            data.__getitems__(batch)
+        bare, plain = _bare_gather(data, cfg), _sample_reader(Path(folder) / "chunked.zarr", data, cfg)
+        turns = iter(range(10**9))
+        pick = lambda: batches[next(turns) % len(batches)]
+        gathered = _in_turn(lambda: bare(pick()), lambda: data.__getitems__(pick()), block=1, rounds=cfg.rounds)
+        sampled = _in_turn(lambda: plain(pick()), lambda: data.__getitems__(pick()), block=1, rounds=cfg.sample_rounds)
+    windows = cfg.batch_size / statistics.median(ours for _, ours in gathered)
+    print(f"{cfg.kind}: {windows:.0f} windows/s")
+    print(f"ours against a bare numpy gather of the same bytes: {1 / _ratio(gathered):.2f} of its rate")
+    print(
+        f"ours against a reader of single samples (1 frame a chunk, compressed): {1 / _ratio(sampled):.0f} times its rate"
+    )
+    return 0
+
+
+def _bare_loop(policy: torch.nn.Module, train: DictConfig, batch: dict, *, distributed: bool) -> Callable[[dict], None]:
+    model = torch.nn.parallel.DistributedDataParallel(policy) if distributed else policy
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+
+    def step(batch: dict) -> None:
+        loss = model(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), train.gradient_clipping)
+        optimizer.step()
+
+    return step
+
+
+def _batch(cfg: DictConfig, rank: int, *, device: torch.device) -> dict:
+    g, size = torch.Generator().manual_seed(rank), cfg.batch_size
+    batch = {
+        "obs": {"state": torch.randn(size, 2, 4, generator=g), "pointcloud": torch.rand(size, 2, cfg.num_points, 3, generator=g)},
+        "action": torch.randn(size, 8, 4, generator=g), "action_is_pad": torch.zeros(size, 8, dtype=torch.bool),
+        "domain": torch.zeros(size, dtype=torch.long),
+    }  # fmt: skip
+    from ppt_kit.data.loader import to_device
+
+    return to_device(batch, device)
+
+
+def _in_turn(one: Callable, two: Callable, *, block: int, rounds: int) -> list[tuple[float, float]]:
+    """[(seconds a call of `one`, of `two`)], measured in turn, so that a machine that slows down slows both."""
+    one(), two()
+    pairs = []
+    for _ in range(rounds):
+        times = []
+        for way in (one, two):
+            began = time.perf_counter()
+            for _ in range(block):
+                way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append((time.perf_counter() - began) / block)
+        pairs.append((times[0], times[1]))
+    return pairs
+
+
+def _ratio(pairs: list[tuple[float, float]]) -> float:
+    return statistics.median(ours / bare for bare, ours in pairs)
+
+
+def _print_pairs(name: str, pairs: list[tuple[float, float]], *, extra: str) -> None:
+    bare, ours = (statistics.median(times) * 1e3 for times in zip(*pairs))
+    ratios = sorted(ours / bare for bare, ours in pairs)
+    print(
+        f"{name:<22}{bare:>9.1f}{ours:>9.1f}{_ratio(pairs):>8.3f}{f'{ratios[0]:.2f}-{ratios[-1]:.2f}':>18}{extra}",
+        flush=True,
+    )
+
+
+def _state_megabytes(ours) -> float:
+    """What the optimizer holds on this rank: moments, and masters where ZeRO keeps its own."""
+    outer = ours._deepspeed.optimizer
+    inner = outer.optimizer if ours.stage else ours._optimizer
+    held = [value for entry in inner.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
+    held += [p for group in inner.param_groups for p in group["params"]] if ours.stage in (1, 2) else []
+    return sum(value.numel() * value.element_size() for value in held) / 1e6
+
+
+def _write_bench_store(folder: Path, cfg: DictConfig) -> None:
+    """The same episodes twice: as we write them, and as the ancestor did, a compressed chunk a frame."""
+    import zarr
+
+    from ppt_kit.data.store import ZarrWriter
+
+    rng = np.random.default_rng(0)
+
+    def episode() -> dict[str, np.ndarray]:
+        steps = cfg.length
+        arrays: dict[str, np.ndarray] = {
+            "actions": rng.normal(size=(steps, 7)).astype(np.float32),
+            "obs/eef_pos": rng.normal(size=(steps, 3)).astype(np.float32),
+            "obs/normalized_gripper_pos": rng.random((steps, 1), dtype=np.float32),
+        }
+        if cfg.kind == "pointcloud":
+            arrays["obs/pointcloud/pos"] = rng.random((steps, 512, 3), dtype=np.float32)
+        elif cfg.kind == "depth":
+            arrays["obs/depths/front"] = rng.random((steps, 128, 128, 1), dtype=np.float32)
+        else:
+            for camera in ("front", "wrist"):
+                arrays[f"obs/images/{camera}"] = rng.integers(0, 256, (steps, 128, 128, 3), dtype=np.uint8)
+        return arrays
+
+    with ZarrWriter(folder / "ours.zarr") as writer:
+        for _ in range(cfg.episodes):
+            writer.append(episode())
+    source: Any = zarr.open_group(str(folder / "ours.zarr"), mode="r")
+    target: Any = zarr.open_group(str(folder / "chunked.zarr"), mode="w", zarr_format=2)
+    from ppt_kit.data.store import ZarrStore
+
+    for name in ZarrStore(folder / "ours.zarr").keys():  # noqa: SIM118
+        values = source[f"data/{name}"]
+        target.create_array(f"data/{name}", shape=values.shape, chunks=(1, *values.shape[1:]), dtype=values.dtype)[
+            :
+        ] = values[:]
+
+
+def _bare_gather(data, cfg: DictConfig) -> Callable[[np.ndarray], None]:
+    """The least a loader can do: the same rows out of one mapped file a key, nothing else."""
+    store, windows = data.stores["ours"], data._windows["ours"]
+    maps = [store._maps.get(name) for name in store.keys() if store._maps.get(name)]  # noqa: SIM118
+
+    def gather(batch: np.ndarray) -> None:
+        step = windows.steps[batch]
+        seen = np.maximum(step[:, None] + np.arange(-1, 1), windows.first[batch][:, None]).ravel()
+        for chunks in maps:
+            rows = len(chunks[0])
+            owner = seen // rows
+            for index in np.unique(owner):
+                chunks[index][seen[owner == index] - index * rows]
+
+    return gather
+
+
+def _sample_reader(path: Path, data, cfg: DictConfig) -> Callable[[np.ndarray], None]:
+    """A reader of the ancestor's kind: per sample, per key, a slice of a chunked zarr behind a cache of compressed chunks, then collate."""
+    import zarr
+    from zarr.experimental.cache_store import CacheStore
+    from zarr.storage import LocalStore, MemoryStore
+
+    group: Any = zarr.open_group(CacheStore(LocalStore(str(path)), cache_store=MemoryStore()), mode="r", zarr_format=2)
+    keys = [name for name in data.stores["ours"].keys() if name != "actions"]  # noqa: SIM118
+    windows = data._windows["ours"]
+
+    def read(batch: np.ndarray) -> None:
+        samples = []
+        for window in batch:
+            step, first, last = windows.steps[window], windows.first[window], windows.last[window]
+            rows = [max(first, step - 1), step]
+            sample = {name: group[f"data/{name}"][rows[0] : rows[1] + 1] for name in keys}
+            sample = {name: value if len(value) == 2 else np.repeat(value, 2, 0) for name, value in sample.items()}
+            chunk = group["data/actions"][step : min(step + 16, last + 1)]
+            sample["actions"] = np.concatenate([chunk, np.repeat(chunk[-1:], 16 - len(chunk), 0)])
+            samples.append({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in sample.items()})
+        torch.utils.data.default_collate(samples)
+
+    return read
+
+
+def _cores() -> int:
+    from ppt_kit.engine import num_cores
+
+    return num_cores()
+
+
+WAYS = {"engine": (engine, EngineBench), "loader": (loader, LoaderBench)}
+
+if __name__ == "__main__":
+    words = [word for word in sys.argv[1:] if word in WAYS]
+    if len(words) != 1 and not {"--help", "-h"} & set(sys.argv):
+        sys.exit(
+            print(
+                f"error: say what to measure: python scripts/bench.py {'|'.join(WAYS)} [key=value …]", file=sys.stderr
+            )
+            or 2
+        )
+    main, schema = WAYS[words[0] if words else "engine"]
+    cli.run(main, schema=schema, about=__doc__ or "", ignore=tuple(words))
