@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -122,6 +123,28 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def tell_first_failure(folder: Path, *, rank: int, started: float) -> None:
+    """Called while an exception is handled: writes it down, then prints the first that any rank of this run wrote.
+
+    Args:
+        folder: rank_{n}.txt go there.
+        started: time.time() before which files belong to an earlier run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f".rank_{rank}.writing"
+    beside.write_text(f"rank {rank} failed:\n{traceback.format_exc()}")
+    os.replace(beside, folder / f"rank_{rank}.txt")
+    time.sleep(1.0)  # the rank that failed first may still be writing
+    print(first_failure(folder, started=started), file=sys.stderr, flush=True)
+
+
+def first_failure(folder: Path, *, started: float) -> str:
+    """The earliest traceback in `folder` since `started`, or an empty text."""
+    written = {path: path.stat().st_mtime for path in folder.glob("rank_*.txt")}
+    recent = [path for path, when in written.items() if when >= started - 1]
+    return min(recent, key=lambda path: written[path]).read_text() if recent else ""
 
 
 def free_port() -> int:

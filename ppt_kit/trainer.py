@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +132,7 @@ class UnifiedTrainer:
             OmegaConf.update(self.cfg, "suffix", datetime.now().strftime("%Y%m%d-%H%M%S"))
         self.run_dir = Path(self.cfg.output_dir) / "+".join(domain_names(cfg.domains)) / self.cfg.suffix
         self.listeners: list[Callable[[dict], None]] = []
+        self._started = time.time()
 
     def run(self) -> int:
         """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well."""
@@ -154,6 +156,12 @@ class UnifiedTrainer:
         world = self._setup_distributed(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
         try:
             return self._train(world)
+        except UserError:
+            raise
+        except Exception:
+            # a survivor's broken connection must not be the last thing on the screen: the first failure is
+            launch.tell_first_failure(self.run_dir / "failures", rank=world.rank, started=self._started)
+            os._exit(1)  # leaving the group politely would wait for ranks that are gone
         finally:
             self._cleanup_distributed()
 
@@ -175,7 +183,11 @@ class UnifiedTrainer:
         launch.local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
         self._check()
         self._write_config()
-        return launch.run_ranks(self.run_dir / "config.yaml", world_size=self.cfg.world_size, num_devices=num_devices)
+        code = launch.run_ranks(self.run_dir / "config.yaml", world_size=self.cfg.world_size, num_devices=num_devices)
+        first = launch.first_failure(self.run_dir / "failures", started=self._started)
+        if code and first:
+            print(first, file=sys.stderr)
+        return code
 
     def _check(self) -> None:
         """Everything that can be wrong before a file is written."""

@@ -271,3 +271,36 @@ def test_two_nodes_across_a_network(small_data, tmp_path, two_hosts, way):
     assert [code for _, code in results] == [0, 0], [text[-1500:] for text, _ in results]
     assert len(read_metrics(tmp_path / "a/run", "train")) == 3
     assert "x 2 process(es)" in (tmp_path / "a/run/train.log").read_text()
+
+
+@pytest.mark.parametrize("way", ["own", "torchrun"])
+def test_the_first_real_traceback_is_the_last_thing_on_the_screen(small_data, tmp_path, way):
+    """Rank 1 cannot read its dataset any more; rank 0 only loses the connection, a moment later."""
+    breaker = tmp_path / "site/sitecustomize.py"
+    breaker.parent.mkdir()
+    breaker.write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import ppt_kit.data.loader as loader\n"
+        "    real = loader.Loader.batches\n"
+        "    def batches(self, step, order):\n"
+        "        if step == 2: raise OSError('the disk of rank 1 is gone')\n"
+        "        return real(self, step, order)\n"
+        "    loader.Loader.batches = batches\n"
+    )
+    words = launch_words(small_data, tmp_path, "train.val_interval=0", "train.total_iters=50", "train.total_epochs=99")
+    if way == "own":
+        command = [sys.executable, TRAIN, *words, "train_mode=distributed", "world_size=2"]
+    else:
+        command = [program("torchrun"), "--nproc_per_node=2", "--master_port=29651", TRAIN, *words]
+    began = time.monotonic()
+    env = {**os.environ, "PYTHONPATH": str(breaker.parent)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert time.monotonic() - began < 60
+    tracebacks = [
+        line for line in done.stderr.splitlines() if line.startswith(("OSError", "RuntimeError", "torch.distributed"))
+    ]
+    assert tracebacks[-1] == "OSError: the disk of rank 1 is gone" or way == "torchrun"
+    assert "rank 1 failed:" in done.stderr
+    assert done.stderr.count("Connection") == 0  # the survivor tells the first failure, not its own
