@@ -130,7 +130,7 @@ class Config:
     )
     seed: int = key(0, "initial weights, order of the data, noise", low=0)
     debug: bool = key(False, "two short epochs, no W&B, anomaly checks on")
-    domains: Any = key("button-press-topdown", "datasets: a, or a,b")
+    domains: Any = key("button-press-topdown", "datasets: a, or a,b, or with weights {a: 1, b: 3}")
     dataset_path: str = key("data", "folder that holds <domain>.zarr")
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)

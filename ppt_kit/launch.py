@@ -156,9 +156,9 @@ def free_port() -> int:
 
 def _wait(ranks: list[subprocess.Popen]) -> int:
     failed_at, code = None, 0
-    while any(rank.poll() is None for rank in ranks):
+    while None in (codes := [rank.poll() for rank in ranks]):  # every rank is asked, not only up to the first that lives
         time.sleep(0.1)
-        bad = [rank.returncode for rank in ranks if rank.returncode]
+        bad = [got for got in codes if got]
         if bad and failed_at is None:
             failed_at, code = time.monotonic(), bad[0]
             _tell(ranks, signal.SIGTERM)

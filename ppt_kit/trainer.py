@@ -217,12 +217,9 @@ class UnifiedTrainer:
         stats = fit_normalizer(train_set)
         policy = self._build_policy(train_set, stats)
         plan = BatchPlan(
-            len(train_set),
-            cfg.batch_size,
-            world_size=world.size,
-            accumulation=cfg.gradient_accumulation_steps,
-            seed=cfg.seed,
-        )
+            len(train_set), cfg.batch_size, world_size=world.size, accumulation=cfg.gradient_accumulation_steps,
+            seed=cfg.seed, mixture=_mixture(cfg.domains, train_set),
+        )  # fmt: skip
         steps_per_epoch, total_steps = self._steps(plan)
         ppt = engine.Engine(policy, cfg, world, total_steps=total_steps)
         saved = self._resume(ppt, plan)
@@ -506,3 +503,10 @@ class UnifiedTrainer:
             "global batch %d = batch_size %d x %d process(es) x accumulation %d; %d steps in all on %s, %s, %s",
             plan.global_batch, plan.batch_size, world.size, plan.accumulation, total_steps, world.device, cfg.precision, cfg.deepspeed,
         )  # fmt: skip
+
+
+def _mixture(domains: Any, dataset: MultiTrajDataset) -> tuple[tuple[int, float], ...]:
+    """(windows, weight) of each domain when `domains` gives weights, else nothing."""
+    if not OmegaConf.is_dict(domains):
+        return ()
+    return tuple((size, float(domains[name])) for name, size in dataset.domain_sizes().items())

@@ -12,7 +12,7 @@ from conftest import write_store
 
 from ppt_kit.config import UserError
 from ppt_kit.data.dataset import MultiTrajDataset, compose_cloud
-from ppt_kit.data.loader import BatchPlan, Loader, epoch_indices, epoch_order
+from ppt_kit.data.loader import BatchPlan, Loader, epoch_indices, epoch_order, mixed_order
 from ppt_kit.data.normalizer import fingerprint, fit_normalizer
 from ppt_kit.data.store import ZarrStore, ZarrWriter
 
@@ -249,6 +249,20 @@ def test_a_pass_counts_every_window_once_whatever_the_ranks(num_windows, world_s
                 weights.append(weight)
         assert np.mean(weights) == pytest.approx(1)  # the mean over ranks is the mean over windows
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_weights_give_each_domain_its_exact_share_and_no_window_twice_too_soon(seed):
+    mixture, total = ((10, 1.0), (30, 3.0), (7, 0.5)), 47
+    passes = [mixed_order(mixture, num_windows=total, seed=seed, epoch=epoch) for epoch in range(6)]
+    for order in passes:
+        counts = np.histogram(order, bins=[0, 10, 40, 47])[0]
+        assert counts.sum() == total
+        assert np.abs(counts - np.array([1, 3, 0.5]) / 4.5 * total).max() < 1
+    seen = np.bincount(np.concatenate(passes), minlength=47)
+    for part in (seen[:10], seen[10:40], seen[40:]):
+        assert part.max() - part.min() <= 1
+    assert np.array_equal(passes[3], mixed_order(mixture, num_windows=total, seed=seed, epoch=3))
 
 
 def test_the_same_step_has_the_same_windows_on_one_process_and_on_two():

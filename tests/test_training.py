@@ -206,6 +206,26 @@ def test_a_frozen_trunk_stays_and_the_rest_learns(small_cfg):
         wrong.run()
 
 
+def test_weights_of_domains_are_read(small_cfg):
+    """A weight that is far smaller shows in the data: the loss is that of a run on almost the other domain alone."""
+    runs = {
+        words: UnifiedTrainer(small_cfg(f"suffix={index}", f"domains={words}"))
+        for index, words in enumerate(("{a: 1, b: 1}", "{a: 1, b: 99}"))
+    }
+    counts = {}
+    for words, run in runs.items():
+        from ppt_kit.trainer import _mixture
+
+        data = load_dataset(run.cfg, modalities=["state", "pointcloud"])
+        plan = BatchPlan(len(data), 8, mixture=_mixture(run.cfg.domains, data))
+        counts[words] = np.bincount(data.__getitems__(plan.order(0))["domain"].numpy(), minlength=2)
+        run.run()
+    assert abs(int(np.diff(counts["{a: 1, b: 1}"])[0])) <= 1
+    assert counts["{a: 1, b: 99}"][0] <= 1
+    losses = [losses_of(run.run_dir) for run in runs.values()]
+    assert not np.allclose(*losses)
+
+
 def test_listeners_get_every_row(small_cfg):
     run, rows = UnifiedTrainer(small_cfg()), []
     run.listeners.append(rows.append)

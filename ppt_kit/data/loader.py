@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class BatchPlan:
     world_size: int = 1
     accumulation: int = 1
     seed: int = 0
+    mixture: tuple[tuple[int, float], ...] = ()  # (windows, weight) of each domain; empty = every window once a pass
 
     @property
     def global_batch(self) -> int:
@@ -45,6 +46,8 @@ class BatchPlan:
 
     def order(self, number: int) -> np.ndarray:
         """(N,) the windows of pass `number` in the order they are seen."""
+        if self.mixture:
+            return mixed_order(self.mixture, num_windows=self.num_windows, seed=self.seed, epoch=number)
         return epoch_order(self.num_windows, seed=self.seed, epoch=number)
 
     def micro_batch(self, step: int, *, rank: int, micro: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +68,37 @@ class BatchPlan:
 def epoch_order(num_windows: int, *, seed: int, epoch: int) -> np.ndarray:
     """(N,) int64 permutation that depends on (seed, epoch) alone."""
     return np.random.default_rng([seed, epoch]).permutation(num_windows)
+
+
+def mixed_order(mixture: Sequence[tuple[int, float]], *, num_windows: int, seed: int, epoch: int) -> np.ndarray:
+    """(N,) int64: a pass in which each domain has its exact share, a function of (seed, epoch) alone.
+
+    A domain goes through its own windows in one shuffled round after the other, from pass to pass, so that none is seen
+    again before all were seen.
+
+    Args:
+        mixture: (windows, weight) of each domain, in the dataset's order.
+        num_windows: N, the length of a pass.
+    """
+    shares = _exact_shares([weight for _, weight in mixture], num_windows)
+    parts, first_window = [], 0
+    for domain, ((size, _), share) in enumerate(zip(mixture, shares)):
+        start = epoch * share
+        rounds = range(start // size, (start + share - 1) // size + 1) if share else range(0)
+        stream = [np.random.default_rng([seed, domain, number]).permutation(size) for number in rounds]
+        if stream:
+            begin = start - rounds[0] * size
+            parts.append(first_window + np.concatenate(stream)[begin : begin + share])
+        first_window += size
+    return np.random.default_rng([seed, epoch]).permutation(np.concatenate(parts))
+
+
+def _exact_shares(weights: Sequence[float], total: int) -> list[int]:
+    """Whole numbers in the ratio of `weights` that add up to `total`: largest remainders."""
+    exact = np.asarray(weights, dtype=np.float64) / sum(weights) * total
+    shares = np.floor(exact).astype(int)
+    shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
+    return shares.tolist()
 
 
 def epoch_indices(dataset: MultiTrajDataset, *, rank: int, world_size: int, seed: int = 0, epoch: int = 0) -> list[int]:
