@@ -17,6 +17,7 @@ from pathlib import Path
 from ppt_kit.config import UserError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STOP_CODES = tuple(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
 STOP_GRACE_S = 20  # what a rank gets to save after a stop signal, before it is killed
 
 
@@ -156,15 +157,25 @@ def free_port() -> int:
 
 def _wait(ranks: list[subprocess.Popen]) -> int:
     failed_at, code = None, 0
-    while None in (codes := [rank.poll() for rank in ranks]):  # every rank is asked, not only up to the first that lives
+    while None in (
+        codes := [rank.poll() for rank in ranks]
+    ):  # every rank is asked, not only up to the first that lives
         time.sleep(0.1)
         bad = [got for got in codes if got]
         if bad and failed_at is None:
-            failed_at, code = time.monotonic(), bad[0]
-            _tell(ranks, signal.SIGTERM)
+            failed_at, code = time.monotonic(), _exit_code(bad[0])
+            if (
+                code not in STOP_CODES
+            ):  # a rank that was asked to stop: the others were asked too, and are about to leave
+                _tell(ranks, signal.SIGTERM)
         if failed_at is not None and time.monotonic() - failed_at > STOP_GRACE_S:
             _tell(ranks, signal.SIGKILL)
-    return code or next((rank.returncode for rank in ranks if rank.returncode), 0)
+    return code or next((_exit_code(rank.returncode) for rank in ranks if rank.returncode), 0)
+
+
+def _exit_code(returncode: int) -> int:
+    """As a shell says it: 128 + the signal that ended a process."""
+    return 128 - returncode if returncode < 0 else returncode
 
 
 def _tell(ranks: list[subprocess.Popen], number: int) -> None:
