@@ -19,7 +19,7 @@ test-long: setup
 	$(PY) -m pytest -m "long or not long" --override-ini "timeout=1800"
 
 lab: setup
-	.venv/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
+	.venv/bin/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=notebooks
 
 clean:
 	rm -rf .venv outputs data .pytest_cache .mypy_cache .ruff_cache

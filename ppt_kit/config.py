@@ -195,7 +195,7 @@ class EvaluateConfig:
     seed: int = key(100_000, "seed of the first episode; must not meet the demonstrations' seeds", low=0)
     eval_mode: str = key("sequential", "one process, or several", choices=("sequential", "parallel"))
     n_procs: int = key(2, "processes of eval_mode=parallel", low=1)
-    max_steps: int = key(200, "longest episode (control steps)", low=1)
+    max_steps: int | None = key(None, "longest episode (control steps); null = as recorded", low=1)
     execute_steps: int = key(4, "actions executed of each chunk before the next is asked for", low=1)
     temporal_ensembling: bool = key(False, "ask at every step and average the overlapping chunks")
     use_ema: bool = key(True, "averaged weights instead of the raw ones")

@@ -140,10 +140,10 @@ class Engine:
     Args:
         policy: a module whose call on a batch gives {"loss": ()}.
         cfg: batch_size, gradient_accumulation_steps, gradient_clipping, precision, deepspeed, optimizer, train.ema_decay.
-        total_steps: optimizer steps of the whole run, for the schedule.
+        total_steps: optimizer steps of the whole run, for the schedule; may be set later.
     """
 
-    def __init__(self, policy: nn.Module, cfg: DictConfig, world: World, *, total_steps: int):
+    def __init__(self, policy: nn.Module, cfg: DictConfig, world: World, *, total_steps: int = 1):
         deepspeed = _import_deepspeed()
         self.world, self.step, self.total_steps = world, 0, total_steps
         self.skipped = 0  # micro batches left out because their loss was not finite
@@ -152,7 +152,7 @@ class Engine:
         self._peak, self._warmup = cfg.optimizer.lr, cfg.optimizer.warmup_steps
         settings = check_settings(cfg)
         self.stage = settings.get("zero_optimization", {}).get("stage", 0)
-        self._half = cfg.precision != "fp32"
+        self._half, self._fp16 = cfg.precision != "fp32", cfg.precision == "fp16"
         settings |= {
             "train_micro_batch_size_per_gpu": cfg.batch_size,
             "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
@@ -427,13 +427,13 @@ class Engine:
             entry["step"] = torch.tensor(count, device=parameter.device if fused else "cpu")
 
     def _loss_scale(self) -> dict[str, float] | None:
-        scaler = getattr(self._deepspeed.optimizer, "loss_scaler", None)
+        scaler = getattr(self._deepspeed.optimizer, "loss_scaler", None) if self._fp16 else None
         return (
             {name: value for name, value in vars(scaler).items() if isinstance(value, (int, float))} if scaler else None
         )
 
     def _set_loss_scale(self, numbers: dict[str, float] | None) -> None:
-        scaler = getattr(self._deepspeed.optimizer, "loss_scaler", None)
+        scaler = getattr(self._deepspeed.optimizer, "loss_scaler", None) if self._fp16 else None
         if scaler is not None and numbers is not None:
             vars(scaler).update(numbers)
 

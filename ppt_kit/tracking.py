@@ -104,6 +104,8 @@ class Tracker:
                 self._wandb.finish(exit_code=exit_code)
 
     def _mirror(self, row: dict) -> None:
+        if row["kind"] in ("checkpoint", "end"):  # told late, by the thread that saves: W&B drops rows of earlier steps
+            return
         numbers = {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
         if self._board is not None:
             for name, value in numbers.items():

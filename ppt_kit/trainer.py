@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,18 @@ DEBUG_EPOCHS, DEBUG_EPOCH_ITERS = 2, 5
 class StopSignals:
     """While a run trains, SIGTERM, SIGINT and SIGUSR1 (as Slurm sends before a time limit) ask it to save and stop.
 
-    The second signal of a kind acts as it did before. Outside the main thread nothing is installed.
+    A signal that comes again within REPEAT_S is the same one, sent to the group and passed on by the launcher; after
+    that it acts as it did before. Outside the main thread nothing is installed.
     """
+
+    REPEAT_S = 5.0
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self._previous: dict[int, Any] = {}
+        self._asked_at = 0.0
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -57,8 +61,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _: object) -> None:
-        self.asked = number
-        signal.signal(number, self._previous[number])
+        if self.asked is None:
+            self.asked, self._asked_at = number, time.monotonic()
+        elif time.monotonic() - self._asked_at > self.REPEAT_S:
+            signal.signal(number, self._previous[number])
+            signal.raise_signal(number)
 
 
 @dataclass
@@ -92,15 +99,28 @@ class _Run:
     plan: BatchPlan
     train_set: MultiTrajDataset
     val_set: MultiTrajDataset | None
-    steps_per_epoch: int
+    steps_per_epoch: int | None  # None: an epoch is a pass
     total_steps: int
     card: dict
     since: _SinceRow
     best: tuple
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    left_rows: list[dict] = field(default_factory=list)  # written by the writer's thread, not yet told
     loss: float = float("nan")
     val_loss: float = float("nan")
     saved_at: float = field(default_factory=time.monotonic)
+
+    def epoch_of(self, step: int) -> int:
+        """From 0, of the optimizer step `step`, from 0."""
+        return step // self.steps_per_epoch if self.steps_per_epoch else self.plan.locate(step)[0]
+
+    def tell(self, listeners: list[Callable[[dict], None]], *rows: dict) -> None:
+        """Hands rows to the listeners, those that the writer's thread left first; always from the training thread."""
+        while self.left_rows:
+            rows = (self.left_rows.pop(0), *rows)
+        for row in rows:
+            for listener in listeners:
+                listener(row)
 
     def minutes_since_save(self) -> float:
         """On rank 0, which decides for all; elsewhere never due."""
@@ -139,6 +159,11 @@ class UnifiedTrainer:
         num_devices = launch.num_visible_devices()
         what = launch.decide(self.mode, world_size=self.cfg.world_size, env=os.environ, num_devices=num_devices)
         if what == "single":
+            if self.cfg.world_size > 1:
+                log.warning(
+                    "world_size=%d, but one process trains (train_mode=%s, %d devices visible). Type train_mode=distributed for %d.",
+                    self.cfg.world_size, self.mode, num_devices, self.cfg.world_size,
+                )  # fmt: skip
             return self.run_single_gpu()
         if what == "rank":
             return self.run_distributed()
@@ -220,9 +245,12 @@ class UnifiedTrainer:
             len(train_set), cfg.batch_size, world_size=world.size, accumulation=cfg.gradient_accumulation_steps,
             seed=cfg.seed, mixture=_mixture(cfg.domains, train_set),
         )  # fmt: skip
+        ppt = engine.Engine(policy, cfg, world)
+        saved = self._resume(ppt)
+        if saved:
+            plan = replace(plan, origin=(ppt.step, *saved["position"]))
         steps_per_epoch, total_steps = self._steps(plan)
-        ppt = engine.Engine(policy, cfg, world, total_steps=total_steps)
-        saved = self._resume(ppt, plan)
+        ppt.total_steps = total_steps
         if world.is_first:
             self._write_config()
         tracker = Tracker(
@@ -239,12 +267,24 @@ class UnifiedTrainer:
             val_loss=saved.get("val_loss", float("nan")),
         )  # fmt: skip
         code = 1
+        if ppt.step >= total_steps:
+            log.info("nothing left to train: %s is at step %d of %d", self.run_dir, ppt.step, total_steps)
+            tracker.close()
+            return 0
+        if saved and saved["global_batch"] != plan.global_batch:
+            log.warning(
+                "the global batch was %d and is %d now: the data goes on where it was",
+                saved["global_batch"],
+                plan.global_batch,
+            )
         try:
             with torch.autograd.set_detect_anomaly(cfg.debug), StopSignals() as self._signals:
                 code = self._loop(run)
         finally:
             run.writer.wait()
             tracker.close(exit_code=code)
+            if code > 1:
+                engine.barrier()  # no rank leaves while another still closes its files: the launcher ends what is left
         return code
 
     def _loop(self, run: _Run) -> int:
@@ -271,9 +311,10 @@ class UnifiedTrainer:
                 since.waited += time.perf_counter() - asked
                 since.losses.append(ppt.train_step([to_device(batch, device) for batch in micro_batches]))
                 done, last = step + 1, step + 1 == run.total_steps
-                ends_epoch = done % run.steps_per_epoch == 0 or last
-                epoch = step // run.steps_per_epoch + 1
+                ends_epoch = run.epoch_of(done) != run.epoch_of(step) or last
+                epoch = run.epoch_of(step) + 1
                 bar.update()
+                run.tell(self.listeners)
                 stopped, due = ppt.any_rank(
                     self._signals.asked is not None,
                     run.minutes_since_save() >= (cfg.train.save_every_minutes or math.inf),
@@ -285,11 +326,11 @@ class UnifiedTrainer:
                 # at the end of an epoch: validate
                 if ends_epoch and run.val_set is not None and (epoch % cfg.train.val_interval == 0 or last):
                     run.val_loss = ppt.eval_loss(self._val_batches(run.val_set, ppt))
-                    self._tell(run.tracker.row("val", step=done, epoch=epoch, loss=run.val_loss))
+                    run.tell(self.listeners, run.tracker.row("val", step=done, epoch=epoch, loss=run.val_loss))
                     log.info(
                         "epoch %d/%d  loss %.4f  val %.4f",
                         epoch,
-                        -(-run.total_steps // run.steps_per_epoch),
+                        run.epoch_of(run.total_steps - 1) + 1,
                         run.loss,
                         run.val_loss,
                     )
@@ -303,7 +344,7 @@ class UnifiedTrainer:
         run.writer.wait()
         if run.writer.failure is not None:
             raise run.writer.failure
-        run.tracker.row("end", step=run.total_steps, reason="finished")
+        run.tell(self.listeners, run.tracker.row("end", step=run.total_steps, reason="finished"))
         log.info("finished after %d steps: %s", run.total_steps, self.run_dir)
         return 0
 
@@ -315,7 +356,8 @@ class UnifiedTrainer:
         count = max(1, len(since.losses))
         seconds = max(1e-9, time.perf_counter() - since.began - since.saving)
         timing = {name: round(value / count, 6) for name, value in ppt.seconds.items()}
-        self._tell(
+        run.tell(
+            self.listeners,
             run.tracker.row(
                 "train", step=step, epoch=epoch, loss=run.loss, lr=ppt.learning_rate(step - 1), grad_norm=ppt.gradient_norm(),
                 samples_per_s=round(count * run.plan.global_batch / seconds, 2), steps_per_s=round(count / seconds, 4),
@@ -335,9 +377,7 @@ class UnifiedTrainer:
         if not bad:
             return
         step = last_step - len(losses) + bad[0]  # from 0
-        order = run.plan.order(step // run.plan.steps_per_pass)
-        start = step % run.plan.steps_per_pass * run.plan.global_batch
-        windows = order[start : start + run.plan.global_batch].tolist()
+        windows = run.plan.step_windows(step).tolist()
         path = self.run_dir / f"nan_step_{step + 1}.json"
         if run.ppt.world.is_first:
             path.write_text(json.dumps({"step": step + 1, "loss": str(losses[bad[0]]), "windows": windows}))
@@ -362,7 +402,7 @@ class UnifiedTrainer:
                 run.best = (measured, epoch)
             content = {"policy": state["weights"], "ema": state["averaged"], "step": step, "epoch": epoch, **run.card}
             onward = {
-                "engine": state, "losses": losses, "best": list(run.best), "wandb_id": run.tracker.wandb_id,
+                "engine": state, "position": list(run.plan.locate(step)), "global_batch": run.plan.global_batch, "losses": losses, "best": list(run.best), "wandb_id": run.tracker.wandb_id,
                 "loss": run.loss,
                 "val_loss": run.val_loss,
                 "config": run.card["config"], "generators": {"torch": torch.get_rng_state()},
@@ -375,7 +415,7 @@ class UnifiedTrainer:
                     self.run_dir, content, epoch=epoch if numbered else None, keep_last=cfg.train.last_k_checkpoints,
                     keep_epoch=best_epoch, safetensors=cfg.train.safetensors,
                 )  # fmt: skip
-                self._tell(run.tracker.row("checkpoint", **row, path=str(path)))
+                run.left_rows.append(run.tracker.row("checkpoint", **row, path=str(path)))
                 run.tracker.sync()
                 save_resume(self.run_dir, onward)
                 log.info("saved %s", path)
@@ -385,16 +425,20 @@ class UnifiedTrainer:
 
     def _stop(self, run: _Run, *, step: int) -> int:
         run.writer.wait()
-        number = max(int(flag) for flag in engine.from_first([self._signals.asked or signal.SIGTERM]))
+        number = engine.from_first(self._signals.asked or signal.SIGTERM)
         name = signal.Signals(number).name
-        run.tracker.row("end", step=step, reason=name)
+        failed = engine.from_first(run.writer.failure and str(run.writer.failure))
+        if failed:
+            run.tell(self.listeners, run.tracker.row("end", step=step, reason=f"{name}, not saved: {failed}"))
+            log.error("stopped by %s after step %d, but the state could not be saved: %s", name, step, failed)
+            return 1
+        run.tell(self.listeners, run.tracker.row("end", step=step, reason=name))
         log.info(
             "stopped by %s after step %d, saved; go on with train.resume=auto suffix=%s", name, step, self.cfg.suffix
         )
-        engine.barrier()
-        return 128 + number
+        return 128 + int(number)
 
-    def _resume(self, ppt: engine.Engine, plan: BatchPlan) -> dict:
+    def _resume(self, ppt: engine.Engine) -> dict:
         """Takes the newest state into the engine; {} when the run starts anew. On every rank, or an error on every rank."""
         if self.cfg.train.resume == "never":
             return {}
@@ -418,7 +462,14 @@ class UnifiedTrainer:
             raise UserError(f"{self.run_dir}: {error}. Resume with the configuration it was trained with.") from None
         if saved:
             torch.set_rng_state(saved["generators"]["torch"])
-        extra = {name: saved[name] for name in ("losses", "best", "wandb_id", "loss", "val_loss")} if saved else None
+        extra = (
+            {
+                name: saved[name]
+                for name in ("losses", "best", "wandb_id", "loss", "val_loss", "position", "global_batch")
+            }
+            if saved
+            else None
+        )
         return engine.from_first(extra)
 
     def _check_same(self, stored: dict) -> None:
@@ -431,10 +482,6 @@ class UnifiedTrainer:
                     f"{part} is {now[part]} here and {stored[part]} in {self.run_dir}: the run would not go on as it began. Set it back, or choose another suffix."
                 )
 
-    def _tell(self, row: dict) -> None:
-        for listener in self.listeners:
-            listener(row)
-
     def _val_batches(self, dataset: MultiTrajDataset, ppt: engine.Engine) -> Iterator[tuple[dict, int]]:
         plan = BatchPlan(len(dataset), self.cfg.batch_size, world_size=ppt.world.size)
         order = torch.arange(len(dataset)).numpy()
@@ -443,13 +490,12 @@ class UnifiedTrainer:
             (batch,) = loader.batches(step, order)
             yield to_device(batch, ppt.world.device), min(plan.global_batch, len(dataset) - step * plan.global_batch)
 
-    def _steps(self, plan: BatchPlan) -> tuple[int, int]:
-        """(optimizer steps an epoch, in all)."""
-        train = self.cfg.train
-        per_epoch, epochs = train.epoch_iters or plan.steps_per_pass, train.total_epochs
+    def _steps(self, plan: BatchPlan) -> tuple[int | None, int]:
+        """(optimizer steps an epoch, None when an epoch is a pass; in all)."""
+        train, per_epoch, epochs = self.cfg.train, self.cfg.train.epoch_iters, self.cfg.train.total_epochs
         if self.cfg.debug:
-            per_epoch, epochs = min(per_epoch, DEBUG_EPOCH_ITERS), min(epochs, DEBUG_EPOCHS)
-        total = per_epoch * epochs
+            per_epoch, epochs = min(per_epoch or plan.steps_per_pass, DEBUG_EPOCH_ITERS), min(epochs, DEBUG_EPOCHS)
+        total = per_epoch * epochs if per_epoch else plan.steps_until(epochs)
         return per_epoch, min(total, train.total_iters) if train.total_iters else total
 
     def _build_policy(self, dataset: MultiTrajDataset, stats: dict) -> PPTPolicy:

@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> int:
     ]  # fmt: skip
     print(success_table(results).to_string(index=False, float_format="%.3f"))
     print(f"rows, summary and videos: {out_dir}")
-    return 0
+    return 1 if all(row["error"] for result in results for row in result.rows) else 0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def main(cfg: DictConfig) -> int:
     if cfg.suffix is None:
         cfg.suffix = datetime.now().strftime("quickstart-%Y%m%d-%H%M%S")
     run = UnifiedTrainer(cfg, mode="single")
-    run.run()
+    if code := run.run():
+        return code
     started = _lap(spent, "train", started)
     policy, out_dir = load_policy(run.run_dir), run.run_dir / "eval"
     processes = min(4, num_cores())
@@ -50,7 +51,14 @@ def main(cfg: DictConfig) -> int:
     figure = run.run_dir / "quickstart.png"
     plot_report(run.run_dir, [seeing, blind]).savefig(figure, dpi=120)
     table = success_table([seeing, blind])
-    _report(run.run_dir, table.to_dict("records"), spent=spent, figure=figure, video=seeing.videos[0], task=task)
+    _report(
+        run.run_dir,
+        table.to_dict("records"),
+        spent=spent,
+        figure=figure,
+        video=next(iter(seeing.videos), None),
+        task=task,
+    )
     return 0
 
 
@@ -71,7 +79,9 @@ def _lap(spent: dict[str, float], part: str, started: float) -> float:
     return now
 
 
-def _report(run_dir: Path, lines: list[dict], *, spent: dict[str, float], figure: Path, video: Path, task: str) -> None:
+def _report(
+    run_dir: Path, lines: list[dict], *, spent: dict[str, float], figure: Path, video: Path | None, task: str
+) -> None:
     print(f"\n{task}, {EPISODES} fresh goals:")
     for line in lines:
         name = "policy" if line["zeroed"] == "-" else "control, cloud zeroed"
@@ -79,7 +89,9 @@ def _report(run_dir: Path, lines: list[dict], *, spent: dict[str, float], figure
         print(
             f"  {name:<22} {line['successes']:>2}/{line['episodes']}  {line['rate']:.0%}   {interval}   errors {line['errors']}"
         )
-    print(f"\nrun folder  {run_dir}\nfigure      {figure}\nvideo       {video}")
+    print(
+        f"\nrun folder  {run_dir}\nfigure      {figure}\nvideo       {video or 'none, the filmed episode ended in an error'}"
+    )
     print(
         "time        "
         + ", ".join(f"{part} {seconds:.0f} s" for part, seconds in spent.items())

@@ -8,7 +8,7 @@ PYTHON=${PYTHON:-python3}
   echo "error: $PYTHON is $("$PYTHON" --version 2>&1); ppt_kit needs Python 3.11 or newer. Type make setup PYTHON=python3.11" >&2
   exit 2
 }
-[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || {
+.venv/bin/python -m pip --version > /dev/null 2>&1 || "$PYTHON" -m venv --clear .venv || {
   echo "error: no virtual environment could be made. On Debian or Ubuntu: apt-get install python3-venv" >&2
   exit 2
 }

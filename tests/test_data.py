@@ -287,7 +287,7 @@ def test_the_loader_starts_in_the_middle_as_if_it_had_run_from_the_start(small_d
 
 def test_an_error_while_loading_reaches_the_loop(small_data):
     data = dataset_of(small_data)
-    plan = BatchPlan(len(data) + 10, 8)  # asks for windows that are not there
+    plan = BatchPlan(len(data) + 10, 8)  # it asks for windows that are not there
     with pytest.raises(IndexError):
         list(Loader(data, plan, rank=0, first_step=0, last_step=plan.steps_per_pass, pin=False))
 
@@ -329,3 +329,18 @@ def test_a_value_that_is_not_finite_names_its_episode(tmp_path):
     zarr.open_group(str(tmp_path / "x.zarr"), mode="a")["data/actions"][14, 0] = np.inf
     with pytest.raises(ValueError, match=r"action of episode 1 \(row 14\)"):
         fit_normalizer(MultiTrajDataset(tmp_path, "x", num_points=16))
+
+
+def test_a_run_resumed_with_another_global_batch_sees_the_rest_of_the_pass_once():
+    """Three steps of 8 on two ranks, then steps of 4 on one: the pass of 45 windows is completed, then the next begins."""
+    before = BatchPlan(45, 4, world_size=2, seed=2)
+    after = BatchPlan(45, 4, seed=2, origin=(3, *before.locate(3)))
+    windows = [before.step_windows(step) for step in range(3)]
+    step = 3
+    while after.locate(step)[0] == 0:
+        windows.append(after.step_windows(step))
+        step += 1
+    assert sorted(np.concatenate(windows)) == list(range(45))
+    assert after.locate(step) == (1, 0)
+    assert after.steps_until(2) == step + 12
+    assert BatchPlan(45, 8, seed=2).steps_until(5) == 30

@@ -91,6 +91,8 @@ def assert_same_run(one, two):
     assert x[[c for c in columns if c in x]].equals(y[[c for c in columns if c in y]])
     for kind in ("val", "checkpoint"):
         x, y = (read_metrics(folder, kind) for folder in (one, two))
+        if kind == "checkpoint":  # a stop signal saves once more, between the epochs' saves
+            x, y = (rows[rows["path"].str.contains("model_")].reset_index() for rows in (x, y))
         assert list(x["step"]) == list(y["step"]), kind
         assert x["loss"].equals(y["loss"]), kind
 
@@ -296,3 +298,34 @@ def test_fifty_kills_at_random_moments(small_data, tmp_path):
                 finished = (read_metrics(folder)["kind"] == "end").any()
         finish(command)
         assert_same_run(tmp_path / "a+wide/straight", folder)
+
+
+def test_another_global_batch_goes_on_where_the_data_was(small_cfg):
+    """Two epochs at 8 windows a step, then one at 4: the epochs count passes, the steps go on, and the change is told."""
+    first = UnifiedTrainer(small_cfg("train.total_epochs=2"))
+    first.run()
+    second = UnifiedTrainer(small_cfg("train.resume=auto", "train.total_epochs=3", "batch_size=4"))
+    second.run()
+    rows = read_metrics(second.run_dir, "train")
+    assert list(rows["step"]) == list(range(1, len(rows) + 1))
+    assert list(rows["epoch"]) == [1] * 4 + [2] * 4 + [3] * 7
+    assert "the global batch was 8 and is 4 now" in (second.run_dir / "train.log").read_text()
+
+
+def test_a_stop_that_cannot_save_says_so(small_cfg, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ppt_kit.trainer.save_resume", full)
+    run = UnifiedTrainer(small_cfg("train.total_iters=9999", "train.total_epochs=9999", "save_interval=9999"))
+    run.listeners.append(lambda row: row["step"] == 5 and signal.raise_signal(signal.SIGTERM))
+    assert run.run() == 1
+    assert "could not be saved" in (run.run_dir / "train.log").read_text()
+    assert "not saved" in read_metrics(run.run_dir, "end").iloc[-1]["reason"]
+
+
+def test_a_signal_passed_on_by_the_launcher_is_not_a_second_one(small_cfg):
+    run = UnifiedTrainer(small_cfg("train.total_iters=9999", "train.total_epochs=9999", "save_interval=9999"))
+    run.listeners.append(lambda row: row["step"] == 5 and [signal.raise_signal(signal.SIGTERM) for _ in range(3)])
+    assert run.run() == 128 + signal.SIGTERM
+    assert load_resume(run.run_dir)["engine"]["step"] in (5, 6)

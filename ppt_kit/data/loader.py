@@ -33,6 +33,7 @@ class BatchPlan:
     accumulation: int = 1
     seed: int = 0
     mixture: tuple[tuple[int, float], ...] = ()  # (windows, weight) of each domain; empty = every window once a pass
+    origin: tuple[int, int, int] = (0, 0, 0)  # (step, pass, window in it) where a run resumed with another global batch
 
     @property
     def global_batch(self) -> int:
@@ -44,20 +45,42 @@ class BatchPlan:
         """Optimizer steps until each window was seen once."""
         return -(-self.num_windows // self.global_batch)
 
+    def locate(self, step: int) -> tuple[int, int]:
+        """(pass, place in its order) of the first window of an optimizer step."""
+        first_step, first_pass, offset = self.origin
+        since, rest = step - first_step, -(-(self.num_windows - offset) // self.global_batch)
+        if since < rest:
+            return first_pass, offset + since * self.global_batch
+        passes, inside = divmod(since - rest, self.steps_per_pass)
+        return first_pass + 1 + passes, inside * self.global_batch
+
+    def steps_until(self, passes: int) -> int:
+        """Optimizer steps of a run that makes so many passes."""
+        first_step, first_pass, offset = self.origin
+        rest = -(-(self.num_windows - offset) // self.global_batch)
+        return (
+            first_step + rest + (passes - first_pass - 1) * self.steps_per_pass if passes > first_pass else first_step
+        )
+
     def order(self, number: int) -> np.ndarray:
         """(N,) the windows of pass `number` in the order they are seen."""
         if self.mixture:
             return mixed_order(self.mixture, num_windows=self.num_windows, seed=self.seed, epoch=number)
         return epoch_order(self.num_windows, seed=self.seed, epoch=number)
 
+    def step_windows(self, step: int) -> np.ndarray:
+        """The windows of an optimizer step, over all ranks."""
+        number, start = self.locate(step)
+        return self.order(number)[start : start + self.global_batch]
+
     def micro_batch(self, step: int, *, rank: int, micro: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B,) windows and (B,) float32 weights of one rank's micro batch.
 
         Args:
             step: optimizer step, from 0.
-            order: `self.order(step // self.steps_per_pass)`.
+            order: of the pass that the step belongs to.
         """
-        start = (step % self.steps_per_pass) * self.global_batch
+        _, start = self.locate(step)
         slots = np.arange(self.batch_size) * self.world_size + rank + micro * self.batch_size * self.world_size
         real = min(self.global_batch, self.num_windows - start)
         inside = slots < real
@@ -159,8 +182,8 @@ class Loader:
         try:
             number, order = -1, np.empty(0)
             for step in range(self.first_step, self.last_step):
-                if step // self.plan.steps_per_pass != number:
-                    number = step // self.plan.steps_per_pass
+                if self.plan.locate(step)[0] != number:
+                    number = self.plan.locate(step)[0]
                     order = self.plan.order(number)
                 if not _put(ready, (step, self.batches(step, order)), stop):
                     return

@@ -52,11 +52,8 @@ class CloudStem(nn.Module):
     and no learned rotation: DP3's ablation (Ze et al. 2024) finds that BatchNorm and T-Net are what hurts.
     """
 
-    octaves: torch.Tensor
-
     def __init__(self, channels: int, *, num_latents: int, horizon: int, width: int, num_heads: int):
         super().__init__()
-        self.register_buffer("octaves", math.pi * 2.0 ** torch.arange(NUM_OCTAVES), persistent=False)
         hidden = 128
         self.embed = nn.Sequential(
             nn.Linear(channels + 6 * NUM_OCTAVES, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden)
@@ -65,7 +62,9 @@ class CloudStem(nn.Module):
         self.gather = Latents(num_latents=num_latents, horizon=horizon, width=width, num_heads=num_heads)
 
     def forward(self, cloud: torch.Tensor) -> torch.Tensor:
-        angles = (cloud[..., :3, None] * self.octaves.float()).flatten(-2)
+        # made here, in float32: a buffer would be cast with the weights, and training and use would differ
+        octaves = math.pi * 2.0 ** torch.arange(NUM_OCTAVES, device=cloud.device)
+        angles = (cloud[..., :3, None] * octaves).flatten(-2)
         encoded = torch.cat(
             [cloud, angles.sin(), angles.cos()], dim=-1
         )  # in float32: bfloat16 holds metres to millimetres

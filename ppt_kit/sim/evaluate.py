@@ -141,7 +141,7 @@ def evaluate(
     rows.sort(key=lambda row: row["seed"])
     result = Evaluation(rows)
     if out_dir is not None:
-        write_results(result, Path(out_dir), log_name)
+        write_results(result, Path(out_dir), log_name, name_domain=len(policy.domains) > 1)
     return result
 
 
@@ -183,7 +183,7 @@ def wilson_interval(successes: int, trials: int, *, z: float = Z_95) -> tuple[fl
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def write_results(result: Evaluation, out_dir: Path, log_name: str) -> None:
+def write_results(result: Evaluation, out_dir: Path, log_name: str, *, name_domain: bool = False) -> None:
     """Appends the rows to <log_name>.jsonl, and tells .txt and .json the rates in ppt_learning's form."""
     out_dir.mkdir(parents=True, exist_ok=True)
     with open(out_dir / f"{log_name}.jsonl", "a", encoding="utf-8") as file:
@@ -196,6 +196,7 @@ def write_results(result: Evaluation, out_dir: Path, log_name: str) -> None:
             name = (f"{path.parent.name}/{path.name}" if path.suffix else path.name) + (
                 "" if line["zeroed"] == "-" else f" without {line['zeroed']}"
             )
+            name += f" on {result.rows[0]['domain']}" if name_domain else ""
             summary[name] = {"total": line["rate"], "subtask_sr": _subtask_rates(result.rows)}
             text.write(f"success rate of {name} is: {line['rate']}\n")
     beside = summary_file.with_name(f".{summary_file.name}.writing-{os.getpid()}")
@@ -212,6 +213,7 @@ def _run_all(policy: PPTPolicy, plan: _Plan, seeds: list[int], *, n_procs: int) 
         finally:
             env.close()
         return
+    make_env(plan.env).close()  # what cannot be built is told here, once, and not as a crash of every worker
     threads = max(1, torch.get_num_threads() // n_procs)
     with ProcessPoolExecutor(
         n_procs,

@@ -60,6 +60,9 @@ class MetaWorldEnv:
             True,
         )  # goals from env.seed(k), not from one frozen vector
         self._env._set_task_called, self._env._partially_observable = True, False
+        self._env.max_path_length = (
+            max_steps + 1
+        )  # beyond it the simulator raises, and a failure would count as an error
         self._expert: Any = _new_expert(name)
         self._set_camera(camera)
         self._renderers: dict[int, mujoco.Renderer] = {}
