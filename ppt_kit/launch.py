@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ppt_kit.config import UserError
 
@@ -124,6 +126,43 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def watch_launchers() -> None:
+    """As `end_with_parent`, for the launcher's launcher: `deepspeed` starts a process that starts the ranks.
+
+    A thread looks once a second whether those that led to this rank still live, and asks this process to stop when not.
+    """
+    import psutil
+
+    led_here = [p for p in psutil.Process().parents()[:4] if _is_launcher(p)]
+
+    def watch() -> None:
+        while all(map(_lives, led_here)):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if led_here:
+        threading.Thread(target=watch, daemon=True, name="ppt_kit-launchers").start()
+
+
+def _lives(process: Any) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _is_launcher(process: Any) -> bool:
+    import psutil
+
+    try:
+        line = " ".join(process.cmdline()[:4])
+    except psutil.Error:
+        return False
+    return any(word in line for word in ("deepspeed", "torchrun", "torch.distributed", "ppt_kit", "train.py"))
 
 
 def tell_first_failure(folder: Path, *, rank: int, started: float) -> None:

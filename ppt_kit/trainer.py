@@ -77,6 +77,7 @@ class _SinceRow:
     began: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     saving: float = 0.0
+    validating: float = 0.0
 
     def all_losses(self, ppt: engine.Engine) -> list[float]:
         """The ranks' mean of every step; waits for the device."""
@@ -87,7 +88,7 @@ class _SinceRow:
     def clear(self) -> None:
         """A row was written."""
         self.past, self.losses = [], []
-        self.began, self.waited, self.saving = time.perf_counter(), 0.0, 0.0
+        self.began, self.waited, self.saving, self.validating = time.perf_counter(), 0.0, 0.0, 0.0
 
 
 @dataclass
@@ -177,6 +178,7 @@ class UnifiedTrainer:
     def run_distributed(self) -> int:
         """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set); as `run_single_gpu`."""
         launch.end_with_parent()
+        launch.watch_launchers()
         self._check()
         world = self._setup_distributed(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
         try:
@@ -204,11 +206,19 @@ class UnifiedTrainer:
         engine.leave_world(self._world)
 
     def _run_ranks(self, num_devices: int) -> int:
-        """Starts the ranks from the run folder's config.yaml and waits for them."""
+        """Starts the ranks and waits for them; they get their configuration from a file in the run folder.
+
+        Not config.yaml: that is rank 0's to write, once it has seen that this run may go on there.
+        """
         launch.local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
         self._check()
-        self._write_config()
-        code = launch.run_ranks(self.run_dir / "config.yaml", world_size=self.cfg.world_size, num_devices=num_devices)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        handed = self.run_dir / f".launch-{os.getpid()}.yaml"
+        OmegaConf.save(self.cfg, handed)
+        try:
+            code = launch.run_ranks(handed, world_size=self.cfg.world_size, num_devices=num_devices)
+        finally:
+            handed.unlink(missing_ok=True)
         first = launch.first_failure(self.run_dir / "failures", started=self._started)
         if code and first:
             print(first, file=sys.stderr)
@@ -220,6 +230,13 @@ class UnifiedTrainer:
         if (self.run_dir / METRICS).exists() and self.cfg.train.resume == "never":
             raise UserError(
                 f"{self.run_dir} holds a run already. Go on with it by train.resume=auto, or choose another suffix=…."
+            )
+        there = next(
+            folder for folder in (self.run_dir.absolute(), *self.run_dir.absolute().parents) if folder.exists()
+        )
+        if not os.access(there, os.W_OK):
+            raise UserError(
+                f"output_dir={self.cfg.output_dir}: {there} cannot be written to. Set output_dir to a folder of yours."
             )
         if self.cfg.train.pretrained_dir:
             load_model(self.cfg.train.pretrained_dir)
@@ -325,6 +342,7 @@ class UnifiedTrainer:
                     bar.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
                 # at the end of an epoch: validate
                 if ends_epoch and run.val_set is not None and (epoch % cfg.train.val_interval == 0 or last):
+                    paused = time.perf_counter()
                     run.val_loss = ppt.eval_loss(self._val_batches(run.val_set, ppt))
                     run.tell(self.listeners, run.tracker.row("val", step=done, epoch=epoch, loss=run.val_loss))
                     log.info(
@@ -334,6 +352,7 @@ class UnifiedTrainer:
                         run.loss,
                         run.val_loss,
                     )
+                    since.validating += time.perf_counter() - paused
                 # at the end of save_interval epochs, every save_every_minutes, before a stop: save
                 numbered = ends_epoch and (epoch % cfg.save_interval == 0 or last)
                 if numbered or due or stopped:
@@ -354,7 +373,7 @@ class UnifiedTrainer:
         self._refuse_nan(run, losses, last_step=step)
         run.loss = sum(losses) / len(losses)
         count = max(1, len(since.losses))
-        seconds = max(1e-9, time.perf_counter() - since.began - since.saving)
+        seconds = max(1e-9, time.perf_counter() - since.began - since.saving - since.validating)
         timing = {name: round(value / count, 6) for name, value in ppt.seconds.items()}
         run.tell(
             self.listeners,

@@ -167,6 +167,27 @@ def test_a_stop_signal_saves_says_so_and_exits_with_its_code(small_data, tmp_pat
     assert processes_with(str(tmp_path)) == []
 
 
+@pytest.mark.parametrize("way", ["deepspeed", "torchrun"])
+def test_a_killed_launcher_leaves_no_rank_behind_and_what_it_had_is_saved(small_data, tmp_path, way):
+    """kill -9 of the process the user started; `deepspeed` has one more between it and the ranks."""
+    words = command_of(
+        small_data, tmp_path, "run", "save_interval=500", "train.total_iters=100000", "train.total_epochs=99999"
+    )[2:]
+    folder, here = tmp_path / "a+wide/run", os.path.dirname(sys.executable)
+    ranks = {
+        "deepspeed": ["--num_gpus=2", "--master_port=29671"],
+        "torchrun": ["--nproc_per_node=2", "--master_port=29672"],
+    }[way]
+    env = {**os.environ, "PATH": here + os.pathsep + os.environ["PATH"]}
+    process = subprocess.Popen(
+        [os.path.join(here, way), *ranks, TRAIN, *words], cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )  # fmt: skip
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(read_metrics(folder)) > 2)
+    process.kill()
+    wait_for(lambda: processes_with(str(tmp_path)) == [], seconds=30)
+    assert load_resume(folder)["engine"]["step"] > 2
+
+
 def test_minutes_between_saves(small_cfg):
     run = UnifiedTrainer(small_cfg("train.save_every_minutes=0.00001", "save_interval=99", "train.total_iters=5"))
     run.run()
