@@ -247,13 +247,13 @@ def from_file(path: str | Path, *, schema: type = Config) -> DictConfig:
     return tree
 
 
-def from_mapping(values: dict, *, schema: type = Config) -> DictConfig:
-    """The configuration in a plain mapping, e.g. the one inside model.pth.
+def from_mapping(values: Any, *, schema: type = Config) -> DictConfig:
+    """The configuration in a mapping, plain or OmegaConf's, e.g. the one inside model.pth.
 
     Raises:
         UserError: it does not fit the schema.
     """
-    return _merge(OmegaConf.structured(schema), OmegaConf.create(values), schema, origin="the stored configuration")
+    return _merge(OmegaConf.structured(schema), OmegaConf.create(values), schema, origin="the configuration")
 
 
 def parse_words(words: typing.Sequence[str]) -> list[tuple[str, str]]:

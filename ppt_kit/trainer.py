@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ppt_kit import engine, launch
 from ppt_kit.checkpoint import BackgroundWriter, load_model, load_resume, save_model, save_resume
-from ppt_kit.config import UserError, check_values, domain_names
+from ppt_kit.config import UserError, check_values, domain_names, from_mapping
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import fit_normalizer
@@ -134,7 +134,7 @@ class UnifiedTrainer:
     Constructing one touches no file, device or global, so two live in one kernel.
 
     Args:
-        cfg: what `ppt_kit.load_config` gives.
+        cfg: what `ppt_kit.load_config` gives, or part of it: missing keys have the schema's defaults.
         mode: "single", "distributed" or "auto"; "auto" leaves it to cfg.train_mode.
     Attributes:
         run_dir: <output_dir>/<domains joined by +>/<suffix>.
@@ -146,12 +146,12 @@ class UnifiedTrainer:
     def __init__(self, cfg: DictConfig, mode: str = "auto"):
         if mode not in ("single", "distributed", "auto"):
             raise UserError(f"mode={mode!r}: takes single, distributed or auto.")
-        check_values(cfg)
-        self.cfg = cfg.copy()
-        self.mode = cfg.train_mode if mode == "auto" else mode
+        self.cfg = from_mapping(cfg)
+        check_values(self.cfg)
+        self.mode = self.cfg.train_mode if mode == "auto" else mode
         if self.cfg.suffix is None:
             OmegaConf.update(self.cfg, "suffix", datetime.now().strftime("%Y%m%d-%H%M%S"))
-        self.run_dir = Path(self.cfg.output_dir) / "+".join(domain_names(cfg.domains)) / self.cfg.suffix
+        self.run_dir = Path(self.cfg.output_dir) / "+".join(domain_names(self.cfg.domains)) / self.cfg.suffix
         self.listeners: list[Callable[[dict], None]] = []
         self._started = time.time()
 

@@ -319,3 +319,12 @@ def test_wandb_offline_mirrors_and_a_failing_wandb_stops_nothing(tmp_path, monke
     absent.close()
     assert "W&B failed" in (tmp_path / "absent/train.log").read_text()
     assert len(read_metrics(tmp_path / "absent")) == 1
+
+
+def test_a_part_of_a_configuration_is_enough_and_a_typo_in_it_is_told():
+    from omegaconf import OmegaConf
+
+    run = UnifiedTrainer(OmegaConf.create({"seed": 3, "suffix": "x", "train": {"total_epochs": 2}}))
+    assert (run.cfg.seed, run.cfg.train.total_epochs, run.cfg.batch_size) == (3, 2, 64)
+    with pytest.raises(UserError, match="Did you mean seed"):
+        UnifiedTrainer(OmegaConf.create({"sed": 3}))
