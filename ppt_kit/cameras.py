@@ -2,7 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+# what turns a camera that looks along +z with y down (OpenCV) into one that looks along -z with y up (OpenGL)
+_FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Where a stored camera is and how it projects; one for all rows, or one a row.
+
+    Attributes:
+        intrinsics: (3, 3) or (N, 3, 3), pixels.
+        extrinsics: (4, 4) or (N, 4, 4) camera to world; the camera looks along -z, y up (OpenGL, as MuJoCo).
+    """
+
+    intrinsics: np.ndarray
+    extrinsics: np.ndarray
+
+    def at(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(3, 3) and (4, 4) of one row."""
+        one = self.intrinsics if self.intrinsics.ndim == 2 else self.intrinsics[row]
+        other = self.extrinsics if self.extrinsics.ndim == 2 else self.extrinsics[row]
+        return one, other
+
+
+def camera_to_world(pose: np.ndarray, *, convention: str) -> np.ndarray:
+    """(..., 4, 4) camera to world of a camera that looks along -z, y up, out of what datasets store.
+
+    Args:
+        pose: (..., 3, 4) or (..., 4, 4).
+        convention: "opengl": camera to world, looks along -z; "opencv": camera to world, looks along +z, y down;
+            "opencv_extrinsic": world to camera, looks along +z, y down.
+    """
+    if pose.shape[-2] == 3:
+        last = np.broadcast_to(np.array([0.0, 0.0, 0.0, 1.0]), (*pose.shape[:-2], 1, 4))
+        pose = np.concatenate([pose, last], axis=-2)
+    pose = pose.astype(np.float64)
+    if convention == "opengl":
+        return pose
+    if convention == "opencv_extrinsic":
+        pose = np.linalg.inv(pose)
+    return pose @ _FLIP
 
 
 def intrinsics_from_fovy(fovy_deg: float, *, height: int, width: int) -> np.ndarray:
