@@ -52,15 +52,26 @@ class DatasetConfig:
     val_ratio: float = key(0.1, "share of the episodes held out for validation", low=0, high=0.9)
     episode_cnt: int | None = key(None, "use the first n episodes of each domain; null = all", low=1)
     data_ratio: float = key(1.0, "use this share of each domain's episodes", low=0.0001, high=1)
-    state_keys: list[str] = key(
-        ["eef_pos", "normalized_gripper_pos"], "stored keys concatenated to obs.state, in order"
+    state_keys: list[str] | None = key(
+        ["eef_pos", "normalized_gripper_pos"],
+        "stored keys concatenated to obs.state, in order; null = all that are numbers",
     )
-    action_key: str = key("actions", "stored key of the action; nested as a/b")
+    action_key: str | None = key("actions", "stored key of the action, or of the group of its parts; nested as a/b")
     ignored_keys: list[str] = key([], "stored observation keys that are not read")
     point_channels: int = key(
         3, "columns of a point: 3 xyz, 4 +height, 5 +segmentation and height, 6 +colour, 7 +colour and height"
     )
-    num_points: int = key(512, "points of a cloud; larger stored clouds are subsampled evenly", low=1)
+    num_points: int | None = key(
+        512, "points of a cloud; larger stored clouds are subsampled evenly; null = as stored", low=1
+    )
+    crop_box: list[float] | None = key(
+        None, "clouds made from depth: lower and upper corner x0,y0,z0,x1,y1,z1 (m); null = all that is seen"
+    )
+    filter_key: str | None = key(None, "read this part of the dataset only: a robomimic mask, an RLDS split")
+    cache_dir: str | None = key(
+        None, "folder for decoded rows (video, compressed arrays); null = $PPT_KIT_CACHE or ~/.cache/ppt_kit"
+    )
+    cache_gb: float = key(20.0, "what that folder may hold (GB); 0 = decode each row every time", low=0)
 
 
 @dataclass
@@ -339,6 +350,8 @@ def _check_together(cfg: DictConfig) -> None:
             )
     if cfg.dataset.point_channels not in (3, 4, 5, 6, 7):
         raise UserError(f"dataset.point_channels={cfg.dataset.point_channels}: takes 3, 4, 5, 6 or 7.")
+    if cfg.dataset.crop_box is not None and len(cfg.dataset.crop_box) != 6:
+        raise UserError(f"dataset.crop_box={list(cfg.dataset.crop_box)}: takes six numbers, x0,y0,z0,x1,y1,z1.")
     if cfg.dataset.hist_action_cond and cfg.dataset.action_horizon < cfg.dataset.observation_horizon:
         raise UserError(
             f"dataset.hist_action_cond=true starts the chunk at t-To+1, but dataset.action_horizon={cfg.dataset.action_horizon} ends "

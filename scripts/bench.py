@@ -175,7 +175,7 @@ def _write_bench_store(folder: Path, cfg: DictConfig) -> None:
     """The same episodes twice: as we write them, and as the ancestor did, a compressed chunk a frame."""
     import zarr
 
-    from ppt_kit.data.store import ZarrWriter
+    from ppt_kit.data.writer import ZarrWriter
 
     rng = np.random.default_rng(0)
 
@@ -200,9 +200,9 @@ def _write_bench_store(folder: Path, cfg: DictConfig) -> None:
             writer.append(episode())
     source: Any = zarr.open_group(str(folder / "ours.zarr"), mode="r")
     target: Any = zarr.open_group(str(folder / "chunked.zarr"), mode="w", zarr_format=2)
-    from ppt_kit.data.store import ZarrStore
+    from ppt_kit.data.formats import open_store
 
-    for name in ZarrStore(folder / "ours.zarr").keys():  # noqa: SIM118
+    for name in open_store(folder / "ours.zarr").keys():  # noqa: SIM118
         values = source[f"data/{name}"]
         target.create_array(f"data/{name}", shape=values.shape, chunks=(1, *values.shape[1:]), dtype=values.dtype)[
             :

@@ -140,7 +140,9 @@ class RowCache:
         if not self._folder.may_grow(values.nbytes):
             return
         try:
-            _write_all(self._rows, memoryview(np.ascontiguousarray(values)).cast("B"), first * self._row_bytes)
+            _write_all(
+                self._rows, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, first * self._row_bytes
+            )
             _write_all(self._have, memoryview(b"\1" * len(values)), first)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

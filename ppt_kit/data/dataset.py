@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,12 @@ import torch
 from omegaconf import DictConfig
 
 from ppt_kit.config import UserError, domain_names
-from ppt_kit.data.store import EpisodeStore, open_store
+from ppt_kit.data.clouds import cloud_column, compose_cloud
+from ppt_kit.data.formats import attach_cache, cache_folder, find_domain, open_store
+from ppt_kit.data.store import EpisodeStore
 
 MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
+DEFAULT_POINTS = 512  # of clouds that are made from depth, when no number is asked for
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,18 @@ class MultiTrajDataset:
     """Windows of several domains, gathered a batch at a time.
 
     Args:
-        dataset_path: folder that holds <domain>.zarr; None when `stores` is given.
+        dataset_path: folder that holds <domain>.zarr, or <domain> in another format; None when `stores` is given.
         domains: "a,b", a list, or a mapping of name to weight.
         split: "train" or "val"; episodes are divided, never windows.
         seed: which episodes are held out.
         stores: domain -> opened episodes, instead of files under dataset_path.
-        modalities: which of MODALITIES to read; None = every one that all domains have.
+        modalities: which of MODALITIES to read; None = all there are.
     The other arguments are the keys of `dataset` in the configuration.
+    Attributes:
+        layouts: domain -> {"state" | "action": {key: (first, last + 1)}}, where each key's numbers stand.
+        shapes: domain -> {"state": Ds, "action": Da}.
     Raises:
-        UserError: a domain or key is missing, or a split is empty.
+        UserError: a domain or key is missing, domains do not fit together, or a split is empty.
     """
 
     def __init__(
@@ -76,35 +82,40 @@ class MultiTrajDataset:
         val_ratio: float = 0.0,
         episode_cnt: int | None = None,
         data_ratio: float = 1.0,
-        state_keys: Sequence[str] = ("eef_pos", "normalized_gripper_pos"),
-        action_key: str = "actions",
+        state_keys: Sequence[str] | None = ("eef_pos", "normalized_gripper_pos"),
+        action_key: str | None = "actions",
         ignored_keys: Sequence[str] = (),
-        point_channels: int = 3,
-        num_points: int = 512,
+        point_channels: int | None = 3,
+        num_points: int | None = 512,
+        crop_box: Sequence[float] | None = None,
+        filter_key: str | None = None,
+        cache_dir: str | Path | None = None,
+        cache_gb: float = 20.0,
         stores: Mapping[str, EpisodeStore] | None = None,
         modalities: Sequence[str] | None = None,
     ):
         if split not in ("train", "val"):
             raise UserError(f"split={split!r}: takes train or val.")
+        opening: dict[str, Any] = {"filter_key": filter_key, "cache_dir": cache_dir, "cache_gb": cache_gb}
         self.domains = list(stores) if stores is not None else domain_names(domains)
         self.stores = (
             dict(stores)
             if stores is not None
-            else {name: open_store(dataset_path or ".", name) for name in self.domains}
+            else {name: open_store(find_domain(dataset_path or ".", name), **opening) for name in self.domains}
         )
         self.split, self.observation_horizon, self.action_horizon = split, observation_horizon, action_horizon
-        self.hist_action_cond, self.point_channels, self.num_points = hist_action_cond, point_channels, num_points
-        self._state_keys, self._action_key, self._ignored = list(state_keys), action_key, set(ignored_keys)
-        self._action_keys = {
-            name: self._find(name, [action_key, f"obs/{action_key}"], "action_key") for name in self.domains
-        }
-        self._states = {
-            name: [self._find(name, [f"obs/{key}", key], "state_keys") for key in state_keys] for name in self.domains
-        }
-        self._clouds = {name: self._cloud_keys(name) for name in self.domains}
+        self.hist_action_cond, self._ignored = hist_action_cond, set(ignored_keys)
+        self._action_keys = {name: self._actions_of(name, action_key) for name in self.domains}
+        self._states = {name: self._states_of(name, state_keys) for name in self.domains}
         self._cameras = {
-            kind: {name: self._camera_keys(name, kind) for name in self.domains} for kind in ("rgb", "depth")
+            kind: {name: self._cameras_of(name, kind) for name in self.domains} for kind in ("rgb", "depth")
         }
+        self._clouds = {name: self._cloud_parts(name) for name in self.domains}
+        self.point_channels = self._point_channels(point_channels)
+        self.num_points = num_points or min(self._stored_points(name) for name in self.domains)
+        wanted = modalities is None or "pointcloud" in modalities
+        for name in self.domains if wanted else ():
+            self._cloud_from_depth(name, crop_box=crop_box, cache_dir=cache_dir, cache_gb=cache_gb)
         self.modalities = self._choose(modalities)
         self.episodes = {
             name: _split_episodes(
@@ -121,8 +132,15 @@ class MultiTrajDataset:
             raise UserError(
                 f"the {split} split of {', '.join(self.domains)} has no window: every episode is shorter than the padding allows."
             )
+        self.layouts = {
+            name: {
+                "state": self._layout(name, self._states[name]),
+                "action": self._layout(name, self._action_keys[name]),
+            }
+            for name in self.domains
+        }
         self.shapes = {
-            name: {"state": self._state_dim(name), "action": self._action_dim(name)} for name in self.domains
+            name: {kind: _width(layout) for kind, layout in self.layouts[name].items()} for name in self.domains
         }
 
     def __len__(self) -> int:
@@ -189,6 +207,15 @@ class MultiTrajDataset:
         """(len(rows), D) float32 of `kind` "state" or "action" of one domain, not padded."""
         return self._actions(name, rows) if kind == "action" else self._state(name, rows)
 
+    def sentences(self, name: str) -> list[str]:
+        """What each episode of one domain's dataset shows, in words; the domain's name where nothing was written down."""
+        store = self.stores[name]
+        return store.sentences or [name] * len(store.episode_ends)
+
+    def columns_of(self, name: str, kind: str) -> list[str]:
+        """Stored columns that make up `kind` "state" or "action" of one domain, in order."""
+        return list(self._action_keys[name] if kind == "action" else self._states[name])
+
     def describe_source(self, name: str) -> dict:
         """What was recorded with one domain's data: simulator, task, camera, seeds of the demonstrations."""
         attrs = self.stores[name].attrs
@@ -215,7 +242,7 @@ class MultiTrajDataset:
         actions = self._actions(name, np.clip(acted, low, high).ravel())
         return {
             "obs": self._observations(name, np.clip(seen, low, high)),
-            "action": _widen(actions.reshape(*acted.shape, -1), max(map(self._action_dim, self.domains))),
+            "action": _widen(actions.reshape(*acted.shape, -1), self._widest("action")),
             "action_is_pad": (acted < low) | (acted > high),
         }
 
@@ -226,72 +253,135 @@ class MultiTrajDataset:
         obs: dict = {}
         if "state" in self.modalities:
             state = self._state(name, flat)
-            wide = state.shape[1] if squeeze else max(map(self._state_dim, self.domains))
+            wide = state.shape[1] if squeeze else self._widest("state")
             obs["state"] = _widen(state, wide).reshape(*shape, wide)
         if "pointcloud" in self.modalities:
             cloud = self._cloud(name, flat)
             obs["pointcloud"] = cloud.reshape(*shape, *cloud.shape[1:])
         for kind in ("rgb", "depth"):
             if kind in self.modalities:
-                images = {
-                    camera: self.stores[name].read(stored, flat) for camera, stored in self._cameras[kind][name].items()
-                }
-                obs[kind] = {
-                    camera: _image(image, kind).reshape(*shape, *_image(image, kind).shape[1:])
-                    for camera, image in images.items()
-                }
+                obs[kind] = {}
+                for camera, stored in self._cameras[kind][name].items():
+                    images = self.stores[name].read(stored, flat)
+                    images = _metres(images) if kind == "depth" else images
+                    obs[kind][camera] = images.reshape(*shape, *images.shape[1:])
         if "language" in self.modalities:
-            sentences = self._sentences(name)
+            sentences = self.sentences(name)
             of_row = np.searchsorted(self.stores[name].episode_ends, rows[:, -1], side="right")
             obs["language"] = [sentences[episode] for episode in of_row]
         return obs
 
     def _state(self, name: str, rows: np.ndarray) -> np.ndarray:
-        parts = [self.stores[name].read(stored, rows).reshape(len(rows), -1) for stored in self._states[name]]
-        return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
+        return self._numbers(name, self._states[name], rows)
 
     def _actions(self, name: str, rows: np.ndarray) -> np.ndarray:
-        values = self.stores[name].read(self._action_keys[name], rows)
-        return values.reshape(len(rows), -1).astype(np.float32, copy=False)
+        return self._numbers(name, self._action_keys[name], rows)
+
+    def _numbers(self, name: str, keys: list[str], rows: np.ndarray) -> np.ndarray:
+        """(len(rows), D) float32 of columns one after the other."""
+        parts = [self.stores[name].read(stored, rows).reshape(len(rows), -1) for stored in keys]
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) if parts else np.zeros((len(rows), 0))
+        return joined.astype(np.float32, copy=False)
 
     def _cloud(self, name: str, rows: np.ndarray) -> np.ndarray:
         """(N, P, C) float32: xyz, then what point_channels asks for."""
         parts, store = self._clouds[name], self.stores[name]
         return compose_cloud(
             store.read(parts["pos"], rows),
-            color=store.read(parts["color"], rows) if "color" in parts and self.point_channels >= 6 else None,
+            color=store.read(parts["colors"], rows) if "colors" in parts and self.point_channels >= 6 else None,
             segmentation=store.read(parts["seg"], rows) if "seg" in parts and self.point_channels == 5 else None,
             channels=self.point_channels,
             num_points=self.num_points,
         )
 
-    def _sentences(self, name: str) -> list[str]:
-        texts = self.stores[name].attrs.get("descriptions")
-        return [str(text) for text in texts] if texts is not None else [name] * len(self.stores[name].episode_ends)
-
     # ---------------------------------------------------------------- what is there
 
-    def _find(self, name: str, candidates: list[str], option: str) -> str:
-        have = self.stores[name].keys()
-        for candidate in candidates:
-            if candidate in have:
+    def _readable(self, name: str) -> list[str]:
+        """Columns of one domain that are not ignored."""
+        store = self.stores[name]
+        return [
+            key for key in store.columns
+            if not {key, key.removeprefix("obs/"), store.columns[key].stored_as} & self._ignored
+        ]  # fmt: skip
+
+    def _find(self, name: str, asked: str, option: str) -> str:
+        """The column that a user's word means: its name here, without obs/, or the dataset's own."""
+        store = self.stores[name]
+        own = {column.stored_as: key for key, column in store.columns.items()}
+        own |= {stored.split("/", 1)[-1]: key for stored, key in own.items()}
+        for candidate in (f"obs/{asked}", asked, own.get(asked, "")):
+            if candidate in store.columns:
                 return candidate
-        raise UserError(f"dataset.{option}: {self.stores[name].path} has no {candidates[0]}; it has {', '.join(have)}.")
+        raise UserError(f"dataset.{option}: {store.path} has no {asked}; it has {', '.join(store.columns)}.")
 
-    def _cloud_keys(self, name: str) -> dict[str, str]:
-        have = [stored for stored in self.stores[name].keys() if stored.removeprefix("obs/") not in self._ignored]  # noqa: SIM118
-        names = {
-            "pos": ("obs/pointcloud/pos", "point_cloud"),
-            "color": ("obs/pointcloud/colors", "obs/pointcloud/color"),
-            "seg": ("obs/pointcloud/seg",),
-        }
-        return {part: stored for part, options in names.items() for stored in options if stored in have}
+    def _actions_of(self, name: str, asked: str | None) -> list[str]:
+        """Columns of the action: the one asked for, or every part below it."""
+        store, wanted = self.stores[name], asked or "actions"
+        parts = [key for key in store.columns if key.startswith(f"{wanted}/")]
+        if wanted not in store.columns and parts:
+            return parts
+        if asked is None and wanted not in store.columns:
+            raise UserError(
+                f"{store.path} has no action; it has {', '.join(store.columns)}. Say which it is with action_key=…."
+            )
+        return [self._find(name, wanted, "action_key")]
 
-    def _camera_keys(self, name: str, kind: str) -> dict[str, str]:
-        folder, alone = {"rgb": ("obs/images/", "img"), "depth": ("obs/depths/", "depth")}[kind]
-        have = [stored for stored in self.stores[name].keys() if stored.removeprefix("obs/") not in self._ignored]  # noqa: SIM118
-        found = {stored.removeprefix(folder): stored for stored in have if stored.startswith(folder)}
-        return found or ({"camera": alone} if alone in have else {})
+    def _states_of(self, name: str, asked: Sequence[str] | None) -> list[str]:
+        """Columns of obs.state, in order: those asked for, or every observation that is a number or a vector."""
+        if asked is not None:
+            return [self._find(name, key, "state_keys") for key in asked]
+        store, pictures = self.stores[name], ("obs/images/", "obs/depths/", "obs/pointcloud/")
+        return [
+            key for key in self._readable(name)
+            if key.startswith("obs/") and not key.startswith(pictures) and len(store.shape(key)) <= 2 and store.dtype(key).kind in "biuf"
+        ]  # fmt: skip
+
+    def _cameras_of(self, name: str, kind: str) -> dict[str, str]:
+        folder = {"rgb": "obs/images/", "depth": "obs/depths/"}[kind]
+        return {key.removeprefix(folder): key for key in self._readable(name) if key.startswith(folder)}
+
+    def _cloud_parts(self, name: str) -> dict[str, str]:
+        folder = "obs/pointcloud/"
+        return {key.removeprefix(folder): key for key in self._readable(name) if key.startswith(folder)}
+
+    def _seen_in_depth(self, name: str) -> list[str]:
+        """Cameras that a cloud can be made from."""
+        return [camera for camera in self._cameras["depth"][name] if camera in self.stores[name].cameras]
+
+    def _stored_points(self, name: str) -> int:
+        parts = self._clouds[name]
+        return self.stores[name].shape(parts["pos"])[1] if "pos" in parts else DEFAULT_POINTS
+
+    def _has_color(self, name: str) -> bool:
+        parts = self._clouds[name]
+        if "pos" in parts:
+            return "colors" in parts or self.stores[name].shape(parts["pos"])[-1] >= 6
+        cameras = self._seen_in_depth(name)
+        return bool(cameras) and all(self._same_size(name, camera) for camera in cameras)
+
+    def _same_size(self, name: str, camera: str) -> bool:
+        """Whether a camera has colour images of its depth's size."""
+        store, rgb = self.stores[name], self._cameras["rgb"][name].get(camera)
+        return rgb is not None and store.shape(rgb)[1:3] == store.shape(self._cameras["depth"][name][camera])[1:3]
+
+    def _point_channels(self, asked: int | None) -> int:
+        return asked or (6 if all(self._has_color(name) for name in self.domains) else 3)
+
+    def _cloud_from_depth(
+        self, name: str, *, crop_box: Sequence[float] | None, cache_dir: str | Path | None, cache_gb: float
+    ) -> None:
+        """Adds the cloud that the store has not, where its depth and cameras give one."""
+        store, cameras = self.stores[name], self._seen_in_depth(name)
+        if "pos" in self._clouds[name] or not cameras:
+            return
+        box = None if crop_box is None else np.asarray(crop_box, dtype=np.float64).reshape(2, 3)
+        colored = self.point_channels >= 6 and self._has_color(name)
+        column = cloud_column(store, cameras, num_points=self.num_points, with_color=colored, crop_box=box)
+        if cache_gb > 0:
+            folder = cache_folder(store.path, cache_dir=cache_dir, cache_gb=cache_gb)
+            attach_cache(store, {f"cloud {crop_box}": column}, folder=folder)
+        self.stores[name] = replace(store, columns={**store.columns, "obs/pointcloud/pos": column})
+        self._clouds[name] = {"pos": "obs/pointcloud/pos"}
 
     def _has(self, name: str, modality: str) -> bool:
         if modality == "pointcloud":
@@ -301,24 +391,44 @@ class MultiTrajDataset:
         return modality == "language" or bool(self._states[name])
 
     def _choose(self, asked: Sequence[str] | None) -> list[str]:
-        if asked is None:
-            return [modality for modality in MODALITIES if all(self._has(name, modality) for name in self.domains)]
-        for modality in asked:
+        """What is read; domains that share a batch must have the same.
+
+        Raises:
+            UserError: one of them lacks a modality or a camera.
+        """
+        chosen = (
+            list(asked) if asked is not None else [m for m in MODALITIES if any(self._has(d, m) for d in self.domains)]
+        )
+        for modality in chosen:
             for name in self.domains:
                 if not self._has(name, modality):
-                    raise UserError(
-                        f"{self.stores[name].path} has no {modality}; it has {', '.join(self.stores[name].keys())}."
+                    others = [other for other in self.domains if self._has(other, modality)]
+                    remedy = (
+                        f"{', '.join(others)} has it: read what both have with modalities=[…], or ignored_keys."
+                        if others
+                        else ""
                     )
-        self._check_channels(asked)
-        return list(asked)
+                    raise UserError(
+                        f"{self.stores[name].path} has no {modality}; it has {', '.join(self.stores[name].columns)}. {remedy}"
+                    )
+        for kind in {"rgb", "depth"} & set(chosen):
+            cameras = {name: sorted(self._cameras[kind][name]) for name in self.domains}
+            first = cameras[self.domains[0]]
+            for name in self.domains:
+                if cameras[name] != first:
+                    raise UserError(
+                        f"{self.stores[name].path} has the {kind} cameras {', '.join(cameras[name])}, {self.stores[self.domains[0]].path} has "
+                        f"{', '.join(first)}: one batch cannot hold both. Leave some out with dataset.ignored_keys=[…]."
+                    )
+        self._check_clouds(chosen)
+        return chosen
 
-    def _check_channels(self, asked: Sequence[str]) -> None:
+    def _check_clouds(self, asked: Sequence[str]) -> None:
         if "pointcloud" not in asked:
             return
         for name in self.domains:
             parts, channels = self._clouds[name], self.point_channels
-            packed = self.stores[name].shape(parts["pos"])[-1] >= 6
-            if channels >= 6 and "color" not in parts and not packed:
+            if channels >= 6 and not self._has_color(name):
                 raise UserError(
                     f"dataset.point_channels={channels} needs colours, {self.stores[name].path} has none. Collect with use_color=true, or set dataset.point_channels=3."
                 )
@@ -350,11 +460,33 @@ class MultiTrajDataset:
         ends = self.stores[name].episode_ends
         return int(ends[episode - 1]) if episode else 0, int(ends[episode]) - 1
 
-    def _state_dim(self, name: str) -> int:
-        return sum(int(np.prod(self.stores[name].shape(stored)[1:])) for stored in self._states[name])
+    def _layout(self, name: str, keys: list[str]) -> dict[str, tuple[int, int]]:
+        widths = [int(np.prod(self.stores[name].shape(key)[1:], dtype=np.int64)) for key in keys]
+        ends = np.cumsum(widths).tolist()
+        return {key.removeprefix("obs/"): (end - width, end) for key, width, end in zip(keys, widths, ends)}
 
-    def _action_dim(self, name: str) -> int:
-        return int(np.prod(self.stores[name].shape(self._action_keys[name])[1:]))
+    def _widest(self, kind: str) -> int:
+        return max(shape[kind] for shape in self.shapes.values())
+
+
+def open_dataset(path: str | Path | Mapping[str, str | Path], **options: Any) -> MultiTrajDataset:
+    """A dataset in any format that ppt_kit knows, read in place, with everything that is in it.
+
+    Args:
+        path: file or folder; or several, as a mapping of names to paths.
+        options: the keys of `dataset` in the configuration; state_keys, action_key, point_channels and num_points take
+            what there is unless they are given.
+    Raises:
+        UserError: nothing is there, no format recognises it, or it is damaged.
+    """
+    paths = {name: Path(where).expanduser() for name, where in path.items()} if isinstance(path, Mapping) else {}
+    if not isinstance(path, Mapping):
+        one = Path(path).expanduser()
+        paths = {one.absolute().name.split(".")[0]: one}
+    opening = {name: options[name] for name in ("filter_key", "cache_dir", "cache_gb") if name in options}
+    stores = {name: open_store(where, **opening) for name, where in paths.items()}
+    everything: dict[str, Any] = {"state_keys": None, "action_key": None, "point_channels": None, "num_points": None}
+    return MultiTrajDataset(None, None, stores=stores, **{**everything, **options})
 
 
 def load_dataset(cfg: DictConfig, *, split: str = "train", modalities: Sequence[str] | None = None) -> MultiTrajDataset:
@@ -369,35 +501,6 @@ def load_dataset(cfg: DictConfig, *, split: str = "train", modalities: Sequence[
     return MultiTrajDataset(
         cfg.dataset_path, cfg.domains, split=split, seed=cfg.seed, modalities=modalities, **cfg.dataset
     )
-
-
-def compose_cloud(
-    position: np.ndarray,
-    *,
-    channels: int,
-    num_points: int,
-    color: np.ndarray | None = None,
-    segmentation: np.ndarray | None = None,
-) -> np.ndarray:
-    """(..., num_points, channels) float32: xyz, then colour in [0, 1], segmentation and height as `channels` asks.
-
-    Args:
-        position: (..., P, 3) metres, or (..., P, 6) with the colour behind.
-        color: (..., P, 3) uint8 or [0, 1]; None takes the columns behind the position.
-        segmentation: (..., P) or (..., P, 1).
-    """
-    xyz, columns = position[..., :3].astype(np.float32, copy=False), []
-    if channels >= 6:
-        color = position[..., 3:6] if color is None else color
-        columns.append(color.astype(np.float32) / 255 if color.dtype == np.uint8 else color.astype(np.float32))
-    if channels == 5 and segmentation is not None:
-        columns.append(segmentation.astype(np.float32).reshape(*xyz.shape[:-1], 1))
-    if channels in (4, 5, 7):
-        columns.append(xyz[..., 2:3])
-    cloud = np.concatenate([xyz, *columns], axis=-1) if columns else xyz
-    if cloud.shape[-2] > num_points:
-        cloud = cloud[..., np.linspace(0, cloud.shape[-2] - 1, num_points).round().astype(int), :]
-    return np.ascontiguousarray(cloud)
 
 
 def _split_episodes(
@@ -422,11 +525,14 @@ def _split_episodes(
     return np.sort(chosen)
 
 
-def _image(image: np.ndarray, kind: str) -> np.ndarray:
-    if kind == "depth":
-        image = image.astype(np.float32, copy=False)
-        return image if image.ndim == 4 else image[..., None]
-    return image
+def _metres(depth: np.ndarray) -> np.ndarray:
+    """(N, H, W, 1) float32."""
+    depth = depth.astype(np.float32, copy=False)
+    return depth if depth.ndim == 4 else depth[..., None]
+
+
+def _width(layout: Mapping[str, tuple[int, int]]) -> int:
+    return max((end for _, end in layout.values()), default=0)
 
 
 def _widen(values: np.ndarray, width: int) -> np.ndarray:

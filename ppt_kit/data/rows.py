@@ -66,7 +66,7 @@ class PlainRows:
         breaks = np.flatnonzero((np.diff(inside) != 1) | (np.diff(owner) != 0)) + 1
         begins = np.concatenate([[0], breaks]).tolist()
         ends = [*begins[1:], len(inside)]
-        target, size = memoryview(out.reshape(-1).view(np.uint8)), self._row_bytes
+        target, size = out.reshape(-1).view(np.uint8).data, self._row_bytes
         handles: dict[int, int] = {}
         try:
             for begin, end in zip(begins, ends):

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from ppt_kit.config import CollectConfig, UserError, load_config
-from ppt_kit.data.store import ZarrWriter
+from ppt_kit.data.writer import ZarrWriter
 from ppt_kit.sim.env import SimEnv, make_env
 from ppt_kit.tracking import bar_pace
 
