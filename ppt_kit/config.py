@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "quickstart"
+NORMALIZER_MODES = ("limits", "gaussian", "quantiles", "identity")
 
 
 class UserError(ValueError):
@@ -72,6 +73,22 @@ class DatasetConfig:
         None, "folder for decoded rows (video, compressed arrays); null = $PPT_KIT_CACHE or ~/.cache/ppt_kit"
     )
     cache_gb: float = key(20.0, "what that folder may hold (GB); 0 = decode each row every time", low=0)
+
+
+@dataclass
+class NormalizerConfig:
+    mode: str = key(
+        "limits",
+        "what becomes -1 and 1: the limits, or the 1 and 99 % quantiles; gaussian = mean 0, deviation 1",
+        choices=NORMALIZER_MODES,
+    )
+    per_key: Any = key({}, "another mode for some keys, e.g. {eef_pos: gaussian, 'actions[6:7]': identity}")
+    per_domain: Any = key({}, "another mode for some keys of one domain: {domain: {key: mode}}")
+    leave_alone: list[str] = key(
+        [], "keys, or parts as actions[3:7], that stay as they are; quaternions and one_hot find theirs"
+    )
+    path: str | None = key(None, "take the statistics of this run folder (or model*.pth) instead of fitting them")
+    any_dataset: bool = key(False, "take them although they were made from other episodes")
 
 
 @dataclass
@@ -144,6 +161,7 @@ class Config:
     domains: Any = key("button-press-topdown", "datasets: a, or a,b, or with weights {a: 1, b: 3}")
     dataset_path: str = key("data", "folder that holds <domain>.zarr")
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -350,6 +368,7 @@ def _check_together(cfg: DictConfig) -> None:
             )
     if cfg.dataset.point_channels not in (3, 4, 5, 6, 7):
         raise UserError(f"dataset.point_channels={cfg.dataset.point_channels}: takes 3, 4, 5, 6 or 7.")
+    _check_normalizer(cfg)
     if cfg.dataset.crop_box is not None and len(cfg.dataset.crop_box) != 6:
         raise UserError(f"dataset.crop_box={list(cfg.dataset.crop_box)}: takes six numbers, x0,y0,z0,x1,y1,z1.")
     if cfg.dataset.hist_action_cond and cfg.dataset.action_horizon < cfg.dataset.observation_horizon:
@@ -378,6 +397,22 @@ def _check_together(cfg: DictConfig) -> None:
         )
     if cfg.suffix is not None and ("/" in cfg.suffix or cfg.suffix in ("", ".", "..")):
         raise UserError(f"suffix={cfg.suffix!r} must be one folder's name.")
+
+
+def _check_normalizer(cfg: DictConfig) -> None:
+    groups = {"normalizer.per_key": cfg.normalizer.per_key}
+    for name, modes in dict(cfg.normalizer.per_domain or {}).items():
+        if name not in domain_names(cfg.domains):
+            raise UserError(
+                f"normalizer.per_domain: {name} is none of the domains {', '.join(domain_names(cfg.domains))}."
+            )
+        groups[f"normalizer.per_domain.{name}"] = modes
+    for where, modes in groups.items():
+        if not OmegaConf.is_dict(modes):
+            raise UserError(f"{where}={modes}: takes a mapping of keys to modes, e.g. {{eef_pos: gaussian}}.")
+        for name, mode in modes.items():
+            if mode not in NORMALIZER_MODES:
+                raise UserError(f"{where}.{name}={mode}: takes {', '.join(NORMALIZER_MODES)}.")
 
 
 def _positive(weight: Any) -> bool:

@@ -25,7 +25,7 @@ from ppt_kit.checkpoint import BackgroundWriter, load_model, load_resume, save_m
 from ppt_kit.config import UserError, check_values, domain_names, from_mapping
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
-from ppt_kit.data.normalizer import fit_normalizer
+from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
 from ppt_kit.models.policy import MODALITIES, PPTPolicy, build_policy
 from ppt_kit.models.pretrained import load_trunk
 from ppt_kit.tracking import METRICS, Tracker, bar_pace, fingerprint_of, provenance
@@ -238,8 +238,9 @@ class UnifiedTrainer:
             raise UserError(
                 f"output_dir={self.cfg.output_dir}: {there} cannot be written to. Set output_dir to a folder of yours."
             )
-        if self.cfg.train.pretrained_dir:
-            load_model(self.cfg.train.pretrained_dir)
+        for other in (self.cfg.train.pretrained_dir, self.cfg.normalizer.path):
+            if other:
+                load_model(other)
         for split in ("train", "val") if self._validates() else ("train",):
             load_dataset(self.cfg, split=split, modalities=MODALITIES)
 
@@ -256,14 +257,15 @@ class UnifiedTrainer:
         cfg = self.cfg
         train_set = load_dataset(cfg, split="train", modalities=MODALITIES)
         val_set = load_dataset(cfg, split="val", modalities=MODALITIES) if self._validates() else None
-        stats = fit_normalizer(train_set)
+        stats = self._normalizer(train_set)
         policy = self._build_policy(train_set, stats)
         plan = BatchPlan(
             len(train_set), cfg.batch_size, world_size=world.size, accumulation=cfg.gradient_accumulation_steps,
             seed=cfg.seed, mixture=_mixture(cfg.domains, train_set),
         )  # fmt: skip
         ppt = engine.Engine(policy, cfg, world)
-        saved = self._resume(ppt)
+        saved = self._resume(ppt, stats)
+        stats = saved.get("normalizer", stats)
         if saved:
             plan = replace(plan, origin=(ppt.step, *saved["position"]))
         steps_per_epoch, total_steps = self._steps(plan)
@@ -275,7 +277,7 @@ class UnifiedTrainer:
             wandb_mode="disabled" if cfg.debug else cfg.wandb.mode, settings=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
             tensorboard=cfg.tensorboard, resumed_step=ppt.step, wandb_id=saved.get("wandb_id"),
         )  # fmt: skip
-        self._say_start(tracker, train_set, policy=policy, plan=plan, total_steps=total_steps, ppt=ppt)
+        self._say_start(tracker, train_set, policy=policy, stats=stats, plan=plan, total_steps=total_steps, ppt=ppt)
         run = _Run(
             ppt=ppt, tracker=tracker, plan=plan, train_set=train_set, val_set=val_set, steps_per_epoch=steps_per_epoch,
             total_steps=total_steps, card=self._card(train_set, policy=policy, stats=stats), since=_SinceRow(past=saved.get("losses", [])),
@@ -424,7 +426,7 @@ class UnifiedTrainer:
                 "engine": state, "position": list(run.plan.locate(step)), "global_batch": run.plan.global_batch, "losses": losses, "best": list(run.best), "wandb_id": run.tracker.wandb_id,
                 "loss": run.loss,
                 "val_loss": run.val_loss,
-                "config": run.card["config"], "generators": {"torch": torch.get_rng_state()},
+                "config": run.card["config"], "normalizer": run.card["normalizer"], "generators": {"torch": torch.get_rng_state()},
             }  # fmt: skip
             row = {"step": step, "epoch": epoch, "loss": loss, "val_loss": run.val_loss}
             best_epoch = run.best[1]
@@ -457,7 +459,7 @@ class UnifiedTrainer:
         )
         return 128 + int(number)
 
-    def _resume(self, ppt: engine.Engine) -> dict:
+    def _resume(self, ppt: engine.Engine, stats: dict) -> dict:
         """Takes the newest state into the engine; {} when the run starts anew. On every rank, or an error on every rank."""
         if self.cfg.train.resume == "never":
             return {}
@@ -467,6 +469,7 @@ class UnifiedTrainer:
                 saved = load_resume(self.run_dir)
                 if saved is not None:
                     self._check_same(saved["config"])
+                    check_same_source(saved["normalizer"], stats, any_dataset=self.cfg.normalizer.any_dataset)
             except UserError as error:
                 problem = str(error)
         problem = engine.from_first(problem)
@@ -484,7 +487,7 @@ class UnifiedTrainer:
         extra = (
             {
                 name: saved[name]
-                for name in ("losses", "best", "wandb_id", "loss", "val_loss", "position", "global_batch")
+                for name in ("losses", "best", "wandb_id", "loss", "val_loss", "position", "global_batch", "normalizer")
             }
             if saved
             else None
@@ -495,10 +498,11 @@ class UnifiedTrainer:
         """What decides the data and the weights must not change between the parts of a run."""
         now = OmegaConf.to_container(self.cfg, resolve=True)
         assert isinstance(now, dict)
-        for part in ("domains", "dataset", "policy", "seed"):
-            if now[part] != stored[part]:
+        for part in ("domains", "dataset", "normalizer", "policy", "seed"):
+            here, there = (_deciding(part, config[part]) for config in (now, stored))
+            if here != there:
                 raise UserError(
-                    f"{part} is {now[part]} here and {stored[part]} in {self.run_dir}: the run would not go on as it began. Set it back, or choose another suffix."
+                    f"{part} is {here} here and {there} in {self.run_dir}: the run would not go on as it began. Set it back, or choose another suffix."
                 )
 
     def _val_batches(self, dataset: MultiTrajDataset, ppt: engine.Engine) -> Iterator[tuple[dict, int]]:
@@ -516,6 +520,17 @@ class UnifiedTrainer:
             per_epoch, epochs = min(per_epoch or plan.steps_per_pass, DEBUG_EPOCH_ITERS), min(epochs, DEBUG_EPOCHS)
         total = per_epoch * epochs if per_epoch else plan.steps_until(epochs)
         return per_epoch, min(total, train.total_iters) if train.total_iters else total
+
+    def _normalizer(self, dataset: MultiTrajDataset) -> dict:
+        """The statistics that the configuration asks for: fitted, or another run's."""
+        asked = self.cfg.normalizer
+        plain = {name: OmegaConf.to_container(asked[name]) for name in ("per_key", "per_domain", "leave_alone")}
+        stats = fit_normalizer(dataset, mode=asked.mode, **plain)  # type: ignore[arg-type]
+        if not asked.path:
+            return stats
+        stored = load_model(asked.path)["normalizer"]
+        check_same_source(stored, stats, any_dataset=asked.any_dataset)
+        return {name: stored[name] for name in stats}
 
     def _build_policy(self, dataset: MultiTrajDataset, stats: dict) -> PPTPolicy:
         cfg = self.cfg
@@ -547,6 +562,7 @@ class UnifiedTrainer:
         dataset: MultiTrajDataset,
         *,
         policy: PPTPolicy,
+        stats: dict,
         plan: BatchPlan,
         total_steps: int,
         ppt: engine.Engine,
@@ -564,10 +580,19 @@ class UnifiedTrainer:
             ppt.num_parameters / 1e6, ppt.num_trained / 1e6,
             len(dataset), dataset.num_episodes,
         )  # fmt: skip
+        still = near_constant(stats, dataset.layouts)
+        if still:
+            log.warning("hardly moving in the data, so centred but not scaled: %s", ", ".join(still))
         log.info(
             "global batch %d = batch_size %d x %d process(es) x accumulation %d; %d steps in all on %s, %s, %s",
             plan.global_batch, plan.batch_size, world.size, plan.accumulation, total_steps, world.device, cfg.precision, cfg.deepspeed,
         )  # fmt: skip
+
+
+def _deciding(part: str, value: Any) -> Any:
+    """A part of a configuration without what may differ between the machines that a run goes on on."""
+    free = {"dataset": ("cache_dir", "cache_gb"), "normalizer": ("path", "any_dataset")}.get(part, ())
+    return {name: each for name, each in value.items() if name not in free} if isinstance(value, dict) else value
 
 
 def _mixture(domains: Any, dataset: MultiTrajDataset) -> tuple[tuple[int, float], ...]:

@@ -15,7 +15,6 @@ from ppt_kit.data.clouds import compose_cloud
 from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.loader import BatchPlan, Loader, epoch_indices, epoch_order, mixed_order
-from ppt_kit.data.normalizer import fingerprint, fit_normalizer
 from ppt_kit.data.writer import ZarrWriter
 
 
@@ -292,45 +291,6 @@ def test_an_error_while_loading_reaches_the_loop(small_data):
     plan = BatchPlan(len(data) + 10, 8)  # it asks for windows that are not there
     with pytest.raises(IndexError):
         list(Loader(data, plan, rank=0, first_step=0, last_step=plan.steps_per_pass, pin=False))
-
-
-# ------------------------------------------------------------------ normaliser
-
-
-def test_the_normaliser_sees_the_training_episodes_only(small_data):
-    data = dataset_of(small_data, split="train", val_ratio=0.3)
-    stats = fit_normalizer(data)["a"]["action"]
-    rows = data.rows("a")
-    truth = zarr.open_group(str(small_data / "a.zarr"), mode="r")["data/actions"][:][rows]
-    low, high = truth.min(0), truth.max(0)
-    assert np.allclose(stats["offset"], (low + high) / 2)
-    normalised = (truth - np.array(stats["offset"])) * np.array(stats["scale"])
-    assert np.allclose([normalised.min(0), normalised.max(0)], [[-1] * 4, [1] * 4], atol=1e-5)
-
-
-def test_a_dimension_that_hardly_moves_is_named_and_not_blown_up(tmp_path):
-    with ZarrWriter(tmp_path / "x.zarr") as writer:
-        actions = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-        actions[:, 1] = 5 + 1e-6 * actions[:, 1]
-        writer.append({"actions": actions, "obs/eef_pos": actions, "obs/normalized_gripper_pos": actions[:, :1]})
-    stats = fit_normalizer(MultiTrajDataset(tmp_path, "x"))["x"]["action"]
-    assert stats["constant"] == [1]
-    assert stats["scale"][1] == 1
-    assert stats["offset"][1] == pytest.approx(5, abs=1e-3)
-
-
-def test_the_fingerprint_changes_with_any_number(small_data):
-    stats = fit_normalizer(dataset_of(small_data))
-    before = fingerprint(stats)
-    stats["a"]["state"]["scale"][0] += 1e-9
-    assert fingerprint(stats) != before
-
-
-def test_a_value_that_is_not_finite_names_its_episode(tmp_path):
-    write_store(tmp_path / "x.zarr")
-    zarr.open_group(str(tmp_path / "x.zarr"), mode="a")["data/actions"][14, 0] = np.inf
-    with pytest.raises(ValueError, match=r"action of episode 1 \(row 14\)"):
-        fit_normalizer(MultiTrajDataset(tmp_path, "x", num_points=16))
 
 
 def test_a_run_resumed_with_another_global_batch_sees_the_rest_of_the_pass_once():

@@ -1,17 +1,29 @@
-"""Statistics that bring states and actions to about [-1, 1], fitted on the training episodes only."""
+"""Statistics that bring states and actions to a common scale, fitted on the training episodes only.
+
+Each number is normalised on its own: (value - offset) * scale. Statistics carry a fingerprint of what they were made from,
+so that they are never taken for another dataset's, another order of keys or another representation of the action.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from ppt_kit.config import UserError
 from ppt_kit.data.dataset import MultiTrajDataset
+from ppt_kit.data.store import check_finite
 
 ROWS_AT_ONCE = 65_536
-NEAR_CONSTANT = 1e-4  # a range below this is noise: dividing by it would blow the noise up
+MOST_ROWS = 2_000_000  # that quantiles are taken from; of more rows, an even share
+NEAR_CONSTANT = (
+    1e-4  # a spread below this (times the magnitude, above 1) is noise: dividing by it would blow the noise up
+)
+KINDS = ("state", "action")
 
 
 @dataclass
@@ -20,38 +32,183 @@ class Stats:
 
     offset: list[float]
     scale: list[float]
+    mode: list[str]
     constant: list[int]  # dimensions that hardly move: centred, not scaled
 
 
-def fit_normalizer(dataset: MultiTrajDataset) -> dict[str, dict[str, dict]]:
-    """{domain: {"state" | "action": Stats as a dict}} of the dataset's own split: limits go to [-1, 1].
+@dataclass
+class _Column:
+    """What is known of one kind of one domain after a pass over its rows."""
 
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    quantiles: np.ndarray  # (2, D): 1 and 99 %
+    one_hot: dict[str, bool]
+    unit: dict[str, bool]
+    digest: str
+
+
+def fit_normalizer(
+    dataset: MultiTrajDataset,
+    *,
+    mode: str = "limits",
+    per_key: Mapping[str, str] | None = None,
+    per_domain: Mapping[str, Mapping[str, str]] | None = None,
+    leave_alone: list[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """{domain: {"state": Stats as a dict, "action": …, "fingerprint": …}} of the dataset's own split.
+
+    Args:
+        mode: "limits" takes the least and greatest value to -1 and 1, "quantiles" those of 1 and 99 %, "gaussian" the
+            mean to 0 and the standard deviation to 1, "identity" nothing.
+        per_key: key (eef_pos, actions, or actions[3:7] for a part of one) -> mode.
+        per_domain: domain -> the same for that domain alone.
+        leave_alone: keys or parts of keys that stay as they are; "quaternions" and "one_hot" find theirs.
     Raises:
-        ValueError: a value is not finite; the line names the domain, the key and the episode.
+        UserError: a value is not finite (the line names file, column and episode), or a key is not there.
     """
     return {
-        name: {kind: asdict(_limits(dataset, name, kind)) for kind in ("state", "action")} for name in dataset.domains
+        name: _fit_domain(
+            dataset,
+            name,
+            mode=mode,
+            keys={**(per_key or {}), **(per_domain or {}).get(name, {})},
+            leave=leave_alone or [],
+        )
+        for name in dataset.domains
     }
 
 
-def fingerprint(stats: dict) -> str:
-    """Twelve hex digits that change with any number or key of the statistics."""
-    return hashlib.sha256(json.dumps(stats, sort_keys=True).encode()).hexdigest()[:12]
+def near_constant(stats: Mapping[str, Any], layouts: Mapping[str, Any]) -> list[str]:
+    """Names of the dimensions that hardly move: `domain: eef_pos[2]`."""
+    found = []
+    for name, domain in stats.items():
+        for kind in KINDS:
+            for index in domain[kind]["constant"]:
+                key, (first, _) = next(
+                    (key, part) for key, part in layouts[name][kind].items() if part[0] <= index < part[1]
+                )
+                found.append(f"{name}: {key}[{index - first}]")
+    return found
 
 
-def _limits(dataset: MultiTrajDataset, name: str, kind: str) -> Stats:
-    rows = dataset.rows(name)
-    low, high = None, None
+def check_same_source(stored: Mapping[str, Any], now: Mapping[str, Any], *, any_dataset: bool = False) -> None:
+    """Refuses statistics that were made from something else.
+
+    Args:
+        stored: what was fitted when the statistics were made.
+        now: what `fit_normalizer` gives for the data at hand.
+        any_dataset: other episodes are fine; keys and actions are not.
+    Raises:
+        UserError: the first difference: the dataset, the order of the keys, or the representation of the action.
+    """
+    for name, domain in now.items():
+        if name not in stored:
+            raise UserError(f"normalizer: no statistics for {name}; there are some for {', '.join(stored)}.")
+        old, new = stored[name]["fingerprint"], domain["fingerprint"]
+        told = {
+            "state_keys": "the state's keys and their order",
+            "action": "the representation of the action",
+            "dataset": "the dataset's episodes",
+        }
+        for part, words in told.items():
+            if old[part] != new[part] and not (part == "dataset" and any_dataset):
+                remedy = " Set normalizer.any_dataset=true if that is meant." if part == "dataset" else ""
+                raise UserError(
+                    f"normalizer of {name}: {words} differ: {old[part]} when the statistics were made, {new[part]} now.{remedy}"
+                )
+
+
+def _fit_domain(
+    dataset: MultiTrajDataset, name: str, *, mode: str, keys: Mapping[str, str], leave: list[str]
+) -> dict[str, Any]:
+    seen = {kind: _scan(dataset, name, kind) for kind in KINDS}
+    layouts = dataset.layouts[name]
+    known = {key for kind in KINDS for key in layouts[kind]}
+    asked = {**keys, **{text: "identity" for text in leave if text not in ("quaternions", "one_hot")}}
+    for text in asked:
+        if _parse(text)[0] not in known:
+            raise UserError(f"normalizer: {name} has no {text}; it has {', '.join(sorted(known))}.")
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        modes = np.full(len(seen[kind].low), mode, dtype=object)
+        for key, (first, last) in layouts[kind].items():
+            if ("quaternions" in leave and seen[kind].unit[key]) or ("one_hot" in leave and seen[kind].one_hot[key]):
+                modes[first:last] = "identity"
+        for text, wanted in asked.items():
+            key, begin, end = _parse(text)
+            if key in layouts[kind]:
+                first, last = layouts[kind][key]
+                modes[first:last][begin:end] = wanted
+        found[kind] = asdict(_stats(seen[kind], modes))
+    found["fingerprint"] = {
+        "dataset": hashlib.sha256(f"{seen['state'].digest} {seen['action'].digest}".encode()).hexdigest()[:12],
+        "state_keys": [f"{key}[{last - first}]" for key, (first, last) in layouts["state"].items()],
+        "action": [f"{key}[{last - first}]" for key, (first, last) in layouts["action"].items()]
+        + [str(dataset.stores[name].attrs.get("action_representation", "as stored"))],
+    }
+    return found
+
+
+def _stats(seen: _Column, modes: np.ndarray) -> Stats:
+    low, high = seen.low, seen.high
+    magnitude = np.maximum(1.0, np.abs((low + high) / 2))
+    constant = (high - low) < NEAR_CONSTANT * magnitude
+    q_low, q_high = seen.quantiles
+    rare = (q_high - q_low) < NEAR_CONSTANT * magnitude  # moves in under 2 % of the rows: its limits are its range
+    q_low, q_high = np.where(rare, low, q_low), np.where(rare, high, q_high)
+    offset, scale = np.zeros(len(low)), np.ones(len(low))
+    for wanted, centre, width in (
+        ("limits", (low + high) / 2, (high - low) / 2),
+        ("quantiles", (q_low + q_high) / 2, (q_high - q_low) / 2),
+        ("gaussian", seen.mean, seen.std),
+    ):
+        mine = modes == wanted
+        offset[mine] = centre[mine]
+        scale[mine] = 1.0 / np.where(constant, 1.0, width)[mine]
+    named = np.flatnonzero(constant & (modes != "identity"))
+    return Stats(offset.tolist(), scale.tolist(), modes.tolist(), named.tolist())
+
+
+def _scan(dataset: MultiTrajDataset, name: str, kind: str) -> _Column:
+    rows, store = dataset.rows(name), dataset.stores[name]
+    layout = dataset.layouts[name][kind]
+    width = dataset.shapes[name][kind]
+    digest = hashlib.sha256(np.ascontiguousarray(rows[[0, -1]]).tobytes() + str(len(rows)).encode())
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
+    total, squares, shift = np.zeros(width), np.zeros(width), np.zeros(width)
+    unit = {key: last - first == 4 for key, (first, last) in layout.items()}
+    one_hot = {key: last - first > 1 for key, (first, last) in layout.items()}
+    every, kept = -(-len(rows) // MOST_ROWS), []
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        values = dataset.values(name, kind, rows[start : start + ROWS_AT_ONCE]).astype(np.float64)
-        if not np.isfinite(values).all():
-            row = rows[start + int(np.argwhere(~np.isfinite(values))[0][0])]
-            episode = int(np.searchsorted(dataset.stores[name].episode_ends, row, side="right"))
-            raise ValueError(f"{dataset.stores[name].path}: {kind} of episode {episode} (row {row}) is not finite")
-        low = values.min(0) if low is None else np.minimum(low, values.min(0))
-        high = values.max(0) if high is None else np.maximum(high, values.max(0))
-    assert low is not None
-    assert high is not None
-    constant = (high - low) < NEAR_CONSTANT
-    scale = np.where(constant, 1.0, 2.0 / np.where(constant, 1.0, high - low))
-    return Stats(((low + high) / 2).tolist(), scale.tolist(), np.flatnonzero(constant).tolist())
+        chosen = rows[start : start + ROWS_AT_ONCE]
+        values = dataset.values(name, kind, chosen)
+        for key in () if np.isfinite(values).all() else dataset.columns_of(name, kind):
+            check_finite(store, key, chosen, store.read(key, chosen))
+        digest.update(values.tobytes())
+        exact = values.astype(np.float64)
+        if start == 0:
+            shift = exact[0]  # sums of squares around 0 would lose small spreads far from 0
+        low, high = np.minimum(low, exact.min(0)), np.maximum(high, exact.max(0))
+        total, squares = total + (exact - shift).sum(0), squares + np.square(exact - shift).sum(0)
+        for key, (first, last) in layout.items():
+            part = exact[:, first:last]
+            unit[key] = unit[key] and bool((np.abs(np.square(part).sum(1) - 1) < 2e-3).all())
+            one_hot[key] = one_hot[key] and bool(((part == 0) | (part == 1)).all() and (part.sum(1) == 1).all())
+        kept.append(values[::every])
+    mean = total / len(rows)
+    return _Column(
+        low=low, high=high, mean=mean + shift, std=np.sqrt(np.maximum(squares / len(rows) - mean**2, 0)),
+        quantiles=np.quantile(np.concatenate(kept), [0.01, 0.99], axis=0).astype(np.float64),
+        one_hot=one_hot, unit=unit, digest=digest.hexdigest(),
+    )  # fmt: skip
+
+
+def _parse(text: str) -> tuple[str, int | None, int | None]:
+    """`actions[3:7]` -> ("actions", 3, 7); `actions` -> ("actions", None, None)."""
+    match = re.fullmatch(r"(.+?)(?:\[(\d+):(\d+)\])?", text)
+    assert match is not None
+    key, begin, end = match.groups()
+    return key.removeprefix("obs/"), None if begin is None else int(begin), None if end is None else int(end)
