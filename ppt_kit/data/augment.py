@@ -66,6 +66,8 @@ class Augmenter:
                     f"augment.{option} changes {' and '.join(takers)}, but the policy's batches hold {', '.join(modalities)} only. "
                     f"Leave augment.{option} out, or train on {takers[0]}."
                 )
+        self._largest = torch.tensor([[math.radians(angle) for angle in self.cfg.rotation_deg], self.cfg.translation_m])
+        self._center = torch.tensor(self.cfg.rotation_center)
         self._parts: dict[str, list[_Part]] = {"state": [], "action": []}
         if self._moves:
             self._parts["action"] = _action_parts(self.cfg.action_parts, layouts, domains)
@@ -96,7 +98,8 @@ class Augmenter:
     def _rgb(self, image: torch.Tensor, seeds: torch.Tensor, camera: str) -> torch.Tensor:
         """(B, To, H, W, 3) uint8 in and out: shift and crop, then colour, then blur; rounded once, at the end."""
         cfg, u, picked = self.cfg, _image_numbers(seeds, camera), image
-        rows, columns = self._places(image, u)
+        if cfg.shift_px or self._crops:
+            rows, columns = self._places(image, u)
         if cfg.shift_px and not self._crops:
             picked = _pick(image, rows.low, columns.low)
         if not (self._crops or self._colors or cfg.hue or cfg.blur_sigma):
@@ -184,10 +187,12 @@ class Augmenter:
         return cloud
 
     def _motion(self, seeds: torch.Tensor) -> _Motion:
-        cfg, u = self.cfg, uniform(seeds, (2, 3), stream="augment.world")
-        largest = u.new_tensor([[math.radians(angle) for angle in cfg.rotation_deg], cfg.translation_m])
-        angles, shift = _around_zero(u, largest).unbind(1)
-        return _Motion.turn(angles, shift=shift, center=u.new_tensor(cfg.rotation_center))
+        if self._center.device != seeds.device:  # once: a copy at every step would make the host wait for the device
+            self._largest, self._center = self._largest.to(seeds.device), self._center.to(seeds.device)
+            for part in (*self._parts["state"], *self._parts["action"]):
+                part.domains = part.domains.to(seeds.device)
+        angles, shift = _around_zero(uniform(seeds, (2, 3), stream="augment.world"), self._largest).unbind(1)
+        return _Motion.turn(angles, shift=shift, center=self._center)
 
 
 # -------------------------------------------------------------------- which options, which columns
@@ -350,7 +355,7 @@ def _move_parts(values: torch.Tensor, parts: list[_Part], motion: _Motion, domai
         return values
     out = values.clone()
     for part in parts:
-        moved, mine = getattr(motion, part.kind)(part.of(values)), part.domains.to(domain.device)[domain]
+        moved, mine = getattr(motion, part.kind)(part.of(values)), part.domains[domain]
         part.of(out).copy_(torch.where(mine[:, None, None], moved, part.of(out)))
     return out
 
