@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -22,6 +23,16 @@ from omegaconf.errors import OmegaConfBaseException
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "quickstart"
 NORMALIZER_MODES = ("limits", "gaussian", "quantiles", "identity")
+
+# what numbers of a state or an action can be when the world is moved, and how many numbers one of each has
+PART_WIDTHS = {
+    "none": 1,
+    "position": 3,
+    "displacement": 3,
+    "rotation_vector": 3,
+    "quaternion_xyzw": 4,
+    "quaternion_wxyz": 4,
+}
 
 
 class UserError(ValueError):
@@ -139,6 +150,46 @@ class TrainConfig:
 
 
 @dataclass
+class AugmentConfig:
+    brightness: float = key(0.0, "rgb: factor drawn from 1 ± this", low=0, high=1)
+    contrast: float = key(0.0, "rgb: factor of the distance to the window's mean grey, from 1 ± this", low=0, high=1)
+    saturation: float = key(0.0, "rgb: factor of the distance to the pixel's own grey, from 1 ± this", low=0, high=1)
+    hue: float = key(0.0, "rgb: turn of the hue, from ± this (whole turns)", low=0, high=0.5)
+    blur_sigma: float = key(0.0, "rgb: Gaussian blur, largest sigma (pixels)", low=0, high=20)
+    blur_probability: float = key(0.5, "share of the samples that augment.blur_sigma blurs", low=0, high=1)
+    shift_px: int = key(0, "rgb and depth: largest shift along each axis, edges repeated (pixels)", low=0)
+    crop_ratio: float = key(
+        1.0,
+        "rgb and depth: smallest share of height and width a random crop keeps; resized back; 1 = no crop",
+        low=0.1,
+        high=1,
+    )
+    depth_shift_m: float = key(0.0, "depth: added to a whole window, from ± this (m)", low=0)
+    depth_scale: float = key(0.0, "depth: factor of a whole window, from 1 ± this", low=0, high=0.9)
+    depth_noise_m: float = key(0.0, "depth: standard deviation of each pixel's noise (m)", low=0)
+    depth_dropout: float = key(0.0, "depth: share of the pixels set to 0, no reading", low=0, high=1)
+    cloud_jitter_m: float = key(0.0, "clouds: standard deviation of each coordinate's noise (m)", low=0)
+    cloud_dropout: float = key(
+        0.0, "clouds: share of the points replaced by copies of others of their frame", low=0, high=0.99
+    )
+    rotation_deg: list[float] = key(
+        [0.0, 0.0, 0.0], "world: largest turn about x, y and z (degrees); clouds, states and actions follow"
+    )
+    translation_m: list[float] = key([0.0, 0.0, 0.0], "world: largest shift along x, y and z (m)")
+    rotation_center: list[float] = key([0.0, 0.0, 0.0], "point that augment.rotation_deg turns about: x, y, z (m)")
+    state_parts: Any = key(
+        {"eef_pos": "position", "eef_quat": "quaternion_xyzw", "joint_pos": "none", "normalized_gripper_pos": "none"},
+        "world: {state key: its parts}, as action_parts",
+    )
+    action_parts: Any = key(
+        None,
+        "world: what the action's numbers are, in order, e.g. [displacement,none]: "
+        + ", ".join(f"{name} ({width})" for name, width in PART_WIDTHS.items())
+        + "; a last none takes the rest; {domain: parts} where domains differ; none alone = the world's frame is not in them",
+    )
+
+
+@dataclass
 class WandbConfig:
     mode: str = key(
         "auto", "auto = online when logged in, else offline", choices=("auto", "online", "offline", "disabled")
@@ -165,6 +216,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     batch_size: int = key(
         64, "windows per process and micro step; the global batch is x world_size x accumulation", low=1
     )
@@ -335,6 +387,18 @@ def domain_names(domains: Any) -> list[str]:
     return names
 
 
+def part_names(parts: Any) -> list[str]:
+    """Names in `augment.action_parts` or one entry of `augment.state_parts`: "a,b" or a list."""
+    if isinstance(parts, str):
+        return [part.strip() for part in parts.split(",") if part.strip()]
+    return [str(part) for part in parts] if isinstance(parts, (list, tuple)) or OmegaConf.is_list(parts) else []
+
+
+def moves_world(augment: Any) -> bool:
+    """Whether an AugmentConfig, or its part of a configuration, turns or shifts the world."""
+    return any(augment.rotation_deg) or any(augment.translation_m)
+
+
 def check_values(tree: DictConfig, schema: type = Config) -> None:
     """Choices, ranges and keys that only make sense together.
 
@@ -397,6 +461,55 @@ def _check_together(cfg: DictConfig) -> None:
         )
     if cfg.suffix is not None and ("/" in cfg.suffix or cfg.suffix in ("", ".", "..")):
         raise UserError(f"suffix={cfg.suffix!r} must be one folder's name.")
+    _check_augment(cfg.augment, domain_names(cfg.domains))
+
+
+def _check_augment(augment: DictConfig, domains: list[str]) -> None:
+    for name in ("rotation_deg", "translation_m", "rotation_center"):
+        least = -math.inf if name == "rotation_center" else 0
+        if len(augment[name]) != 3 or not all(least <= value < math.inf for value in augment[name]):
+            raise UserError(
+                f"augment.{name}={_show(augment[name])}: takes three numbers, for x, y and z, "
+                f"{'' if name == 'rotation_center' else 'not negative, '}e.g. [0,0,0.1]."
+            )
+    if augment.blur_sigma and not augment.blur_probability:
+        raise UserError(
+            f"augment.blur_sigma={augment.blur_sigma:g}, but augment.blur_probability=0: nothing would be blurred. Set it above 0."
+        )
+    if not OmegaConf.is_dict(augment.state_parts):
+        raise UserError(
+            f"augment.state_parts={_show(augment.state_parts)}: takes {{state key: parts}}, e.g. {{eef_pos: position}}."
+        )
+    for state_key, parts in augment.state_parts.items():
+        _check_parts(parts, f"augment.state_parts.{state_key}")
+    if OmegaConf.is_dict(augment.action_parts):
+        if set(augment.action_parts) != set(domains):
+            raise UserError(
+                f"augment.action_parts={_show(augment.action_parts)}: as {{domain: parts}} it takes one entry for each of {', '.join(domains)}."
+            )
+        for domain, parts in augment.action_parts.items():
+            _check_parts(parts, f"augment.action_parts.{domain}")
+    elif augment.action_parts is not None:
+        _check_parts(augment.action_parts, "augment.action_parts")
+    elif moves_world(augment):
+        raise UserError(
+            "augment.rotation_deg or augment.translation_m moves the world, but augment.action_parts is empty: how the actions follow is not known. "
+            "Type e.g. augment.action_parts=[displacement,none] for steps of the hand and a gripper, [position,quaternion_xyzw,none] for its poses. "
+            "Joint actions cannot follow: set rotation and translation to [0,0,0], "
+            "or type augment.action_parts=none if the actions hold in any frame."
+        )
+
+
+def _check_parts(parts: Any, name: str) -> None:
+    """Raises UserError unless `parts` names parts."""
+    names = part_names(parts)
+    wrong = next((part for part in names if part not in PART_WIDTHS), None)
+    if wrong is not None or not names:
+        near = difflib.get_close_matches(str(wrong), PART_WIDTHS, 1)
+        raise UserError(
+            f"{name}={_show(parts)}: takes a list of {', '.join(PART_WIDTHS)}."
+            + (f" Did you mean {near[0]}?" if near else "")
+        )
 
 
 def _check_normalizer(cfg: DictConfig) -> None:

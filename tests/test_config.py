@@ -14,6 +14,7 @@ from ppt_kit.config import (
     from_file,
     load_config,
     parse_words,
+    part_names,
 )
 
 
@@ -67,6 +68,9 @@ def test_lists_with_and_without_brackets():
         ("suffix=a/b", "one folder's name"),
         ("train.freeze_trunk=true", "train.pretrained_dir"),
         ("optimizer.betas=[0.9]", "two numbers"),
+        ("augment.hue=0.6", "at most 0.5"),
+        ("augment.rotation_deg=[0,0,x]", "list of numbers"),
+        ("augment.rotation_deg=[0,0,30]", "augment.action_parts is empty"),
     ],
 )
 def test_a_mistake_is_told_with_its_remedy(word, says):
@@ -91,6 +95,18 @@ def test_a_config_of_the_users_own_with_defaults_groups_and_interpolation(tmp_pa
     assert (cfg.seed, cfg.policy.width, cfg.save_interval, cfg.batch_size) == (5, 32, 7, 32)
 
 
+def test_parts_of_a_pose_come_from_words_and_files(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "domains: a,b\naugment: {rotation_deg: [0, 0, 30], state_parts: {tcp: [position, quaternion_wxyz]},"
+        " action_parts: {a: none, b: [displacement, none]}}\n"
+    )
+    augment = load_config("mine", "augment.state_parts.joint_pos=none", config_path=tmp_path).augment
+    assert augment.state_parts.eef_pos == "position"  # a file adds to the shipped ones
+    assert list(augment.state_parts.tcp) == ["position", "quaternion_wxyz"]
+    assert dict(augment.action_parts) == {"a": "none", "b": ["displacement", "none"]}
+    assert part_names("displacement, none") == part_names(["displacement", "none"]) == ["displacement", "none"]
+
+
 def test_an_unknown_key_in_a_file_names_file_and_key(tmp_path):
     (tmp_path / "mine.yaml").write_text("sede: 5\n")
     with pytest.raises(UserError, match=r"mine.yaml.*sede.*Did you mean seed"):
@@ -107,7 +123,7 @@ def test_a_file_that_is_not_there_names_the_nearest(tmp_path):
 def test_what_a_run_writes_is_what_it_reads(tmp_path):
     from omegaconf import OmegaConf
 
-    cfg = load_config("quickstart", "domains={a: 1, b: 2}", "seed=3")
+    cfg = load_config("quickstart", "domains={a: 1, b: 2}", "seed=3", "augment.action_parts={a: none, b: [none]}")
     OmegaConf.save(cfg, tmp_path / "config.yaml")
     assert from_file(tmp_path / "config.yaml") == cfg
 
