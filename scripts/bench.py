@@ -1,5 +1,6 @@
-"""Speed, measured side by side in one run: python scripts/bench.py engine|loader [key=value …]; ratios are what to read."""
+"""Speed and memory, measured side by side in one run: python scripts/bench.py engine|loader|bigstore [key=value …]; ratios are what to read."""
 
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -35,12 +36,23 @@ class EngineBench:
 class LoaderBench:
     """Our gathered batches against a bare numpy gather, and against a reader of single samples."""
 
-    kind: str = key("pointcloud", "what is read", choices=("pointcloud", "depth", "rgb"))
+    kind: str = key("all", "what is read", choices=("all", "pointcloud", "depth", "rgb"))
     episodes: int = key(50, "episodes of the generated store", low=1)
     length: int = key(100, "steps of an episode", low=1)
     batch_size: int = key(128, "windows", low=1)
     rounds: int = key(20, "batches of each way, in turn", low=2)
     sample_rounds: int = key(2, "batches of the sample-by-sample reader", low=1)
+
+
+@dataclass
+class BigStoreBench:
+    """A store far larger than the memory a process may have: time to the first batch, and memory while it trains."""
+
+    gigabytes: float = key(10.0, "size of the generated store (GB)", low=0.1)
+    limit_gb: float = key(2.0, "address space of the process that trains (GB)", low=1)
+    steps: int = key(300, "optimizer steps", low=10)
+    batch_size: int = key(32, "windows", low=1)
+    folder: str | None = key(None, "where the store goes, kept for the next time; null = a temporary folder")
 
 
 def engine(cfg: DictConfig) -> int:
@@ -79,31 +91,144 @@ def engine(cfg: DictConfig) -> int:
 
 
 def loader(cfg: DictConfig) -> int:
-    from ppt_kit.data.dataset import MultiTrajDataset
-    from ppt_kit.data.loader import epoch_order
+    print(
+        f"{'kind':<12}{'windows/s':>10}{'of a bare gather':>18}{'x sample reader':>17}{'2 ranks: ours':>15}{'bare':>7}"
+    )
+    for kind in ("pointcloud", "depth", "rgb") if cfg.kind == "all" else (cfg.kind,):
+        _loader_of(cfg, kind)
+    print("of a bare gather: our rate over that of numpy's indexing into memory maps, the same rows of the same files.")
+    print("x sample reader: our rate over that of a per-sample zarr reader, 1 frame a compressed chunk.")
+    print("2 ranks: the rate of each of two processes that read at once, over the rate of one alone.")
+    return 0
 
+
+def _loader_of(cfg: DictConfig, kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        _write_bench_store(Path(folder), cfg)
-        modalities = ["state", cfg.kind] if cfg.kind != "pointcloud" else ["state", "pointcloud"]
-        data = MultiTrajDataset(folder, "ours", observation_horizon=2, action_horizon=16, modalities=modalities)
-        order = epoch_order(len(data), seed=0, epoch=0)
-        batches = [
-            order[start : start + cfg.batch_size] for start in range(0, len(order) - cfg.batch_size, cfg.batch_size)
-        ]
+        _write_bench_store(Path(folder), cfg, kind)
+        data, batches = _bench_batches(folder, kind, cfg.batch_size)
+        bare, plain = _bare_gather(data), _sample_reader(Path(folder) / "chunked.zarr", data)
         for batch in batches:  # the page cache is warm for everybody
-            data.__getitems__(batch)
-        bare, plain = _bare_gather(data, cfg), _sample_reader(Path(folder) / "chunked.zarr", data, cfg)
+            bare(batch)
         turns = iter(range(10**9))
         pick = lambda: batches[next(turns) % len(batches)]
         gathered = _in_turn(lambda: bare(pick()), lambda: data.__getitems__(pick()), block=1, rounds=cfg.rounds)
         sampled = _in_turn(lambda: plain(pick()), lambda: data.__getitems__(pick()), block=1, rounds=cfg.sample_rounds)
+        alone = {way: _rates(folder, kind, cfg, way, ranks=1) for way in ("ours", "bare")}
+        both = {way: _rates(folder, kind, cfg, way, ranks=2) for way in ("ours", "bare")}
     windows = cfg.batch_size / statistics.median(ours for _, ours in gathered)
-    print(f"{cfg.kind}: {windows:.0f} windows/s")
-    print(f"ours against a bare numpy gather of the same bytes: {1 / _ratio(gathered):.2f} of its rate")
+    share = {way: both[way] / alone[way] for way in alone}
     print(
-        f"ours against a reader of single samples (1 frame a chunk, compressed): {1 / _ratio(sampled):.0f} times its rate"
+        f"{kind:<12}{windows:>10.0f}{1 / _ratio(gathered):>18.2f}{1 / _ratio(sampled):>17.0f}{share['ours']:>15.2f}{share['bare']:>7.2f}",
+        flush=True,
     )
-    return 0
+
+
+def _bench_batches(folder: str, kind: str, batch_size: int) -> tuple[Any, list[np.ndarray]]:
+    from ppt_kit.data.dataset import MultiTrajDataset
+    from ppt_kit.data.loader import epoch_order
+
+    data = MultiTrajDataset(
+        folder, "ours", observation_horizon=2, action_horizon=16, modalities=["state", kind], point_channels=3
+    )
+    order = epoch_order(len(data), seed=0, epoch=0)
+    return data, [order[start : start + batch_size] for start in range(0, len(order) - batch_size, batch_size)]
+
+
+def _rates(folder: str, kind: str, cfg: DictConfig, way: str, *, ranks: int) -> float:
+    """Batches a second of each of `ranks` processes that read at once, the slowest."""
+    context = multiprocessing.get_context("spawn")
+    gate, results = context.Barrier(ranks), context.Queue()
+    arguments = (folder, kind, cfg.batch_size, way, gate, results)
+    readers = [context.Process(target=_read_for_a_while, args=arguments) for _ in range(ranks)]
+    for reader in readers:
+        reader.start()
+    rates = [results.get() for _ in readers]
+    for reader in readers:
+        reader.join()
+    return min(rates)
+
+
+def _read_for_a_while(folder: str, kind: str, batch_size: int, way: str, gate: Any, results: Any) -> None:
+    data, batches = _bench_batches(folder, kind, batch_size)
+    read = _bare_gather(data) if way == "bare" else data.__getitems__
+    for batch in batches:
+        read(batch)
+    gate.wait()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < 1.5:
+        read(batches[count % len(batches)])
+        count += 1
+    results.put(count / (time.perf_counter() - began))
+
+
+def bigstore(cfg: DictConfig) -> int:
+    """Writes the store here, then measures in a process of its own whose address space is limited."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(cfg.folder or temporary)
+        if not (folder / "big.zarr").exists():
+            _write_big_store(folder, cfg.gigabytes)
+        size = sum(file.stat().st_size for file in (folder / "big.zarr").rglob("*") if file.is_file())
+        print(
+            f"store of {size / 1e9:.1f} GB; {cfg.limit_gb:g} GB of address space (RLIMIT_AS) for the process that reads and trains"
+        )
+        context = multiprocessing.get_context("spawn")
+        reader = context.Process(
+            target=_train_on_big_store, args=(str(folder), temporary, cfg.limit_gb, cfg.steps, cfg.batch_size)
+        )
+        reader.start()
+        reader.join()
+    return reader.exitcode or 0
+
+
+def _write_big_store(folder: Path, gigabytes: float) -> None:
+    from ppt_kit.data.writer import ZarrWriter
+
+    steps, rng = 200, np.random.default_rng(0)
+    clouds = rng.random((steps, 1024, 3), dtype=np.float32)
+    images = rng.integers(0, 256, (steps, 128, 128, 3), dtype=np.uint8)
+    count = int(gigabytes * 1e9 / (clouds.nbytes + images.nbytes))
+    with ZarrWriter(folder / "big.zarr") as writer:
+        for _ in range(count):
+            low = {
+                "actions": rng.normal(size=(steps, 4)).astype(np.float32),
+                "obs/eef_pos": rng.normal(size=(steps, 3)).astype(np.float32),
+                "obs/normalized_gripper_pos": rng.random((steps, 1), dtype=np.float32),
+            }
+            writer.append({**low, "obs/pointcloud/pos": clouds, "obs/images/front": images})
+
+
+def _train_on_big_store(folder: str, output_dir: str, limit_gb: float, steps: int, batch_size: int) -> None:
+    import resource
+
+    import psutil
+
+    from ppt_kit.data.dataset import MultiTrajDataset
+    from ppt_kit.trainer import UnifiedTrainer
+
+    resource.setrlimit(resource.RLIMIT_AS, (int(limit_gb * 1e9), int(limit_gb * 1e9)))
+    rng, process = np.random.default_rng(1), psutil.Process()
+    began = time.perf_counter()
+    data = MultiTrajDataset(folder, "big", observation_horizon=2, action_horizon=16)
+    data.__getitems__(rng.integers(0, len(data), batch_size))
+    print(f"first batch of {batch_size} windows, all modalities: {time.perf_counter() - began:.2f} s after opening")
+    before = process.memory_info().rss
+    for _ in range(100):
+        data.__getitems__(rng.integers(0, len(data), batch_size))
+    print(
+        f"resident memory after 1 and after 101 batches: {before / 1e6:.0f} and {process.memory_info().rss / 1e6:.0f} MB"
+    )
+    cfg = load_config(
+        "quickstart", f"dataset_path={folder}", "domains=big", f"output_dir={output_dir}", "suffix=bench", f"train.total_iters={steps}",
+        f"batch_size={batch_size}", "train.total_epochs=999", "train.val_interval=0", "wandb.mode=disabled", "policy.width=64", "policy.depth=1",
+        "dataset.num_points=256", f"log_interval={steps // 10}",
+    )  # fmt: skip
+    run = UnifiedTrainer(cfg)
+    held: list[float] = []
+    run.listeners.append(lambda row: held.append(process.memory_info().rss / 1e6))
+    code = run.run()
+    print(
+        f"trained {steps} steps, exit code {code}; resident memory at ten places (MB): {', '.join(f'{value:.0f}' for value in held[:10])}"
+    )
 
 
 def _bare_loop(policy: torch.nn.Module, train: DictConfig, batch: dict, *, distributed: bool) -> Callable[[dict], None]:
@@ -171,8 +296,8 @@ def _state_megabytes(ours) -> float:
     return sum(value.numel() * value.element_size() for value in held) / 1e6
 
 
-def _write_bench_store(folder: Path, cfg: DictConfig) -> None:
-    """The same episodes twice: as we write them, and as the ancestor did, a compressed chunk a frame."""
+def _write_bench_store(folder: Path, cfg: DictConfig, kind: str) -> None:
+    """The same episodes three times: as we write them, as the ancestor did (a compressed chunk a frame), and a file a key."""
     import zarr
 
     from ppt_kit.data.writer import ZarrWriter
@@ -186,9 +311,9 @@ def _write_bench_store(folder: Path, cfg: DictConfig) -> None:
             "obs/eef_pos": rng.normal(size=(steps, 3)).astype(np.float32),
             "obs/normalized_gripper_pos": rng.random((steps, 1), dtype=np.float32),
         }
-        if cfg.kind == "pointcloud":
+        if kind == "pointcloud":
             arrays["obs/pointcloud/pos"] = rng.random((steps, 512, 3), dtype=np.float32)
-        elif cfg.kind == "depth":
+        elif kind == "depth":
             arrays["obs/depths/front"] = rng.random((steps, 128, 128, 1), dtype=np.float32)
         else:
             for camera in ("front", "wrist"):
@@ -204,29 +329,28 @@ def _write_bench_store(folder: Path, cfg: DictConfig) -> None:
 
     for name in open_store(folder / "ours.zarr").keys():  # noqa: SIM118
         values = source[f"data/{name}"]
+        (folder / "bare").mkdir(exist_ok=True)
+        np.save(folder / "bare" / f"{name.replace('/', '.')}.npy", values[:])
         target.create_array(f"data/{name}", shape=values.shape, chunks=(1, *values.shape[1:]), dtype=values.dtype)[
             :
         ] = values[:]
 
 
-def _bare_gather(data, cfg: DictConfig) -> Callable[[np.ndarray], None]:
-    """The least a loader can do: the same rows out of one mapped file a key, nothing else."""
-    store, windows = data.stores["ours"], data._windows["ours"]
-    maps = [store._maps.get(name) for name in store.keys() if store._maps.get(name)]  # noqa: SIM118
+def _bare_gather(data) -> Callable[[np.ndarray], dict]:
+    """The least a loader can do: numpy indexes one memory-mapped file a key, and nothing else."""
+    windows, folder = data._windows["ours"], data.stores["ours"].path.parent / "bare"
+    maps = {file.stem: np.load(file, mmap_mode="r").view(np.ndarray) for file in folder.glob("*.npy")}
 
-    def gather(batch: np.ndarray) -> None:
-        step = windows.steps[batch]
-        seen = np.maximum(step[:, None] + np.arange(-1, 1), windows.first[batch][:, None]).ravel()
-        for chunks in maps:
-            rows = len(chunks[0])
-            owner = seen // rows
-            for index in np.unique(owner):
-                chunks[index][seen[owner == index] - index * rows]
+    def gather(batch: np.ndarray) -> dict:
+        step, first, last = windows.steps[batch], windows.first[batch], windows.last[batch]
+        seen = np.maximum(step[:, None] + np.arange(-1, 1), first[:, None])
+        acted = np.minimum(step[:, None] + np.arange(16), last[:, None])
+        return {name: values[acted if name == "actions" else seen] for name, values in maps.items()}
 
     return gather
 
 
-def _sample_reader(path: Path, data, cfg: DictConfig) -> Callable[[np.ndarray], None]:
+def _sample_reader(path: Path, data) -> Callable[[np.ndarray], None]:
     """A reader of the ancestor's kind: per sample, per key, a slice of a chunked zarr behind a cache of compressed chunks, then collate."""
     import zarr
     from zarr.experimental.cache_store import CacheStore
@@ -257,7 +381,7 @@ def _cores() -> int:
     return num_cores()
 
 
-WAYS = {"engine": (engine, EngineBench), "loader": (loader, LoaderBench)}
+WAYS = {"engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench)}
 
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word in WAYS]

@@ -1,7 +1,8 @@
 """Rows that lie one after the other in files, as plain bytes.
 
-Big rows are read with pread, not through a memory map: as fast within a quarter, and the pages stay the page cache's, so
-that a process does not seem to hold (and on a cluster is not charged for) the dataset it went through.
+Small columns are read through memory maps, the fastest way there is. Of large ones, big rows are read with pread: the pages
+stay the page cache's, so that the process does not come to hold (and on a cluster is not charged for, or refused) the
+dataset it goes through.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-# below this a row is gathered out of a memory map: a system call costs more than its copy
-BIG_ROW_BYTES = 4096
+BIG_ROW_BYTES = 4096  # from here on a Python step a row costs less than numpy's gathering it twice
+MAPPED_BYTES = 384 << 20  # columns up to this size are mapped whole
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class PlainRows:
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         inside = rows - self._starts[owner]
         if self._row_bytes >= BIG_ROW_BYTES:
-            self._pread(out, owner, inside)
+            self._read_runs(out, owner, inside)
         elif len(self.segments) == 1:
             out[:] = self._map(0)[inside]
         else:
@@ -59,25 +60,26 @@ class PlainRows:
                 mine = owner == index
                 out[mine] = self._map(index)[inside[mine]]
 
-    def _pread(self, out: np.ndarray, owner: np.ndarray, inside: np.ndarray) -> None:
-        """One system call a run of rows that follow each other both on disk and in `out`."""
-        if not len(inside):
+    def _read_runs(self, out: np.ndarray, owner: np.ndarray, inside: np.ndarray) -> None:
+        """One copy a run of rows that follow each other both on disk and in `out`: the frames of a window do."""
+        breaks = np.flatnonzero((inside[1:] != inside[:-1] + 1) | (owner[1:] != owner[:-1])) + 1
+        begins = np.concatenate([[0], breaks]) if len(inside) else breaks
+        places, files, firsts = [*begins.tolist(), len(inside)], owner[begins].tolist(), inside[begins].tolist()
+        if self.shape[0] * self._row_bytes <= MAPPED_BYTES:
+            for begin, end, index, first in zip(places, places[1:], files, firsts):
+                out[begin:end] = self._map(index)[first : first + end - begin]
             return
-        breaks = np.flatnonzero((np.diff(inside) != 1) | (np.diff(owner) != 0)) + 1
-        begins = np.concatenate([[0], breaks]).tolist()
-        ends = [*begins[1:], len(inside)]
         target, size = out.reshape(-1).view(np.uint8).data, self._row_bytes
-        handles: dict[int, int] = {}
+        handles = dict.fromkeys(files, -1)
         try:
-            for begin, end in zip(begins, ends):
-                index = int(owner[begin])
-                if index not in handles:
-                    handles[index] = os.open(self.segments[index].path, os.O_RDONLY)
-                offset = self.segments[index].offset + int(inside[begin]) * size
-                _read_all(handles[index], target[begin * size : end * size], offset)
+            for index in handles:
+                handles[index] = os.open(self.segments[index].path, os.O_RDONLY)
+            for begin, end, index, first in zip(places, places[1:], files, firsts):
+                _read_all(handles[index], target[begin * size : end * size], self.segments[index].offset + first * size)
         finally:
             for handle in handles.values():
-                os.close(handle)
+                if handle >= 0:
+                    os.close(handle)
 
     def _map(self, index: int) -> np.ndarray:
         if index not in self._maps:

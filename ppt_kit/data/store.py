@@ -25,6 +25,7 @@ import numpy as np
 
 from ppt_kit.cameras import Camera
 from ppt_kit.config import UserError
+from ppt_kit.data.buffers import empty
 from ppt_kit.data.cache import RowCache
 from ppt_kit.data.rows import PlainRows
 
@@ -50,7 +51,7 @@ class PlainColumn:
         self.layout = layout or f"plain bytes in {len(rows.segments)} piece(s)"
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        out = empty((len(rows), *self.shape[1:]), self.dtype)
         self._rows.read_into(out, np.asarray(rows))
         return out
 
@@ -80,7 +81,7 @@ class DecodedColumn:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows)
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        out = empty((len(rows), *self.shape[1:]), self.dtype)
         with self._lock:
             missing = np.ones(len(rows), bool) if self.cache is None else ~self.cache.read_into(out, rows)
             if missing.any():
