@@ -49,12 +49,14 @@ class PlainRows:
         Raises:
             OSError: a file is gone or shorter than it was.
         """
+        mapped = self.shape[0] * self._row_bytes <= MAPPED_BYTES or self._row_bytes < BIG_ROW_BYTES
+        if mapped and len(self.segments) == 1:
+            np.take(self._map(0), rows, axis=0, out=out, mode="clip")  # "raise" would gather into a copy first
+            return
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         inside = rows - self._starts[owner]
         if self._row_bytes >= BIG_ROW_BYTES:
             self._read_runs(out, owner, inside)
-        elif len(self.segments) == 1:
-            out[:] = self._map(0)[inside]
         else:
             for index in np.unique(owner).tolist():
                 mine = owner == index
@@ -66,8 +68,9 @@ class PlainRows:
         begins = np.concatenate([[0], breaks]) if len(inside) else breaks
         places, files, firsts = [*begins.tolist(), len(inside)], owner[begins].tolist(), inside[begins].tolist()
         if self.shape[0] * self._row_bytes <= MAPPED_BYTES:
+            maps = {index: self._map(index) for index in set(files)}
             for begin, end, index, first in zip(places, places[1:], files, firsts):
-                out[begin:end] = self._map(index)[first : first + end - begin]
+                out[begin:end] = maps[index][first : first + end - begin]
             return
         target, size = out.reshape(-1).view(np.uint8).data, self._row_bytes
         handles = dict.fromkeys(files, -1)
