@@ -15,6 +15,7 @@ import numpy as np
 
 # below this a row is gathered out of a memory map: a system call costs more than its copy
 BIG_ROW_BYTES = 4096
+MOST_OPEN = 64  # files of one column that are open at once: a map holds a descriptor too, and 1024 are usual
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class PlainRows:
         self._starts = np.concatenate([[0], np.cumsum([segment.count for segment in segments])]).astype(np.int64)
         self.shape = (int(self._starts[-1]), *row_shape)
         self._row_bytes = int(np.prod(row_shape, dtype=np.int64)) * self.dtype.itemsize
+        self._files = list(dict.fromkeys(segment.path for segment in self.segments))
+        numbers = {path: number for number, path in enumerate(self._files)}
+        self._file_of = np.array([numbers[segment.path] for segment in self.segments], np.int64)
+        self._offsets = np.array([segment.offset for segment in self.segments], np.int64)
         self._maps: dict[int, np.ndarray] = {}
 
     def read_into(self, out: np.ndarray, rows: np.ndarray) -> None:
@@ -50,14 +55,13 @@ class PlainRows:
         """
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         inside = rows - self._starts[owner]
-        if self._row_bytes >= BIG_ROW_BYTES:
+        if self._row_bytes >= BIG_ROW_BYTES or len(self._files) > MOST_OPEN:
             self._pread(out, owner, inside)
-        elif len(self.segments) == 1:
-            out[:] = self._map(0)[inside]
-        else:
-            for index in np.unique(owner).tolist():
-                mine = owner == index
-                out[mine] = self._map(index)[inside[mine]]
+            return
+        file_of, places = self._file_of[owner], self._offsets[owner] + inside * self._row_bytes
+        for number in np.unique(file_of).tolist():
+            mine = file_of == number
+            out[mine] = self._gather(number, places[mine])
 
     def _pread(self, out: np.ndarray, owner: np.ndarray, inside: np.ndarray) -> None:
         """One system call a run of rows that follow each other both on disk and in `out`."""
@@ -71,21 +75,29 @@ class PlainRows:
         try:
             for begin, end in zip(begins, ends):
                 index = int(owner[begin])
-                if index not in handles:
-                    handles[index] = os.open(self.segments[index].path, os.O_RDONLY)
+                number = int(self._file_of[index])
+                if number not in handles:
+                    if len(handles) >= MOST_OPEN:
+                        os.close(handles.pop(next(iter(handles))))
+                    handles[number] = os.open(self._files[number], os.O_RDONLY)
                 offset = self.segments[index].offset + int(inside[begin]) * size
-                _read_all(handles[index], target[begin * size : end * size], offset)
+                _read_all(handles[number], target[begin * size : end * size], offset)
         finally:
             for handle in handles.values():
                 os.close(handle)
 
-    def _map(self, index: int) -> np.ndarray:
-        if index not in self._maps:
-            segment = self.segments[index]
-            shape = (segment.count, *self.shape[1:])
-            mapped = np.memmap(segment.path, self.dtype, "r", offset=segment.offset, shape=shape)
-            self._maps[index] = mapped.view(np.ndarray)  # np.memmap's own indexing is ten times slower
-        return self._maps[index]
+    def _gather(self, number: int, places: np.ndarray) -> np.ndarray:
+        """(M, ...) the rows that start at the bytes `places` (M,) of one file."""
+        if number not in self._maps:
+            mapped = np.memmap(self._files[number], np.uint8, "r")
+            mine = self._file_of == number
+            counts = np.diff(self._starts)[mine]
+            if (self._offsets[mine] + counts * self._row_bytes).max() > mapped.size:
+                raise OSError(f"{self._files[number]} is shorter than its dataset says")
+            # one item a byte, each as long as a row: rows are picked in one go, wherever their segments lie
+            shape = (mapped.size - self._row_bytes + 1,)
+            self._maps[number] = np.ndarray(shape, f"V{self._row_bytes}", buffer=mapped, strides=(1,))
+        return self._maps[number][places].view(self.dtype).reshape(len(places), *self.shape[1:])
 
 
 def _read_all(handle: int, target: memoryview, offset: int) -> None:
