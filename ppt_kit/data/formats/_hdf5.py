@@ -67,6 +67,8 @@ class Episodes:
     """
 
     def __init__(self, path: Path, file: h5py.File, groups: list[str], *, wanted: Iterable[str]):
+        if not groups:
+            raise UserError(f"{path}: holds no episode, or the part of it that was asked for holds none.")
         self.path, self.groups = path, groups
         top, types = {name.encode() for name in wanted}, {}
         self.found: list[dict[str, Leaf]] = []
@@ -82,7 +84,7 @@ class Episodes:
     @property
     def names(self) -> list[str]:
         """Names of the datasets, `/` between groups; the same in every episode."""
-        return list(self.found[0]) if self.found else []
+        return list(self.found[0])
 
     def set_lengths(self, lengths: list[int], *, one_more: Callable[[str], bool] = lambda name: False) -> None:
         """Says how long the episodes are.

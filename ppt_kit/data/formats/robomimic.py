@@ -45,7 +45,7 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
             demos = [name for name in demos if name in chosen]
         episodes = Episodes(path, file, [f"data/{name}" for name in demos], wanted=WANTED)
         if "actions" not in episodes.names:
-            raise UserError(f"{path}: {', '.join(episodes.groups[:1]) or 'its selection'} holds no actions.")
+            raise UserError(f"{path}: {episodes.groups[0]} holds no actions.")
         env_args = _parsed(data.attrs.get("env_args"))
         common, lengths, sentences = dict(_texts(data.attrs)), [], []
         for demo, found in zip(demos, episodes.found):
