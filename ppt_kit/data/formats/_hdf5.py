@@ -70,7 +70,8 @@ class Episodes:
         if not groups:
             raise UserError(f"{path}: holds no episode, or the part of it that was asked for holds none.")
         self.path, self.groups = path, groups
-        top, types = {name.encode() for name in wanted}, {}
+        top = {name.encode() for name in wanted}
+        types: dict[str, tuple[h5py.h5t.TypeID, np.dtype]] = {}
         self.found: list[dict[str, Leaf]] = []
         for group in groups:
             try:
