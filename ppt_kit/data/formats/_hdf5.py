@@ -19,7 +19,7 @@ from ppt_kit.config import UserError
 from ppt_kit.data.rows import PlainRows, Segment
 from ppt_kit.data.store import Column, DecodedColumn, PlainColumn
 
-WHOLE_BYTES = 1 << 18  # a dataset up to this size is decoded whole: what a chunk costs is mostly the call
+WHOLE_BYTES = 1 << 18  # so much is decoded at once: below it the call costs more than the bytes
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,14 @@ class Leaf:
     shape: tuple[int, ...]
     dtype: np.dtype
     offset: int | None  # where its bytes lie in the file, when they lie in one piece and unfiltered
-    chunk_rows: int
+    chunk_rows: int | None  # how many rows are compressed together; None: it is not chunked
+
+    def rows_at_once(self) -> int:
+        """How many rows are best decoded together."""
+        size = int(self.dtype.itemsize * np.prod(self.shape, dtype=np.int64))
+        if size <= WHOLE_BYTES:
+            return self.shape[0]
+        return self.chunk_rows or max(1, WHOLE_BYTES * self.shape[0] // size)
 
     def like(self, other: Leaf) -> bool:
         return self.shape[1:] == other.shape[1:] and self.dtype == other.dtype
@@ -127,11 +134,8 @@ class Episodes:
             return PlainColumn(PlainRows(segments, row_shape=first.shape[1:], dtype=first.dtype), stored_as=names[0])
         shape = (int(self.ends[-1]), *(first.shape[1:] if row_shape is None else row_shape))
         dtype = first.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
-        how = "plain bytes to convert" if first.offset is not None else f"chunks of {first.chunk_rows} rows"
-        steps = [
-            max(leaf.chunk_rows, count if leaf.dtype.itemsize * np.prod(leaf.shape) <= WHOLE_BYTES else 1)
-            for leaf, count in zip(leaves, lengths)
-        ]
+        how = f"chunks of {first.chunk_rows} rows" if first.chunk_rows else "plain bytes to convert"
+        steps = [leaf.rows_at_once() for leaf in leaves]
         return DecodedColumn(
             shape, dtype, self._decoder(names, convert, dtype, steps), stored_as=names[0], layout=f"HDF5, {how}"
         )
@@ -198,8 +202,8 @@ def _leaves(
             types[where] = kind, child.dtype
         dtype = types[where][1]
         if shape and dtype.kind in "biuf":  # not texts, not single values
-            offset, chunk_rows = child.get_offset(), 1
+            offset, chunk_rows = child.get_offset(), None
             if offset is None:
                 plist = child.get_create_plist()
-                chunk_rows = plist.get_chunk()[0] if plist.get_layout() == h5py.h5d.CHUNKED else shape[0]
+                chunk_rows = plist.get_chunk()[0] if plist.get_layout() == h5py.h5d.CHUNKED else None
             yield where, Leaf(shape, dtype, offset, chunk_rows)

@@ -151,7 +151,11 @@ class Feature:
 
     @property
     def is_numbers(self) -> bool:
-        return self.kind == "Tensor" and None not in self.shape and re.match("bool|u?int|float", self.dtype) is not None
+        return self.kind == "Tensor" and all(self.shape) and re.match("bool|u?int|float", self.dtype) is not None
+
+    @property
+    def is_read(self) -> bool:
+        return self.is_numbers or self.is_picture
 
     @property
     def values_a_step(self) -> int:
@@ -171,7 +175,7 @@ def _features(folder: Path) -> dict[str, Feature]:
             f"{file} is missing: shapes and encodings stand there alone. Copy it from where the shards are from."
         )
     found = {name: feature for name, feature in _walk(_json(file), "") if name.startswith("steps/")}
-    if not any(feature.is_numbers or feature.is_picture for feature in found.values()):
+    if not any(feature.is_read for feature in found.values()):
         raise UserError(f"{file}: describes no steps: this is no RLDS dataset, whose records are episodes of steps.")
     return found
 
@@ -243,24 +247,20 @@ class _Episodes:
         self.records: list[_Record] = []
         self.sentences: list[str] = []
         lengths: list[int] = []
-        counted = next(
-            name
-            for name in (*COUNTED, *features)
-            if name in features and (features[name].is_numbers or features[name].is_picture)
-        )
-        told = [name for name in SENTENCES if name in features]
+        needed = {name for name, feature in features.items() if feature.is_read}
+        counted = next(name for name in (*COUNTED, *features) if name in needed)
         for shard, path in enumerate(shards):
             before = len(self.records)
             with _mapped(path) as data:
                 try:
                     for begin, end in tfrecord.records(data):
                         found = tfrecord.lists(data, begin, end)
-                        if absent := features.keys() - found.keys():
+                        if absent := needed - found.keys():
                             raise tfrecord.Damaged(f"it has no {min(absent)}, which features.json describes")
                         lengths.append(tfrecord.count(data, *found[counted]) // features[counted].values_a_step)
                         if lengths[-1] == 0:
                             raise tfrecord.Damaged("it has no steps")
-                        self.sentences.append(_first_text(data, [found[name] for name in told]))
+                        self.sentences.append(_first_text(data, [found[name] for name in SENTENCES if name in found]))
                         self.records.append(_Record(shard, len(self.records) - before, begin, end))
                 except tfrecord.Damaged as error:
                     number = len(self.records)
