@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 BIG_ROW_BYTES = 4096  # from here on a Python step a row costs less than numpy's gathering it twice
-MAPPED_BYTES = 384 << 20  # columns up to this size are mapped whole
+MAPPED_BYTES = 384 << 20  # columns up to this size are mapped
+MOST_OPEN = 64  # files of one column that are open at once: a map holds a descriptor too, and 1024 are usual
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class PlainRows:
         self._starts = np.concatenate([[0], np.cumsum([segment.count for segment in segments])]).astype(np.int64)
         self.shape = (int(self._starts[-1]), *row_shape)
         self._row_bytes = int(np.prod(row_shape, dtype=np.int64)) * self.dtype.itemsize
+        self._files = list(dict.fromkeys(segment.path for segment in self.segments))
+        numbers = {path: number for number, path in enumerate(self._files)}
+        self._file_of = np.array([numbers[segment.path] for segment in self.segments], np.int64)
+        self._offsets = np.array([segment.offset for segment in self.segments], np.int64)
         self._maps: dict[int, np.ndarray] = {}
 
     def read_into(self, out: np.ndarray, rows: np.ndarray) -> None:
@@ -49,48 +54,64 @@ class PlainRows:
         Raises:
             OSError: a file is gone or shorter than it was.
         """
-        mapped = self.shape[0] * self._row_bytes <= MAPPED_BYTES or self._row_bytes < BIG_ROW_BYTES
-        if mapped and len(self.segments) == 1:
-            np.take(self._map(0), rows, axis=0, out=out, mode="clip")  # "raise" would gather into a copy first
+        if not len(rows):
+            return
+        big, large = self._row_bytes >= BIG_ROW_BYTES, self.shape[0] * self._row_bytes > MAPPED_BYTES
+        if len(self.segments) == 1 and not (big and large):
+            whole = self._map(0)[self._offsets[0] :][: self.shape[0] * self._row_bytes]
+            # mode "raise" would gather into a copy first
+            np.take(whole.view(self.dtype).reshape(self.shape), rows, axis=0, out=out, mode="clip")
             return
         owner = np.searchsorted(self._starts, rows, side="right") - 1
-        inside = rows - self._starts[owner]
-        if self._row_bytes >= BIG_ROW_BYTES:
-            self._read_runs(out, owner, inside)
+        files, places = self._file_of[owner], self._offsets[owner] + (rows - self._starts[owner]) * self._row_bytes
+        if len(self._files) > MOST_OPEN or (big and large):
+            self._read_runs(out, files, places, from_maps=False)
+        elif big:
+            self._read_runs(out, files, places, from_maps=True)
         else:
-            for index in np.unique(owner).tolist():
-                mine = owner == index
-                out[mine] = self._map(index)[inside[mine]]
+            for number in np.unique(files).tolist():
+                mine = files == number
+                # one item a byte, each as long as a row: rows are picked in one go, wherever their segments lie
+                raw = self._map(number)
+                items = np.ndarray(
+                    (raw.size - self._row_bytes + 1,), f"V{self._row_bytes}", buffer=raw.data, strides=(1,)
+                )
+                out[mine] = items[places[mine]].view(self.dtype).reshape(-1, *self.shape[1:])
 
-    def _read_runs(self, out: np.ndarray, owner: np.ndarray, inside: np.ndarray) -> None:
+    def _read_runs(self, out: np.ndarray, files: np.ndarray, places: np.ndarray, *, from_maps: bool) -> None:
         """One copy a run of rows that follow each other both on disk and in `out`: the frames of a window do."""
-        breaks = np.flatnonzero((inside[1:] != inside[:-1] + 1) | (owner[1:] != owner[:-1])) + 1
-        begins = np.concatenate([[0], breaks]) if len(inside) else breaks
-        places, files, firsts = [*begins.tolist(), len(inside)], owner[begins].tolist(), inside[begins].tolist()
-        if self.shape[0] * self._row_bytes <= MAPPED_BYTES:
-            maps = {index: self._map(index) for index in set(files)}
-            for begin, end, index, first in zip(places, places[1:], files, firsts):
-                out[begin:end] = maps[index][first : first + end - begin]
+        size = self._row_bytes
+        breaks = np.flatnonzero((places[1:] != places[:-1] + size) | (files[1:] != files[:-1])) + 1
+        begins = np.concatenate([[0], breaks])
+        edges = [*(begins * size).tolist(), len(places) * size]
+        runs = zip(edges, edges[1:], files[begins].tolist(), places[begins].tolist())
+        raw = out.reshape(-1).view(np.uint8)
+        if from_maps:
+            maps = {number: self._map(number) for number in set(files[begins].tolist())}
+            for begin, end, number, place in runs:
+                raw[begin:end] = maps[number][place : place + end - begin]
             return
-        target, size = out.reshape(-1).view(np.uint8).data, self._row_bytes
-        handles = dict.fromkeys(files, -1)
+        target, handles = raw.data, {}
         try:
-            for index in handles:
-                handles[index] = os.open(self.segments[index].path, os.O_RDONLY)
-            for begin, end, index, first in zip(places, places[1:], files, firsts):
-                _read_all(handles[index], target[begin * size : end * size], self.segments[index].offset + first * size)
+            for begin, end, number, place in runs:
+                if number not in handles:
+                    if len(handles) >= MOST_OPEN:
+                        os.close(handles.pop(next(iter(handles))))
+                    handles[number] = os.open(self._files[number], os.O_RDONLY)
+                _read_all(handles[number], target[begin:end], place)
         finally:
             for handle in handles.values():
-                if handle >= 0:
-                    os.close(handle)
+                os.close(handle)
 
-    def _map(self, index: int) -> np.ndarray:
-        if index not in self._maps:
-            segment = self.segments[index]
-            shape = (segment.count, *self.shape[1:])
-            mapped = np.memmap(segment.path, self.dtype, "r", offset=segment.offset, shape=shape)
-            self._maps[index] = mapped.view(np.ndarray)  # np.memmap's own indexing is ten times slower
-        return self._maps[index]
+    def _map(self, number: int) -> np.ndarray:
+        """(bytes,) uint8 of one file."""
+        if number not in self._maps:
+            mapped = np.memmap(self._files[number], np.uint8, "r")
+            mine = self._file_of == number
+            if (self._offsets[mine] + np.diff(self._starts)[mine] * self._row_bytes).max() > mapped.size:
+                raise OSError(f"{self._files[number]} is shorter than its dataset says")
+            self._maps[number] = mapped.view(np.ndarray)  # np.memmap's own indexing is ten times slower
+        return self._maps[number]
 
 
 def _read_all(handle: int, target: memoryview, offset: int) -> None:
