@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ppt_kit import engine, launch
 from ppt_kit.checkpoint import BackgroundWriter, load_model, load_resume, save_model, save_resume
 from ppt_kit.config import UserError, check_values, domain_names, from_mapping
+from ppt_kit.data.augment import Augmenter
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
@@ -76,6 +77,7 @@ class _SinceRow:
     losses: list[torch.Tensor] = field(default_factory=list)  # () each, on the device, this rank's
     began: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
+    augmenting: float = 0.0
     saving: float = 0.0
     validating: float = 0.0
 
@@ -88,7 +90,8 @@ class _SinceRow:
     def clear(self) -> None:
         """A row was written."""
         self.past, self.losses = [], []
-        self.began, self.waited, self.saving, self.validating = time.perf_counter(), 0.0, 0.0, 0.0
+        self.began = time.perf_counter()
+        self.waited = self.augmenting = self.saving = self.validating = 0.0
 
 
 @dataclass
@@ -100,6 +103,7 @@ class _Run:
     plan: BatchPlan
     train_set: MultiTrajDataset
     val_set: MultiTrajDataset | None
+    augment: Augmenter  # of training batches only
     steps_per_epoch: int | None  # None: an epoch is a pass
     total_steps: int
     card: dict
@@ -242,7 +246,7 @@ class UnifiedTrainer:
             if other:
                 load_model(other)
         for split in ("train", "val") if self._validates() else ("train",):
-            load_dataset(self.cfg, split=split, modalities=MODALITIES)
+            self._augmenter(load_dataset(self.cfg, split=split, modalities=MODALITIES))
 
     def _validates(self) -> bool:
         return self.cfg.train.val_interval > 0 and self.cfg.dataset.val_ratio > 0
@@ -279,7 +283,7 @@ class UnifiedTrainer:
         )  # fmt: skip
         self._say_start(tracker, train_set, policy=policy, stats=stats, plan=plan, total_steps=total_steps, ppt=ppt)
         run = _Run(
-            ppt=ppt, tracker=tracker, plan=plan, train_set=train_set, val_set=val_set, steps_per_epoch=steps_per_epoch,
+            ppt=ppt, tracker=tracker, plan=plan, train_set=train_set, val_set=val_set, augment=self._augmenter(train_set), steps_per_epoch=steps_per_epoch,
             total_steps=total_steps, card=self._card(train_set, policy=policy, stats=stats), since=_SinceRow(past=saved.get("losses", [])),
             best=tuple(saved.get("best", (float("inf"), None))),
             loss=saved.get("loss", float("nan")),
@@ -328,7 +332,10 @@ class UnifiedTrainer:
             asked = time.perf_counter()
             for step, micro_batches in loader:
                 since.waited += time.perf_counter() - asked
-                since.losses.append(ppt.train_step([to_device(batch, device) for batch in micro_batches]))
+                began = time.perf_counter()
+                batches = [run.augment(to_device(batch, device)) for batch in micro_batches]
+                since.augmenting += time.perf_counter() - began
+                since.losses.append(ppt.train_step(batches))
                 done, last = step + 1, step + 1 == run.total_steps
                 ends_epoch = run.epoch_of(done) != run.epoch_of(step) or last
                 epoch = run.epoch_of(step) + 1
@@ -382,7 +389,7 @@ class UnifiedTrainer:
             run.tracker.row(
                 "train", step=step, epoch=epoch, loss=run.loss, lr=ppt.learning_rate(step - 1), grad_norm=ppt.gradient_norm(),
                 samples_per_s=round(count * run.plan.global_batch / seconds, 2), steps_per_s=round(count / seconds, 4),
-                data_wait_s=round(since.waited / count, 6), **timing, save_s=round(since.saving, 6), skipped=ppt.skipped,
+                data_wait_s=round(since.waited / count, 6), augment_s=round(since.augmenting / count, 6), **timing, save_s=round(since.saving, 6), skipped=ppt.skipped,
             )
         )  # fmt: skip
         ppt.seconds = dict.fromkeys(ppt.seconds, 0.0)
@@ -498,7 +505,7 @@ class UnifiedTrainer:
         """What decides the data and the weights must not change between the parts of a run."""
         now = OmegaConf.to_container(self.cfg, resolve=True)
         assert isinstance(now, dict)
-        for part in ("domains", "dataset", "normalizer", "policy", "seed"):
+        for part in ("domains", "dataset", "normalizer", "augment", "policy", "seed"):
             here, there = (_deciding(part, config[part]) for config in (now, stored))
             if here != there:
                 raise UserError(
@@ -531,6 +538,12 @@ class UnifiedTrainer:
         stored = load_model(asked.path)["normalizer"]
         check_same_source(stored, stats, any_dataset=asked.any_dataset)
         return {name: stored[name] for name in stats}
+
+    def _augmenter(self, dataset: MultiTrajDataset) -> Augmenter:
+        return Augmenter(
+            self.cfg.augment, modalities=dataset.modalities, layouts=dataset.layouts, domains=dataset.domains,
+            point_channels=dataset.point_channels,
+        )  # fmt: skip
 
     def _build_policy(self, dataset: MultiTrajDataset, stats: dict) -> PPTPolicy:
         cfg = self.cfg

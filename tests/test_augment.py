@@ -12,8 +12,10 @@ import torch
 
 from ppt_kit.config import UserError, load_config
 from ppt_kit.data.augment import Augmenter, _blur, _places, _turn_hue
-from ppt_kit.data.dataset import compose_cloud
+from ppt_kit.data.clouds import compose_cloud
 from ppt_kit.randomness import sample_seeds, uniform
+from ppt_kit.tracking import read_metrics
+from ppt_kit.trainer import UnifiedTrainer
 
 B, TO, TA, H, W, P = 8, 2, 5, 14, 18, 24
 EVERYTHING = (
@@ -610,3 +612,18 @@ def test_a_frame_never_loses_all_of_its_points():
     before = batch["obs"]["pointcloud"]
     after = augmenter("cloud_dropout=0.99")(batch)["obs"]["pointcloud"]
     assert (after[:, :, None] == before[:, :, :, None]).all(-1).any(2).all()
+
+
+def test_a_run_trains_on_augmented_clouds_and_validates_on_recorded_ones(small_cfg):
+    words = (
+        "augment.translation_m=[0.3,0.3,0]",
+        "augment.action_parts=[displacement,none]",
+        "augment.cloud_dropout=0.3",
+    )
+    plain, moved = (UnifiedTrainer(small_cfg(f"suffix={name}", *more)) for name, more in (("p", ()), ("m", words)))
+    for run in (plain, moved):
+        run.run()
+    losses = [read_metrics(run.run_dir, "train")["loss"].to_numpy() for run in (plain, moved)]
+    assert not np.allclose(*losses)
+    with pytest.raises(UserError, match="augment.brightness changes rgb"):
+        UnifiedTrainer(small_cfg("suffix=x", "augment.brightness=0.1")).run()

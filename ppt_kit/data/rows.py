@@ -91,7 +91,8 @@ class PlainRows:
             for begin, end, number, place in runs:
                 raw[begin:end] = maps[number][place : place + end - begin]
             return
-        target, handles = raw.data, {}
+        target = raw.data
+        handles: dict[int, int] = {}
         try:
             for begin, end, number, place in runs:
                 if number not in handles:
