@@ -112,7 +112,7 @@ class RowCache:
     """
 
     def __init__(self, folder: CacheFolder, key: str, *, kind: str, shape: tuple[int, ...], dtype: np.dtype):
-        self._folder = folder
+        self.folder = folder
         self._row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         digest = hashlib.sha256(f"{key} {kind} {shape} {dtype}".encode()).hexdigest()[:8]
         name = f"{re.sub('[^A-Za-z0-9._-]', '_', key)}-{digest}"
@@ -137,7 +137,7 @@ class RowCache:
 
     def put(self, first: int, values: np.ndarray) -> None:
         """Keeps the rows from `first` on, if there is room."""
-        if not self._folder.may_grow(values.nbytes):
+        if not self.folder.may_grow(values.nbytes):
             return
         try:
             _write_all(
@@ -147,7 +147,7 @@ class RowCache:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            self._folder.give_up("the disk is full")
+            self.folder.give_up("the disk is full")
 
     def share(self) -> float:
         """Share of the rows that are there."""

@@ -171,8 +171,28 @@ class MultiTrajDataset:
         batch["domain"], batch["index"] = domain.astype(np.int64), chosen
         return _map(batch, _tensor)
 
-    def episode(self, index: int) -> dict:
-        """One whole episode of this split, keys nested as in a batch: "action" (T, Da), "obs" -> "state" (T, Ds), …
+    def episode(
+        self, index: int, *, steps: Sequence[int] | None = None, modalities: Sequence[str] | None = None
+    ) -> dict:
+        """One episode of this split, keys nested as in a batch: "action" (T, Da), "obs" -> "state" (T, Ds), …
+
+        Args:
+            steps: which of its steps, negative ones from its end; None = all T.
+            modalities: which of the dataset's; None = all. Images of a long episode fill the memory.
+        Raises:
+            IndexError: there are fewer episodes, or the episode has fewer steps.
+        """
+        name, number = self.find_episode(index)
+        first, end = self.stores[name].bounds(number)
+        rows = np.arange(first, end) if steps is None else np.arange(first, end)[np.asarray(steps)]
+        kinds = self.modalities if modalities is None else [kind for kind in self.modalities if kind in modalities]
+        return {
+            "obs": self._observations(name, rows[:, None], kinds=kinds, squeeze=True),
+            "action": self._actions(name, rows), "domain": name, "episode": number,
+        }  # fmt: skip
+
+    def find_episode(self, index: int) -> tuple[str, int]:
+        """(domain, its number in the domain's dataset) of an episode of this split.
 
         Raises:
             IndexError: there are fewer.
@@ -180,14 +200,28 @@ class MultiTrajDataset:
         number = index
         for name in self.domains:
             if number < len(self.episodes[name]):
-                first, last = self._bounds(name, self.episodes[name][number])
-                rows = np.arange(first, last + 1)
-                whole: dict = {"obs": self._observations(name, rows[:, None], squeeze=True)}
-                whole["action"] = self._actions(name, rows)
-                whole["domain"], whole["episode"] = name, int(self.episodes[name][number])
-                return whole
+                return name, int(self.episodes[name][number])
             number -= len(self.episodes[name])
-        raise IndexError(f"episode {index} of a {self.split} split with {sum(map(len, self.episodes.values()))}")
+        raise IndexError(f"episode {index} of a {self.split} split with {self.num_episodes}")
+
+    def read_columns(self, name: str) -> dict[str, list[str]]:
+        """{modality or "action": stored columns} that the batches of one domain are read from."""
+        read = {"action": self._action_keys[name], "state": self._states[name], "pointcloud": self._cloud_columns(name)}
+        read |= {kind: list(self._cameras[kind][name].values()) for kind in ("rgb", "depth")}
+        return {
+            kind: columns for kind, columns in read.items() if columns and (kind in self.modalities or kind == "action")
+        }
+
+    def window_rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """{domain: ((M, To) rows of the observations, (M, Ta) rows of the actions)} that the windows `indices` read."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        domain = np.searchsorted(self._offsets, chosen, side="right") - 1
+        found = {}
+        for number, name in enumerate(self.domains):
+            if (domain == number).any():
+                seen, acted, low, high = self._rows_of(name, chosen[domain == number])
+                found[name] = np.clip(seen, low, high), np.clip(acted, low, high)
+        return found
 
     @property
     def num_episodes(self) -> int:
@@ -232,40 +266,43 @@ class MultiTrajDataset:
         return out
 
     def _gather(self, name: str, chosen: np.ndarray) -> dict:
+        seen, acted, low, high = self._rows_of(name, chosen)
+        actions = self._actions(name, np.clip(acted, low, high).ravel())
+        return {
+            "obs": self._observations(name, np.clip(seen, low, high), kinds=self.modalities),
+            "action": _widen(actions.reshape(*acted.shape, -1), self._widest("action")),
+            "action_is_pad": (acted < low) | (acted > high),
+        }
+
+    def _rows_of(self, name: str, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Rows (M, To) seen and (M, Ta) acted, which may lie beyond the episode's first and last (M, 1)."""
         windows = self._windows[name]
         local = chosen - self._offsets[self.domains.index(name)]
         step, first, last = windows.steps[local], windows.first[local], windows.last[local]
         seen = step[:, None] + np.arange(1 - self.observation_horizon, 1)
         start = step - (self.observation_horizon - 1 if self.hist_action_cond else 0)
-        acted = start[:, None] + np.arange(self.action_horizon)
-        low, high = first[:, None], last[:, None]
-        actions = self._actions(name, np.clip(acted, low, high).ravel())
-        return {
-            "obs": self._observations(name, np.clip(seen, low, high)),
-            "action": _widen(actions.reshape(*acted.shape, -1), self._widest("action")),
-            "action_is_pad": (acted < low) | (acted > high),
-        }
+        return seen, start[:, None] + np.arange(self.action_horizon), first[:, None], last[:, None]
 
-    def _observations(self, name: str, rows: np.ndarray, *, squeeze: bool = False) -> dict:
+    def _observations(self, name: str, rows: np.ndarray, *, kinds: Sequence[str], squeeze: bool = False) -> dict:
         """obs of `rows` (B, To); with `squeeze`, of (T, 1) rows without the second axis."""
         shape = rows.shape[:1] if squeeze else rows.shape
         flat = rows.ravel()
         obs: dict = {}
-        if "state" in self.modalities:
+        if "state" in kinds:
             state = self._state(name, flat)
             wide = state.shape[1] if squeeze else self._widest("state")
             obs["state"] = _widen(state, wide).reshape(*shape, wide)
-        if "pointcloud" in self.modalities:
+        if "pointcloud" in kinds:
             cloud = self._cloud(name, flat)
             obs["pointcloud"] = cloud.reshape(*shape, *cloud.shape[1:])
         for kind in ("rgb", "depth"):
-            if kind in self.modalities:
+            if kind in kinds:
                 obs[kind] = {}
                 for camera, stored in self._cameras[kind][name].items():
                     images = self.stores[name].read(stored, flat)
                     images = _metres(images) if kind == "depth" else images
                     obs[kind][camera] = images.reshape(*shape, *images.shape[1:])
-        if "language" in self.modalities:
+        if "language" in kinds:
             sentences = self.sentences(name)
             of_row = np.searchsorted(self.stores[name].episode_ends, rows[:, -1], side="right")
             obs["language"] = [sentences[episode] for episode in of_row]
@@ -285,14 +322,17 @@ class MultiTrajDataset:
 
     def _cloud(self, name: str, rows: np.ndarray) -> np.ndarray:
         """(N, P, C) float32: xyz, then what point_channels asks for."""
-        parts, store = self._clouds[name], self.stores[name]
+        folder = "obs/pointcloud/"
+        read = {key.removeprefix(folder): self.stores[name].read(key, rows) for key in self._cloud_columns(name)}
         return compose_cloud(
-            store.read(parts["pos"], rows),
-            color=store.read(parts["colors"], rows) if "colors" in parts and self.point_channels >= 6 else None,
-            segmentation=store.read(parts["seg"], rows) if "seg" in parts and self.point_channels == 5 else None,
-            channels=self.point_channels,
+            read["pos"], color=read.get("colors"), segmentation=read.get("seg"), channels=self.point_channels,
             num_points=self.num_points,
-        )
+        )  # fmt: skip
+
+    def _cloud_columns(self, name: str) -> list[str]:
+        """Stored columns that a cloud of point_channels needs."""
+        wanted = ["pos"] + ["colors"] * (self.point_channels >= 6) + ["seg"] * (self.point_channels == 5)
+        return [self._clouds[name][part] for part in wanted if part in self._clouds[name]]
 
     # ---------------------------------------------------------------- what is there
 

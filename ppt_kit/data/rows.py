@@ -2,12 +2,14 @@
 
 Small columns are read through memory maps, the fastest way there is. Of large ones, big rows are read with pread: the pages
 stay the page cache's, so that the process does not come to hold (and on a cluster is not charged for, or refused) the
-dataset it goes through.
+dataset it goes through. While reading is slow, because the disk has to be asked, the disk hears of all of a batch's rows
+before the first is waited for.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 
 BIG_ROW_BYTES = 4096  # from here on a Python step a row costs less than numpy's gathering it twice
 MAPPED_BYTES = 384 << 20  # columns up to this size are mapped
+SLOW_S = 3e-4  # a run of rows that takes longer than this did not come out of the page cache
 MOST_OPEN = 64  # files of one column that are open at once: a map holds a descriptor too, and 1024 are usual
 
 
@@ -47,6 +50,7 @@ class PlainRows:
         self._file_of = np.array([numbers[segment.path] for segment in self.segments], np.int64)
         self._offsets = np.array([segment.offset for segment in self.segments], np.int64)
         self._maps: dict[int, np.ndarray] = {}
+        self._slow = True  # until the first read shows how it is
 
     def read_into(self, out: np.ndarray, rows: np.ndarray) -> None:
         """Fills out (M, ...) with the rows (M,), any order, repeats allowed.
@@ -57,17 +61,20 @@ class PlainRows:
         if not len(rows):
             return
         big, large = self._row_bytes >= BIG_ROW_BYTES, self.shape[0] * self._row_bytes > MAPPED_BYTES
-        if len(self.segments) == 1 and not (big and large):
+        began, by_calls = time.perf_counter(), len(self._files) > MOST_OPEN or (big and (large or self._slow))
+        self._read(out, rows, big=big, by_calls=by_calls)
+        self._slow = time.perf_counter() - began > SLOW_S * len(rows)
+
+    def _read(self, out: np.ndarray, rows: np.ndarray, *, big: bool, by_calls: bool) -> None:
+        if len(self.segments) == 1 and not by_calls:
             whole = self._map(0)[self._offsets[0] :][: self.shape[0] * self._row_bytes]
             # mode "raise" would gather into a copy first
             np.take(whole.view(self.dtype).reshape(self.shape), rows, axis=0, out=out, mode="clip")
             return
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         files, places = self._file_of[owner], self._offsets[owner] + (rows - self._starts[owner]) * self._row_bytes
-        if len(self._files) > MOST_OPEN or (big and large):
-            self._read_runs(out, files, places, from_maps=False)
-        elif big:
-            self._read_runs(out, files, places, from_maps=True)
+        if big or by_calls:
+            self._read_runs(out, files, places, from_maps=not by_calls)
         else:
             for number in np.unique(files).tolist():
                 mine = files == number
@@ -84,7 +91,7 @@ class PlainRows:
         breaks = np.flatnonzero((places[1:] != places[:-1] + size) | (files[1:] != files[:-1])) + 1
         begins = np.concatenate([[0], breaks])
         edges = [*(begins * size).tolist(), len(places) * size]
-        runs = zip(edges, edges[1:], files[begins].tolist(), places[begins].tolist())
+        runs = list(zip(edges, edges[1:], files[begins].tolist(), places[begins].tolist()))
         raw = out.reshape(-1).view(np.uint8)
         if from_maps:
             maps = {number: self._map(number) for number in set(files[begins].tolist())}
@@ -94,15 +101,21 @@ class PlainRows:
         target = raw.data
         handles: dict[int, int] = {}
         try:
+            for begin, end, number, place in runs if self._slow and hasattr(os, "posix_fadvise") else ():
+                handle = self._handle(handles, number)
+                os.posix_fadvise(handle, place, end - begin, os.POSIX_FADV_WILLNEED)
             for begin, end, number, place in runs:
-                if number not in handles:
-                    if len(handles) >= MOST_OPEN:
-                        os.close(handles.pop(next(iter(handles))))
-                    handles[number] = os.open(self._files[number], os.O_RDONLY)
-                _read_all(handles[number], target[begin:end], place)
+                _read_all(self._handle(handles, number), target[begin:end], place)
         finally:
             for handle in handles.values():
                 os.close(handle)
+
+    def _handle(self, handles: dict[int, int], number: int) -> int:
+        if number not in handles:
+            if len(handles) >= MOST_OPEN:
+                os.close(handles.pop(next(iter(handles))))
+            handles[number] = os.open(self._files[number], os.O_RDONLY)
+        return handles[number]
 
     def _map(self, number: int) -> np.ndarray:
         """(bytes,) uint8 of one file."""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ppt_kit.data.dataset import MultiTrajDataset
+from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
 from ppt_kit.sim.evaluate import Evaluation, success_table
 from ppt_kit.tracking import read_metrics
 
@@ -59,24 +59,42 @@ def plot_report(run_dir: str | Path, results: Evaluation | Iterable[Evaluation])
     return figure
 
 
-def plot_episode(dataset: MultiTrajDataset, index: int = 0) -> Plot:
-    """State and action curves of one episode, and its first and last cloud when it has clouds."""
-    episode = dataset.episode(index)
-    cloud = episode["obs"].get("pointcloud")
-    figure = Plot(figsize=(11, 5), layout="constrained")
-    figure.suptitle(f"{episode['domain']}, episode {episode['episode']}: {len(episode['action'])} steps")
-    columns = 2 if cloud is not None else 1
-    for row, (name, values) in enumerate((("state", episode["obs"]["state"]), ("action", episode["action"]))):
-        axes = figure.add_subplot(2, columns, row * columns + 1)
-        axes.plot(values)
+def plot_episode(dataset: MultiTrajDataset | str | Path, index: int = 0) -> Plot:
+    """State and action curves of one episode; its first and last cloud, image and depth of each camera.
+
+    Args:
+        dataset: an opened one, or the path of one in any format.
+        index: of the episode, in the dataset's split.
+    """
+    data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
+    numbers = data.episode(index, modalities=["state", "language"])
+    ends = data.episode(index, steps=[0, -1], modalities=["pointcloud", "rgb", "depth"])["obs"]
+    pictures = [("cloud (m)", ends["pointcloud"])] if "pointcloud" in ends else []
+    pictures += [
+        (f"{kind} {camera}", images) for kind in ("rgb", "depth") for camera, images in ends.get(kind, {}).items()
+    ]
+    figure = Plot(figsize=(6 + 2.6 * len(pictures), 5), layout="constrained")
+    words = f": {numbers['obs']['language'][0]}" if "language" in numbers["obs"] else ""
+    figure.suptitle(
+        f"{numbers['domain']}, episode {numbers['episode']}, {len(numbers['action'])} steps{words}", fontsize=10
+    )
+    grid = figure.add_gridspec(2, 1 + len(pictures), width_ratios=[6, *[2.6] * len(pictures)])
+    curves = [
+        (name, values) for name, values in (("state", numbers["obs"].get("state")), ("action", numbers["action"]))
+    ]
+    for row, (name, values) in enumerate(curves):
+        axes = figure.add_subplot(grid[row, 0])
+        if values is not None:
+            axes.plot(values)
         axes.set_ylabel(name)
         axes.set_xlabel("control step" if row else "")
-    for row, step in enumerate((0, -1) if cloud is not None else ()):
-        axes = figure.add_subplot(2, columns, row * columns + 2, projection="3d")
-        x, y, z = np.asarray(cloud)[step, :, :3].T
-        axes.scatter(x, y, z, s=2, c=z, cmap="viridis")
-        axes.set_title("first cloud (m)" if row == 0 else "last cloud (m)", fontsize=9)
-        axes.set_aspect("equal")
+    for column, (title, frames) in enumerate(pictures, start=1):
+        for row, when in enumerate(("first", "last")):
+            spot = grid[row, column]
+            if title.startswith("cloud"):
+                _draw_cloud(figure.add_subplot(spot, projection="3d"), np.asarray(frames[row]), title=f"{when} {title}")
+            else:
+                _draw_image(figure.add_subplot(spot), np.asarray(frames[row]), title=f"{when} {title}")
     return figure
 
 
@@ -107,6 +125,26 @@ def show_videos(results: Evaluation | Iterable[Evaluation], *, width: int = 256)
             f'src="data:video/mp4;base64,{data}"></video><figcaption>{title}</figcaption></figure>'
         )
     return HTML("".join(cells))
+
+
+def _draw_cloud(axes: Any, cloud: np.ndarray, *, title: str) -> None:
+    """(P, C) points; their own colours where they have some, else by height."""
+    x, y, z = cloud[:, :3].T
+    colors = {"c": np.clip(cloud[:, 3:6], 0, 1)} if cloud.shape[1] >= 6 else {"c": z, "cmap": "viridis"}
+    axes.scatter(x, y, z, s=2, **colors)
+    axes.set_title(title, fontsize=9)
+    axes.set_aspect("equal")
+
+
+def _draw_image(axes: Any, image: np.ndarray, *, title: str) -> None:
+    """(H, W, 3) uint8, or (H, W, 1) metres."""
+    depth = image.shape[-1] == 1
+    shown = axes.imshow(image[..., 0] if depth else image, cmap="magma" if depth else None)
+    if depth:
+        axes.figure.colorbar(shown, ax=axes, label="m", shrink=0.8)
+    axes.set_title(title, fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def _draw_loss(axes: Any, metrics: pd.DataFrame, *, label: str) -> None:

@@ -1,0 +1,189 @@
+"""What is in a dataset, and how fast it can be read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
+from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore
+
+SMALL_ROW_BYTES = 4096
+ROWS_OF_NUMBERS = 1_000_000  # read at most, to give ranges
+ROWS_OF_PICTURES = 400
+ROWS_TO_DECODE = 24
+STARVING_MS = 20.0  # a batch that takes longer than a common training step
+BATCHES = 8
+
+Source = MultiTrajDataset | str | Path | Mapping[str, str | Path]
+
+
+def describe(dataset: Source) -> pd.DataFrame:
+    """What a dataset holds, one line a stored column.
+
+    Ranges and counts of values that are not finite are those of `rows_read` rows, evenly spread: all of numbers, a few
+    hundred of clouds and images.
+
+    Args:
+        dataset: an opened one, or what `open_dataset` takes.
+    Returns:
+        A table indexed by (domain, key): format, episodes, steps, length_min, length_median, length_max, shape (of one row),
+        dtype, min, max, nans, infs, rows_read, languages (distinct), language (the first), stored_as, layout.
+    """
+    data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
+    lines = []
+    for name in data.domains:
+        store = data.stores[name]
+        lengths = np.diff(store.episode_ends, prepend=0)
+        sentences = store.sentences or []
+        whole = {
+            "domain": name, "format": store.format, "episodes": len(lengths), "steps": int(store.episode_ends[-1]),
+            "length_min": int(lengths.min()), "length_median": float(np.median(lengths)), "length_max": int(lengths.max()),
+            "languages": len(set(sentences)), "language": sentences[0] if sentences else "",
+        }  # fmt: skip
+        lines += [{**whole, "key": key, **_column_line(store, key)} for key in store.columns]
+    order = (
+        "format", "episodes", "steps", "length_min", "length_median", "length_max", "shape", "dtype", "min", "max", "nans", "infs",
+        "rows_read", "languages", "language", "stored_as", "layout",
+    )  # fmt: skip
+    return pd.DataFrame(lines).set_index(["domain", "key"])[list(order)]
+
+
+def doctor(dataset: Source, *, batch_size: int = 64) -> pd.DataFrame:
+    """Prints how a dataset lies on disk, how fast batches come, where the time goes, and what to change.
+
+    Args:
+        dataset: an opened one, or what `open_dataset` takes.
+        batch_size: windows a batch.
+    Returns:
+        What was measured, one line a stage: domain, stage, columns, layout, gigabytes, ms_first (the first batch, as cold as
+        the caches are), ms (median of the later batches), advice.
+    """
+    data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, len(data), batch_size) for _ in range(BATCHES)]
+    lines = [line for name in data.domains for line in _stages(data, name, batches)]
+    began = time.perf_counter()
+    for batch in batches:
+        data.__getitems__(batch)
+    seconds = (time.perf_counter() - began) / BATCHES
+    table = pd.DataFrame(lines)
+    print(_report(data, table, batch_size=batch_size, seconds=seconds))
+    return table
+
+
+def _stages(data: MultiTrajDataset, name: str, batches: list[np.ndarray]) -> list[dict]:
+    """Reading of each modality of one domain, timed on the rows that the batches' windows need."""
+    store, lines = data.stores[name], []
+    for stage, columns in data.read_columns(name).items():
+        times = []
+        for batch in batches:
+            rows = data.window_rows(batch).get(name)
+            if rows is None:
+                continue
+            wanted = rows[1 if stage == "action" else 0].ravel()
+            began = time.perf_counter()
+            for column in columns:
+                store.read(column, wanted)
+            times.append((time.perf_counter() - began) * 1e3)
+        later = float(np.median(times[1:])) if len(times) > 1 else float("nan")
+        lines.append(
+            {
+                "domain": name, "stage": stage, "columns": ", ".join(columns),
+                "layout": "; ".join(sorted({store.columns[column].layout for column in columns})),
+                "gigabytes": sum(_decoded_bytes(store.columns[column]) for column in columns) / 1e9,
+                "ms_first": times[0] if times else float("nan"), "ms": later,
+                "advice": _advice(store, [store.columns[column] for column in columns], ms=later),
+            }
+        )  # fmt: skip
+    return lines
+
+
+def _advice(store: EpisodeStore, columns: list[Column], *, ms: float) -> str:
+    decoded = [column for column in columns if isinstance(column, DecodedColumn)]
+    if not decoded:
+        return ""
+    size = sum(_decoded_bytes(column) for column in decoded)
+    caches = [column.cache for column in decoded if column.cache is not None]
+    if not caches:
+        return f"decoded every time: set dataset.cache_gb above {size / 1e9:.1f} to keep what was decoded"
+    share, limit = float(np.mean([cache.share() for cache in caches])), caches[0].folder.limit
+    if size > limit:
+        return f"{size / 1e9:.1f} GB when decoded, the cache takes {limit / 1e9:.1f}: set dataset.cache_gb={int(np.ceil(size / 1e9 * 1.2))}, or convert to zarr"
+    if share < 1 and ms > STARVING_MS:
+        return f"{share:.0%} of it is in the cache {caches[0].folder.root}: faster once a pass has been made, or after `python scripts/convert_dataset.py source={store.path} target=… to=zarr`"
+    return ""
+
+
+def _report(data: MultiTrajDataset, table: pd.DataFrame, *, batch_size: int, seconds: float) -> str:
+    lines = []
+    for name in data.domains:
+        store = data.stores[name]
+        lines.append(
+            f"{name}: {store.format}, {_size_of(store.path) / 1e9:.2f} GB in {store.path}, {len(store.episode_ends)} episodes, {store.episode_ends[-1]} steps"
+        )
+    for line in table.to_dict("records"):
+        lines.append(
+            f"  {line['domain']} {line['stage']:<10} {line['gigabytes']:8.2f} GB  first batch {line['ms_first']:8.1f} ms, "
+            f"then {line['ms']:8.1f} ms  {line['layout']}"
+        )
+    lines.append(
+        f"batches of {batch_size} windows: {seconds * 1e3:.1f} ms each, {batch_size / seconds:.0f} windows/s with one loader"
+    )
+    advice = [
+        f"{line['domain']} {line['stage']}: {line['advice']}" for line in table.to_dict("records") if line["advice"]
+    ]
+    free, held = psutil.virtual_memory().available, float(table["gigabytes"].sum()) * 1e9
+    if held > free:
+        advice.append(
+            f"{held / 1e9:.1f} GB are read and {free / 1e9:.1f} GB of memory are free for the page cache: passes read from the disk; "
+            "leave modalities out with dataset.ignored_keys, or use fewer episodes"
+        )
+    lines += ["to change:", *(f"  {text}" for text in advice)] if advice else ["nothing to change"]
+    return "\n".join(lines)
+
+
+def _column_line(store: EpisodeStore, key: str) -> dict[str, Any]:
+    column = store.columns[key]
+    rows = _rows_to_read(column)
+    low, high, nans, infs = np.inf, -np.inf, 0, 0
+    for part in np.array_split(rows, max(1, len(rows) * _row_bytes(column) // (64 << 20))):
+        values = column.read(part)
+        if values.dtype.kind not in "biuf" or not values.size:
+            continue
+        nans, infs = nans + int(np.isnan(values).sum()), infs + int(np.isinf(values).sum())
+        fine = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        if fine.size:
+            low, high = min(low, float(fine.min())), max(high, float(fine.max()))
+    known = high >= low
+    return {
+        "shape": column.shape[1:], "dtype": str(column.dtype), "min": low if known else np.nan, "max": high if known else np.nan,
+        "nans": nans, "infs": infs, "rows_read": len(rows), "stored_as": column.stored_as, "layout": column.layout,
+    }  # fmt: skip
+
+
+def _rows_to_read(column: Column) -> np.ndarray:
+    big = _row_bytes(column) > SMALL_ROW_BYTES
+    most = ROWS_OF_NUMBERS if not big else ROWS_TO_DECODE if isinstance(column, DecodedColumn) else ROWS_OF_PICTURES
+    return np.unique(np.linspace(0, column.shape[0] - 1, min(most, column.shape[0])).round().astype(np.int64))
+
+
+def _row_bytes(column: Column) -> int:
+    return int(np.prod(column.shape[1:], dtype=np.int64)) * column.dtype.itemsize
+
+
+def _decoded_bytes(column: Column) -> int:
+    return column.shape[0] * _row_bytes(column)
+
+
+def _size_of(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(os.path.getsize(os.path.join(folder, file)) for folder, _, files in os.walk(path) for file in files)
