@@ -406,13 +406,24 @@ class UnifiedTrainer:
             return
         step = last_step - len(losses) + bad[0]  # from 0
         windows = run.plan.step_windows(step).tolist()
-        path = self.run_dir / f"nan_step_{step + 1}.json"
+        path, in_data = self.run_dir / f"nan_step_{step + 1}.json", run.train_set.not_finite(windows)
         if run.ppt.world.is_first:
-            path.write_text(json.dumps({"step": step + 1, "loss": str(losses[bad[0]]), "windows": windows}))
+            told = {
+                "step": step + 1,
+                "loss": str(losses[bad[0]]),
+                "windows": windows,
+                "not_finite_in_the_data": in_data,
+            }
+            path.write_text(json.dumps(told, indent=1))
             run.tracker.row("end", step=step + 1, reason="the loss is not finite")
+        why = (
+            f"In the data: {in_data[0]}"
+            if in_data
+            else "The data is finite: lower optimizer.lr, or look at those windows."
+        )
         raise FloatingPointError(
             f"the loss of step {step + 1} is {losses[bad[0]]}; its windows are in {path}. The checkpoints are from before. "
-            "Lower optimizer.lr, look at those windows, or set train.on_nan=skip."
+            f"{why} train.on_nan=skip leaves such batches out."
         )
 
     def _save(self, run: _Run, *, step: int, epoch: int, numbered: bool) -> None:

@@ -34,7 +34,7 @@ from omegaconf import DictConfig
 from ppt_kit.config import UserError, domain_names
 from ppt_kit.data.clouds import cloud_column, compose_cloud
 from ppt_kit.data.formats import attach_cache, cache_folder, find_domain, open_store
-from ppt_kit.data.store import EpisodeStore
+from ppt_kit.data.store import EpisodeStore, check_finite
 
 MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
 DEFAULT_POINTS = 512  # of clouds that are made from depth, when no number is asked for
@@ -221,6 +221,19 @@ class MultiTrajDataset:
             if (domain == number).any():
                 seen, acted, low, high = self._rows_of(name, chosen[domain == number])
                 found[name] = np.clip(seen, low, high), np.clip(acted, low, high)
+        return found
+
+    def not_finite(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        """What is no number in the data that the windows `indices` read: a line a column, with file, episode and row."""
+        found = []
+        for name, (seen, acted) in self.window_rows(indices).items():
+            for kind, columns in self.read_columns(name).items():
+                rows = np.unique(acted if kind == "action" else seen)
+                for column in columns:
+                    try:
+                        check_finite(self.stores[name], column, rows, self.stores[name].read(column, rows))
+                    except UserError as error:
+                        found.append(str(error))
         return found
 
     @property

@@ -63,10 +63,11 @@ def recognise(path: Path) -> ModuleType:
     """
     if not path.exists():
         raise UserError(f"{path}: no such dataset. {_neighbours(path)}")
-    formats = [importlib.import_module(f"ppt_kit.data.formats.{name}") for name in FORMATS]
-    for module in formats:
-        if module.recognises(path):
-            return module
+    formats = []
+    for name in FORMATS:  # one after the other: each imports a library of its own
+        formats.append(importlib.import_module(f"ppt_kit.data.formats.{name}"))
+        if formats[-1].recognises(path):
+            return formats[-1]
     looked = "; ".join(f"{module.NAME}: {module.LOOKED_FOR}" for module in formats)
     raise UserError(f"{path}: no format that ppt_kit knows. It holds {_contents(path)}. Looked for {looked}.")
 
