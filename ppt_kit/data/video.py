@@ -182,6 +182,8 @@ class VideoFrames:
             packet = next(self._packets, None)
             if packet is None:
                 return
+            if packet.is_corrupt:  # the file ends inside it
+                raise self._damaged(float((packet.pts - self._start) * self._tick), "its data is incomplete")
             self._waiting += packet.decode()
 
     def _picture(self, frame: Any) -> np.ndarray:
