@@ -34,7 +34,9 @@ class VideoFrames:
         try:
             self._container = av.open(str(self.path))
         except (av.FFmpegError, OSError) as error:
-            raise UserError(f"{self.path}: not a video that can be opened ({_reason(error)}): missing or cut off.") from None
+            raise UserError(
+                f"{self.path}: not a video that can be opened ({_reason(error)}): missing or cut off."
+            ) from None
         try:
             self._stream = self._container.streams.video[0]
         except IndexError:
@@ -165,9 +167,10 @@ class VideoFrames:
             if first is None:  # nothing from there on
                 self._packets, self._keyframe = iter(()), 0
                 return
-            place = first.dts if first.dts is not None else first.pts
-            if first.pts <= latest or (before is not None and place >= before):
-                self._packets, self._keyframe = _chain(first, packets), first.pts
+            shown = int(first.pts or 0)
+            place = shown if first.dts is None else first.dts
+            if shown <= latest or (before is not None and place >= before):
+                self._packets, self._keyframe = _chain(first, packets), shown
                 return
             asked, before = min(place, asked) - 1, place
 
@@ -193,7 +196,7 @@ class VideoFrames:
             raise self._damaged(time, "its data is incomplete")
         if (frame.height, frame.width) != (self.height, self.width):
             raise self._damaged(time, f"it is {frame.width}x{frame.height}, the video {self.width}x{self.height}")
-        plane = self._rgb.reformat(frame, format="rgb24", threads=1).planes[0]
+        plane: Any = self._rgb.reformat(frame, format="rgb24", threads=1).planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
         return rows[: self.height, : self.width * 3].reshape(self.height, self.width, 3)
 

@@ -119,7 +119,9 @@ class _Episodes:
                 with open(file, "rb") as opened:
                     opened.seek(max(0, size - len(ending)))
                     if opened.read() != ending:
-                        raise UserError(f"{file}: cut off ({size} bytes, not ending as parquet does): {whose} is in it.")
+                        raise UserError(
+                            f"{file}: cut off ({size} bytes, not ending as parquet does): {whose} is in it."
+                        )
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error.strerror}), but {whose} should be in it.") from None
         if not size:
@@ -172,7 +174,14 @@ def _episodes_v2(path: Path, info: Mapping) -> _Episodes:
 def _episodes_v3(path: Path, info: Mapping) -> _Episodes:
     """Many episodes a file; meta/episodes says which rows and seconds are whose."""
     keys = _video_keys(info)
-    needed = ["episode_index", "length", "dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index"]
+    needed = [
+        "episode_index",
+        "length",
+        "dataset_from_index",
+        "dataset_to_index",
+        "data/chunk_index",
+        "data/file_index",
+    ]
     for key in keys:
         needed += [f"videos/{key}/{part}" for part in ("chunk_index", "file_index", "from_timestamp")]
     table = _episode_table(path, needed)
@@ -251,7 +260,7 @@ def _task_texts(path: Path) -> dict[Any, str]:
     return dict(zip(table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist()))
 
 
-def _first_tasks(path: Path, tasks: Any, texts: dict[Any, str]) -> list[str] | None:
+def _first_tasks(path: Path, tasks: Any, texts: dict[Any, Any]) -> list[str] | None:
     """One sentence an episode, None where the dataset names no tasks."""
     if tasks is None or all(listed is None for listed in tasks):
         return None
