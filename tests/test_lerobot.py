@@ -370,6 +370,54 @@ def test_timestamps_decide_not_frame_numbers(broken):
     assert [number_in(f) for f in store.read("obs/images/front", rows)] == (rows + 1).tolist()
 
 
+def test_episodes_may_begin_between_two_frames_times(tmp_path):
+    """Films that were joined: the second episode begins 0.37 frames later than counting would say, and drifts by 1 ms."""
+    made = Made(tmp_path / "set", "v3.0")
+    gap = 0.037
+    with av.open(str(made.video(0)), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"g": "7", "bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for row in range(made.ends[1]):
+            frame = av.VideoFrame.from_ndarray(picture(row), format="rgb24")
+            late = gap + 0.001 * (row % 2) if row >= made.starts[1] else 0
+            frame.pts, frame.time_base = round((row / FPS + late) * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    file = made.path / "meta/episodes/chunk-000/file-000.parquet"
+    listed = pq.read_table(file).to_pylist()
+    for row in listed:
+        if row["episode_index"] == 1:
+            row["videos/observation.images.front/from_timestamp"] += gap
+    pq.write_table(pa.Table.from_pylist(listed), file)
+    store = open_store(made.path, cache_gb=0)
+    for rows in (np.arange(made.ends[-1]), edges_and_random(made.ends), *edges_and_random(made.ends)[:20, None]):
+        assert [number_in(frame) for frame in store.read("obs/images/front", rows)] == rows.tolist()
+
+
+def test_a_store_that_was_read_goes_on_in_forked_processes(made, tmp_path):
+    import multiprocessing
+
+    store = open_store(made.path, cache_dir=tmp_path / "cache")
+    store.read("obs/images/front", np.array([30]))
+    store.read("actions", np.array([30]))
+
+    def child(queue, seed):
+        rows = edges_and_random(made.ends, seed)
+        numbers = [number_in(frame) for frame in store.read("obs/images/front", rows)]
+        right = np.array_equal(store.read("actions", rows), made.values["action"][rows])
+        queue.put(numbers == rows.tolist() and right)
+
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=child, args=(queue, seed)) for seed in range(3)]
+    for process in children:
+        process.start()
+    assert [queue.get(timeout=60) for _ in children] == [True] * 3
+    for process in children:
+        process.join()
+
+
 def test_parts_of_an_action_stay_apart_where_there_is_no_whole(broken):
     info = json.loads((broken.path / "meta/info.json").read_text())
     for name in ("action.arm", "action.hand.grip"):
@@ -547,6 +595,14 @@ def test_an_info_that_cannot_be_is_one_line(broken, changes, says):
     change_info(broken, **changes)
     with pytest.raises(UserError, match=says):
         open_store(broken.path)
+
+
+def test_version_2_0_is_read_as_2_1_is(tmp_path):
+    made = Made(tmp_path / "set", "v2.1")
+    change_info(made, codebase_version="v2.0")
+    store = open_store(made.path, cache_gb=0)
+    np.testing.assert_array_equal(store.read("actions", np.array([40])), made.values["action"][[40]])
+    assert number_in(store.read("obs/images/front", np.array([40]))[0]) == 40
 
 
 @pytest.mark.parametrize(
@@ -951,6 +1007,14 @@ def test_the_script_converts_both_ways(made, tmp_path):
     assert [episode["length"] for episode in episodes] == [23, 40]
     np.testing.assert_array_equal(rows["action"], made.values["action"][:63])
     assert [number_in(frame) for frame in rows["observation.images.front"]] == list(range(63))
+
+
+def test_help_lists_the_keys_and_runs_nothing(tmp_path):
+    done = run_script(SCRIPT, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "usage: python" in done.stdout
+    assert "overwrite" in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
