@@ -609,10 +609,12 @@ def _frames(rows: _Rows, feature: str, height: int, width: int) -> Decode:
                         f"{video.path}: its frames are {video.height}x{video.width}, meta/info.json says {height}x{width} (height x width)"
                     )
                 for shown, frames in video.decode_times(times[order]):
-                    for places, which in found.rows_at(shown):
-                        given |= np.isin(wanted, places)
-                        for begin, end in runs_of(places):
-                            yield int(places[begin]), _those(frames, which[begin:end])
+                    for first, values in found.take(shown, frames):
+                        given |= (wanted >= first) & (wanted < first + len(values))
+                        yield first, values
+                for first, values in found.rest():
+                    given |= wanted == first
+                    yield first, values
         except UserError as error:
             first = order[np.argmin(given[order])]
             raise UserError(f"{error} ({feature} of {rows.name(int(owner[first]))})") from None
@@ -627,32 +629,55 @@ def _frames(rows: _Rows, feature: str, height: int, width: int) -> Decode:
 
 
 class _Found:
-    """Which rows the frames of one video file are, each row once."""
+    """Which rows the frames of one video file are: each row once, from the frame nearest to its timestamp."""
 
     def __init__(self, rows: _Rows, episodes: np.ndarray, begins: np.ndarray, fps: float):
         self._rows, self._fps = rows, fps
         self._episodes = episodes[np.argsort(begins[episodes], kind="stable")]
         self._begins = begins[self._episodes]
-        self._newest: dict[int, int] = {}
+        self._newest: dict[int, int] = {}  # episode -> its last row given
+        self._held: dict[int, tuple[float, np.ndarray]] = {}  # row -> how far off its frame is
 
-    def rows_at(self, times: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(rows (n,), their positions in `times`), an episode at a time: the frame nearest to each row's timestamp."""
+    def take(self, times: np.ndarray, frames: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Runs (first row, values). The last frame is held back: the next run may begin with one nearer to its row."""
+        found = list(self._nearest(times))
+        rows, which, gap = (np.concatenate(part) for part in zip(*found)) if found else (np.empty(0, np.int64),) * 3
+        for row, (before, frame) in self._held.items():
+            again = rows == row
+            if not (gap[again] < before).any():
+                rows, which, gap = rows[~again], which[~again], gap[~again]
+                yield row, frame[None]
+        last = which == len(times) - 1
+        self._held = {row: (off, frames[-1].copy()) for row, off in zip(rows[last].tolist(), gap[last].tolist())}
+        rows, which = rows[~last], which[~last]
+        for begin, end in runs_of(rows):
+            yield int(rows[begin]), _those(frames, which[begin:end])
+
+    def rest(self) -> Iterator[tuple[int, np.ndarray]]:
+        """What was held back."""
+        for row, (_, frame) in self._held.items():
+            yield row, frame[None]
+        self._held = {}
+
+    def _nearest(self, times: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(rows, positions in `times`, gaps in s) (n,) each, an episode at a time."""
         half = 0.5 / self._fps
         low = max(0, int(np.searchsorted(self._begins, times[0] - half, side="right")) - 1)
         high = int(np.searchsorted(self._begins, times[-1] + half, side="right"))
         for episode, begin in zip(self._episodes[low:high].tolist(), self._begins[low:high].tolist()):
-            stamps = self._rows.times(episode)
+            stamps, start = self._rows.times(episode), int(self._rows.starts[episode])
             after = np.clip(np.searchsorted(stamps, times - begin), 1, max(1, len(stamps) - 1))
             after = np.minimum(after, len(stamps) - 1)
             earlier = np.abs(times - begin - stamps[after - 1]) < np.abs(times - begin - stamps[after])
             nearest = np.where(earlier, after - 1, after)
             gap = np.abs(times - begin - stamps[nearest])
-            near = np.flatnonzero((gap <= half * 1.001) & (nearest > self._newest.get(episode, -1)))
+            fresh = (nearest > self._newest.get(episode, -1)) | np.isin(nearest + start, list(self._held))
+            near = np.flatnonzero((gap <= half * 1.001) & fresh)
             near = near[np.lexsort((gap[near], nearest[near]))]
             inside, first = np.unique(nearest[near], return_index=True)
             if len(inside):
                 self._newest[episode] = int(inside[-1])
-                yield inside + self._rows.starts[episode], near[first]
+                yield inside + start, near[first], gap[near[first]]
 
 
 def _those(frames: np.ndarray, which: np.ndarray) -> np.ndarray:
