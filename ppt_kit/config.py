@@ -285,6 +285,21 @@ class EvaluateConfig:
     videos: int = key(1, "episodes filmed a domain", low=0)
 
 
+@dataclass
+class ConvertConfig:
+    """What scripts/convert_dataset.py reads."""
+
+    source: str | None = key(None, "dataset to read, in any format; required")
+    target: str | None = key(None, "where to write it; required")
+    to: str = key("zarr", "zarr replay buffer, or LeRobotDataset v3.0", choices=("zarr", "lerobot"))
+    keys: list[str] = key([], "columns to write; [] = all")
+    filter_key: str | None = key(None, "part of the source: a robomimic mask, a LeRobot or RLDS split; null = all")
+    fps: float | None = key(None, "control steps a second, for lerobot; null = as recorded", low=0.001)
+    video: bool = key(True, "lerobot: cameras as video; false = as PNG, which loses nothing")
+    codec: str = key("av1", "lerobot: av1, h264, hevc, or an encoder of FFmpeg's")
+    overwrite: bool = key(False, "replace the dataset at target")
+
+
 def load_config(
     name: str = DEFAULT_CONFIG, *words: str, config_path: str | Path | None = None, schema: type = Config
 ) -> DictConfig:

@@ -729,4 +729,6 @@ def _cpu_habits() -> None:
         # without these two glibc maps and unmaps every large activation: page faults were 40 % of a training step
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-8, 2)  # M_ARENA_MAX: every thread's own arena reserves 64 MB of address space, a dozen of them here
+        libc.mallopt(
+            -8, 2
+        )  # M_ARENA_MAX: every thread's own arena reserves 64 MB of address space, a dozen of them here

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ppt_kit.data.rows import PlainRows, Segment
 log = logging.getLogger(__name__)
 
 RECOUNT_BYTES = 64 << 20  # what one process writes between two looks at what all have written
+MOST_ENTRIES = 4096
 IN_USE_S = 3600.0  # another dataset's cache that was opened this recently is not taken away
 
 
@@ -170,22 +172,22 @@ def default_cache_dir() -> Path:
 def state_of(source: Path) -> str:
     """Twelve hex digits of a dataset's place and of its files' sizes and times.
 
-    Of a folder, the files of its upper three levels and the folders below count: a chunked array may have a million files.
+    Of a folder with more than MOST_ENTRIES files (chunks of an array) only the folder's own time counts.
     """
     digest = hashlib.sha256(str(source.resolve()).encode())
-    for path in [source] if source.is_file() else sorted(_upper_files(source, depth=3)):
+    for path in [source] if source.is_file() else _files_under(source):
         stat = path.stat()
         digest.update(f"{path} {stat.st_size if path.is_file() else 0} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
 
 
-def _upper_files(folder: Path, *, depth: int) -> list[Path]:
+def _files_under(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        first = sorted(islice(entries, MOST_ENTRIES + 1), key=lambda entry: entry.name)
     found = [folder]
-    for entry in os.scandir(folder):
-        if entry.is_dir() and depth > 1:
-            found += _upper_files(Path(entry.path), depth=depth - 1)
-        else:
-            found.append(Path(entry.path))
+    for entry in first if len(first) <= MOST_ENTRIES else ():
+        path = Path(entry.path)
+        found += _files_under(path) if entry.is_dir() else [path]
     return found
 
 

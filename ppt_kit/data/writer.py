@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -105,7 +106,8 @@ class ZarrWriter:
                 self._finish()
         finally:
             for writer in self._arrays.values():
-                writer.close()
+                with suppress(OSError):  # on a full disk closing fails too; what is whole was closed before
+                    writer.close()
             shutil.rmtree(self._beside, ignore_errors=True)
 
     def _finish(self) -> None:
@@ -124,9 +126,15 @@ class ZarrWriter:
         for file in (self._beside / "store").rglob("*"):
             if file.is_file():
                 _fsync(file)
+        aside = self._beside / "replaced"
         if self.path.exists() and self.overwrite:
-            os.rename(self.path, self._beside / "replaced")
-        os.rename(self._beside / "store", self.path)
+            os.rename(self.path, aside)
+        try:
+            os.rename(self._beside / "store", self.path)
+        except OSError:
+            if aside.exists():
+                os.rename(aside, self.path)
+            raise
         _fsync(self.path.parent)
 
 

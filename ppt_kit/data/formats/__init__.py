@@ -17,7 +17,7 @@ from ppt_kit.config import UserError
 from ppt_kit.data.cache import CacheFolder, RowCache, default_cache_dir
 from ppt_kit.data.store import DecodedColumn, EpisodeStore
 
-FORMATS = ("replay_buffer", "robomimic", "maniskill", "rlds")
+FORMATS = ("replay_buffer", "lerobot", "robomimic", "maniskill", "rlds")
 
 # how a dataset called <domain> may be called on disk
 ENDINGS = (".zarr", ".zarr.zip", ".hdf5", ".h5", "")

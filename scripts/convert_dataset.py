@@ -1,0 +1,43 @@
+"""From any dataset format to another: python scripts/convert_dataset.py source=PATH target=PATH to=zarr|lerobot"""
+
+import time
+from pathlib import Path
+
+import cli
+from omegaconf import DictConfig
+
+from ppt_kit.config import ConvertConfig, UserError
+
+
+def main(cfg: DictConfig) -> None:
+    if not cfg.source or not cfg.target:
+        raise UserError("source and target are required: type source=<a dataset> target=<where to write it>.")
+    from tqdm import tqdm
+
+    from ppt_kit.data.convert import bytes_under, to_lerobot, to_zarr
+    from ppt_kit.data.formats import open_store
+    from ppt_kit.tracking import bar_pace
+
+    start = time.perf_counter()
+    store = open_store(cfg.source, filter_key=cfg.filter_key, cache_gb=0)  # each row is read once
+    target = Path(cfg.target).expanduser()
+    # delayed: what is refused at the door is one line without a bar
+    with tqdm(
+        total=int(store.episode_ends[-1]), desc=f"writing {target.name}", unit="step", delay=0.5, **bar_pace()
+    ) as bar:
+        # a DictConfig's own `keys` is a method
+        common = {"overwrite": cfg.overwrite, "keys": list(cfg["keys"]), "progress": bar.update}
+        if cfg.to == "zarr":
+            to_zarr(store, target, **common)
+        else:
+            to_lerobot(store, target, fps=cfg.fps, video=cfg.video, codec=cfg.codec, **common)
+    print(
+        f"{target}: {len(store.episode_ends)} episodes, {store.episode_ends[-1]} steps, {bytes_under(target)} bytes, "
+        f"{time.perf_counter() - start:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(
+        main, schema=ConvertConfig, about="Writes a dataset of any known format as a zarr replay buffer or for LeRobot."
+    )
