@@ -12,10 +12,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SMALL_WORDS
 
 from ppt_kit.config import UserError, load_config
 from ppt_kit.engine import check_settings
+from ppt_kit.randomness import dropout, sample_seeds
 from ppt_kit.tracking import read_metrics
 from ppt_kit.trainer import UnifiedTrainer
 
@@ -57,8 +59,6 @@ def test_an_unknown_or_foreign_key_is_named_at_every_level(tmp_path, settings, s
     ],
 )
 def test_combinations_that_are_known_to_be_wrong_are_refused_with_the_alternative(words, says):
-    import torch
-
     if "precision=fp16" in words and torch.cuda.is_available():
         pytest.skip("a GPU can do fp16")
     with pytest.raises(UserError, match=says):
@@ -93,12 +93,30 @@ def test_bf16_follows_fp32_within_its_precision(small_cfg):
 
 @pytest.mark.long
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
-def test_a_compiled_policy_gives_the_same_losses(small_cfg):
-    plain, compiled = (
-        losses_with(small_cfg, "plain"),
-        losses_with(small_cfg, "compiled", "compile=true", "deepspeed=zero1"),
-    )
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["deepspeed=zero0"],
+        ["deepspeed=zero1"],
+        ["deepspeed=zero2"],
+        ["deepspeed=zero2_offload"],
+        ["deepspeed=zero1", "activation_checkpointing=true"],
+    ],
+    ids=" ".join,
+)
+def test_a_compiled_policy_gives_the_same_losses(small_cfg, words):
+    """Dropout on: its numbers are counted, so the compiler must reproduce them."""
+    torch._dynamo.reset()
+    plain, compiled = losses_with(small_cfg, "plain"), losses_with(small_cfg, "compiled", "compile=true", *words)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled indeed
     assert np.abs(plain / compiled - 1).max() < 1e-4
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled_dropout_drops_the_same_elements():
+    x, seeds = torch.ones(5, 7, 13), torch.from_numpy(sample_seeds(5, 9, np.arange(5)))
+    compiled = torch.compile(dropout, fullgraph=True)(x, seeds, rate=0.2, stream="x")
+    assert torch.equal(compiled, dropout(x, seeds, rate=0.2, stream="x"))
 
 
 @pytest.mark.parametrize(
