@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from ppt_kit.tracking import read_metrics
 from ppt_kit.trainer import UnifiedTrainer
 
 TRAIN = str(ROOT / "scripts/train.py")
+SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
 @pytest.mark.parametrize(
@@ -289,6 +292,66 @@ def test_two_nodes_across_a_network(small_data, tmp_path, two_hosts, way):
     assert [code for _, code in results] == [0, 0], [text[-1500:] for text, _ in results]
     assert len(read_metrics(tmp_path / "a/run", "train")) == 3
     assert "x 2 process(es)" in (tmp_path / "a/run/train.log").read_text()
+
+
+@pytest.fixture
+def two_hosts_with_ssh(two_hosts, tmp_path):
+    """As `two_hosts`, each with an sshd of its own; gives (hosts, a folder whose `ssh` reaches them without a password)."""
+    missing = [name for name in ("sshd", "ssh", "ssh-keygen", "pdsh") if not shutil.which(name, path=SYSTEM_PATH)]
+    if missing:
+        pytest.skip(f"apt-get install openssh-server pdsh: {', '.join(missing)} not found")
+    folder = tmp_path / "ssh"
+    folder.mkdir()
+    for key in ("host_key", "user_key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+    (folder / "sshd_config").write_text(
+        f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/user_key.pub\nPidFile none\nStrictModes no\n"
+        "PermitRootLogin yes\nPasswordAuthentication no\nUsePAM no\n"
+    )
+    (folder / "ssh").write_text(
+        f"#!/bin/sh\nexec {shutil.which('ssh')} -F none -i {folder}/user_key -o BatchMode=yes -o StrictHostKeyChecking=no "
+        f'-o UserKnownHostsFile={folder}/known_hosts "$@"\n'
+    )
+    (folder / "ssh").chmod(0o755)
+    # `ip netns exec` has its own mounts: this /run is nobody else's, and sshd wants a folder there
+    serve = f"mount -t tmpfs none /run && mkdir /run/sshd && exec {shutil.which('sshd', path=SYSTEM_PATH)} -D -e -f {folder}/sshd_config"
+    try:
+        for host in two_hosts:
+            with open(folder / f"{host}.log", "w") as told:
+                subprocess.Popen(["ip", "netns", "exec", host, "sh", "-c", serve], stdout=told, stderr=told)
+        for number in (1, 2):
+            knock = ["ip", "netns", "exec", two_hosts[0], folder / "ssh", f"10.77.0.{number}", "true"]
+            end = time.monotonic() + 20
+            while subprocess.run(knock, capture_output=True).returncode:
+                if time.monotonic() > end:
+                    pytest.skip(f"sshd does not run here: {[log.read_text() for log in folder.glob('*.log')]}")
+                time.sleep(0.2)
+        yield two_hosts, folder
+    finally:
+        for host in two_hosts:
+            pids = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True).stdout.split()
+            for pid in map(int, pids):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def test_two_nodes_by_the_deepspeed_launcher_over_ssh(small_data, tmp_path, two_hosts_with_ssh):
+    """One command on one of the nodes; its exit code is the ranks', also when a rank finds a mistake of the user's."""
+    hosts, ssh = two_hosts_with_ssh
+    (tmp_path / "hosts").write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n")
+    words = launch_words(small_data, tmp_path)
+    command = [program("deepspeed"), "--hostfile", str(tmp_path / "hosts"), "--master_port=29644", TRAIN, *words]
+    env = {**os.environ, "PATH": os.pathsep.join([str(ssh), os.path.dirname(sys.executable), os.environ["PATH"]])}
+    run = lambda: subprocess.run(
+        ["ip", "netns", "exec", hosts[0], *command], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
+    )  # fmt: skip
+    done = run()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert len(read_metrics(tmp_path / "a/run", "train")) == 3
+    assert "x 2 process(es)" in (tmp_path / "a/run/train.log").read_text()
+    again = run()
+    assert again.returncode == 2, again.stdout[-3000:] + again.stderr[-3000:]
+    assert "holds a run already" in again.stderr
 
 
 @pytest.mark.parametrize("way", ["own", "torchrun"])
