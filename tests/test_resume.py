@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -242,6 +243,82 @@ def test_a_disk_that_is_full_for_a_while_costs_a_save_not_the_run(small_cfg, mon
     assert run.run() == 0
     assert "No space left" in (run.run_dir / "train.log").read_text()
     assert len(resume_files(run.run_dir)) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk):
+    """Takes the last byte of a disk; gives the file that holds it."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (65536, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    return ballast
+
+
+def test_a_full_disk_costs_saves_not_the_run(small_cfg, small_disk, caplog):
+    """Four steps an epoch, a save each: the disk is full from step 6 to 15, so the second and third save fail."""
+    run = UnifiedTrainer(small_cfg(f"output_dir={small_disk}", "save_interval=1", "train.total_epochs=5"))
+    failed = lambda: [record.getMessage() for record in caplog.records if "saving failed" in record.getMessage()]
+
+    def at(row):
+        if row["kind"] == "train" and row["step"] == 6:
+            wait_for(lambda: resume_files(run.run_dir))
+            fill(small_disk)
+        if row["kind"] == "train" and row["step"] == 15:
+            wait_for(lambda: len(failed()) == 2)
+            assert load_model(run.run_dir)["step"] == load_resume(run.run_dir)["engine"]["step"] == 4
+            assert [path.name for path in run.run_dir.glob("model_*")] == ["model_1.pth"]
+            assert list(run.run_dir.rglob(".*")) == []
+            (small_disk / "ballast").unlink()
+
+    run.listeners.append(at)
+    assert run.run() == 0
+    assert all("No space left on device" in line and str(run.run_dir) in line for line in failed())
+    assert load_model(run.run_dir)["step"] == load_resume(run.run_dir)["engine"]["step"] == 20
+    assert list(read_metrics(run.run_dir, "train")["step"]) == list(range(1, 21))
+    assert list(read_metrics(run.run_dir, "checkpoint")["epoch"]) == [1, 4, 5]
+
+
+def test_a_stop_on_a_full_disk_says_so_and_leaves_the_save_before(small_cfg, small_disk, capsys):
+    words = [f"output_dir={small_disk}", "save_interval=1", "train.total_iters=30", "train.total_epochs=9999"]
+    run = UnifiedTrainer(small_cfg(*words))
+
+    def at(row):
+        if row["kind"] == "train" and row["step"] == 6:
+            wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "ppt_kit-writer"])
+            fill(small_disk)
+            signal.raise_signal(signal.SIGTERM)
+
+    run.listeners.append(at)
+    assert run.run() == 1
+    assert "could not be saved: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert load_model(run.run_dir)["step"] == load_resume(run.run_dir)["engine"]["step"] == 4
+    (small_disk / "ballast").unlink()
+    assert UnifiedTrainer(small_cfg(*words, "train.resume=auto")).run() == 0
+    assert list(read_metrics(run.run_dir, "train")["step"]) == list(range(1, 31))
+
+
+def test_a_read_only_output_dir_is_one_line_before_training(small_data, small_disk, tmp_path):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for ranks in (1, 2):
+        command = command_of(small_data, tmp_path, "run", f"output_dir={small_disk}", ranks=ranks)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2, done.stderr[-2000:]
+        (line,) = done.stderr.strip().splitlines()
+        assert f"{small_disk} cannot be written to" in line
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
