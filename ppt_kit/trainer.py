@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -206,19 +207,18 @@ class UnifiedTrainer:
         engine.leave_world(self._world)
 
     def _run_ranks(self, num_devices: int) -> int:
-        """Starts the ranks and waits for them; they get their configuration from a file in the run folder.
+        """Starts the ranks and waits for them; they get their configuration from a file beside the run folder.
 
-        Not config.yaml: that is rank 0's to write, once it has seen that this run may go on there.
+        Not in it: which folder that is, is rank 0's to say, and on another node the clock may have named another one.
         """
         launch.local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
         self._check()
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        handed = self.run_dir / f".launch-{os.getpid()}.yaml"
-        OmegaConf.save(self.cfg, handed)
-        try:
-            code = launch.run_ranks(handed, world_size=self.cfg.world_size, num_devices=num_devices)
-        finally:
-            handed.unlink(missing_ok=True)
+        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        name = f".launch-{self.run_dir.name}-"
+        with tempfile.NamedTemporaryFile("w", dir=self.run_dir.parent, prefix=name, suffix=".yaml") as handed:
+            OmegaConf.save(self.cfg, handed)
+            handed.flush()
+            code = launch.run_ranks(Path(handed.name), world_size=self.cfg.world_size, num_devices=num_devices)
         first = launch.first_failure(self.run_dir / "failures", started=self._started)
         if code and first:
             print(first, file=sys.stderr)

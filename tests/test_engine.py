@@ -19,6 +19,7 @@ from conftest import ROOT, SMALL_WORDS
 
 from ppt_kit.config import UserError, load_config
 from ppt_kit.engine import check_settings
+from ppt_kit.launch import free_port
 from ppt_kit.randomness import dropout, sample_seeds
 from ppt_kit.tracking import read_metrics
 from ppt_kit.trainer import UnifiedTrainer
@@ -294,6 +295,22 @@ def test_two_nodes_across_a_network(small_data, tmp_path, two_hosts, way):
     assert "x 2 process(es)" in (tmp_path / "a/run/train.log").read_text()
 
 
+def test_two_nodes_without_a_suffix_make_one_run_folder(small_data, tmp_path):
+    """Started two seconds apart: each node's clock would name the folder differently."""
+    words = [word for word in launch_words(small_data, tmp_path) if word != "suffix=run"]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    nodes = []
+    for rank in ("0", "1"):
+        command = [sys.executable, TRAIN, *words, "train_mode=distributed", "world_size=2"]
+        env = {**os.environ, **common, "RANK": rank}
+        nodes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))  # fmt: skip
+        time.sleep(2)
+    told = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+    (run_dir,) = (tmp_path / "a").iterdir()
+    assert len(read_metrics(run_dir, "train")) == 3
+
+
 @pytest.fixture
 def two_hosts_with_ssh(two_hosts, tmp_path):
     """As `two_hosts`, each with an sshd of its own; gives (hosts, a folder whose `ssh` reaches them without a password)."""
@@ -375,7 +392,7 @@ def test_the_first_real_traceback_is_the_last_thing_on_the_screen(small_data, tm
     else:
         command = [program("torchrun"), "--nproc_per_node=2", "--master_port=29651", TRAIN, *words]
     began = time.monotonic()
-    env = {**os.environ, "PYTHONPATH": str(breaker.parent)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(breaker.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 1, done.stderr[-3000:]
     assert time.monotonic() - began < 60
