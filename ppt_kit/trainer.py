@@ -268,6 +268,13 @@ class UnifiedTrainer:
             plan = replace(plan, origin=(ppt.step, *saved["position"]))
         steps_per_epoch, total_steps = self._steps(plan)
         ppt.total_steps = total_steps
+        if saved:
+            ppt.schedule = tuple(saved["schedule"])
+        if saved and saved["global_batch"] != plan.global_batch:
+            _, ppt.total_steps = self._steps(
+                replace(plan, batch_size=saved["global_batch"], world_size=1, accumulation=1)
+            )
+            ppt.change_total_steps(total_steps)
         if world.is_first:
             self._write_config()
         tracker = Tracker(
@@ -290,7 +297,7 @@ class UnifiedTrainer:
             return 0
         if saved and saved["global_batch"] != plan.global_batch:
             log.warning(
-                "the global batch was %d and is %d now: the data goes on where it was",
+                "the global batch was %d and is %d now: data and learning rate go on where they were",
                 saved["global_batch"],
                 plan.global_batch,
             )
@@ -421,7 +428,7 @@ class UnifiedTrainer:
                 run.best = (measured, epoch)
             content = {"policy": state["weights"], "ema": state["averaged"], "step": step, "epoch": epoch, **run.card}
             onward = {
-                "engine": state, "position": list(run.plan.locate(step)), "global_batch": run.plan.global_batch, "losses": losses, "best": list(run.best), "wandb_id": run.tracker.wandb_id,
+                "engine": state, "position": list(run.plan.locate(step)), "global_batch": run.plan.global_batch, "losses": losses, "best": list(run.best), "schedule": list(ppt.schedule), "wandb_id": run.tracker.wandb_id,
                 "loss": run.loss,
                 "val_loss": run.val_loss,
                 "config": run.card["config"], "generators": {"torch": torch.get_rng_state()},
@@ -484,7 +491,7 @@ class UnifiedTrainer:
         extra = (
             {
                 name: saved[name]
-                for name in ("losses", "best", "wandb_id", "loss", "val_loss", "position", "global_batch")
+                for name in ("losses", "best", "wandb_id", "loss", "val_loss", "position", "global_batch", "schedule")
             }
             if saved
             else None

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL_WORDS
@@ -408,6 +409,25 @@ def test_another_global_batch_goes_on_where_the_data_was(small_cfg):
     assert list(rows["step"]) == list(range(1, len(rows) + 1))
     assert list(rows["epoch"]) == [1] * 4 + [2] * 4 + [3] * 7
     assert "the global batch was 8 and is 4 now" in (second.run_dir / "train.log").read_text()
+
+
+@pytest.mark.parametrize("stops", [(9,), (1,), (9, 30)])
+def test_the_learning_rate_goes_on_where_it_was_with_another_global_batch(small_cfg, stops):
+    """At each stop the batch is halved, so that what is left has twice the steps: no jump there, and none at the end."""
+    batch = 8
+    for stop in (*stops, None):
+        run = UnifiedTrainer(small_cfg("train.resume=auto", "train.total_epochs=10", f"batch_size={batch}"))
+        run.listeners.append(lambda row, stop=stop: row["step"] == stop and signal.raise_signal(signal.SIGTERM))
+        run.run()
+        batch //= 2
+    rates = read_metrics(run.run_dir, "train")["lr"].to_numpy()[2:]  # after the warm-up
+    peak, steps_whole = 1e-3, 4 * 10
+    steepest = peak * 0.5 * np.pi / (steps_whole - 2)  # the cosine's, at the first batch size; then it is flatter
+    assert run.cfg.optimizer.lr == peak
+    assert len(rates) > 50
+    assert (np.diff(rates) < 0).all()
+    assert np.abs(np.diff(rates)).max() <= steepest * 1.001
+    assert rates[-1] < peak * 0.01
 
 
 def test_a_stop_that_cannot_save_says_so(small_cfg, monkeypatch):
