@@ -54,6 +54,7 @@ class Tracker:
         self.run_dir, self.active = run_dir, active
         self._handlers: list[logging.Handler] = []
         self._wandb: Any = None
+        self.wandb_id = wandb_id  # of the mirror, for the part of the run that goes on after this one
         self._board: Any = None
         self._lock = threading.Lock()
         if not active:
@@ -65,6 +66,7 @@ class Tracker:
         self._unwritten = b""  # rows that a full disk did not take
         self._log_to(run_dir / f"{job_name}.log")
         self._wandb = _start_wandb(run_dir, mode=wandb_mode, project=wandb_project, settings=settings, run_id=wandb_id)
+        self.wandb_id = getattr(self._wandb, "id", wandb_id)
         self._board = _start_tensorboard(run_dir) if tensorboard else None
 
     def row(self, kind: str, **values: Any) -> dict:
@@ -81,11 +83,6 @@ class Tracker:
                 self._write(json.dumps(row) + "\n")
                 self._mirror(row)
         return row
-
-    @property
-    def wandb_id(self) -> str | None:
-        """Of the mirror, so that a resumed run goes on with it."""
-        return getattr(self._wandb, "id", None)
 
     def sync(self) -> None:
         """The rows so far are on the disk.
@@ -110,7 +107,8 @@ class Tracker:
             logging.getLogger("ppt_kit").removeHandler(handler)
             handler.close()
         if self._board is not None:
-            self._board.close()
+            with _harmless("ending TensorBoard's files"):
+                self._board.close()
         if self._wandb is not None:
             with _harmless("ending the W&B run"):
                 self._wandb.finish(exit_code=exit_code)
@@ -129,12 +127,17 @@ class Tracker:
         if row["kind"] in ("checkpoint", "end"):  # told late, by the thread that saves: W&B drops rows of earlier steps
             return
         numbers = {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, row.get("step"))
-        if self._wandb is not None:
+        board, self._board = self._board, None  # a mirror that fails is told once and left out from then on
+        if board is not None:
+            with _harmless("writing for TensorBoard"):
+                for name, value in numbers.items():
+                    board.add_scalar(name, value, row.get("step"))
+                self._board = board
+        mirror, self._wandb = self._wandb, None
+        if mirror is not None:
             with _harmless("writing to W&B"):
-                self._wandb.log(numbers, step=row.get("step"))
+                mirror.log(numbers, step=row.get("step"))
+                self._wandb = mirror
 
     def _log_to(self, path: Path) -> None:
         package = logging.getLogger("ppt_kit")
@@ -276,15 +279,12 @@ def _logged_in() -> bool:
 
 @contextlib.contextmanager
 def _harmless(doing: str) -> Iterator[None]:
-    """W&B may fail in any way; training goes on and says so once a place."""
+    """A mirror may fail in any way; training goes on and says so."""
     try:
         yield
     except Exception as error:
-        log.warning(
-            "%s failed (%s); metrics.jsonl has everything",
-            doing,
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
-        )
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        log.warning("%s failed (%s); metrics.jsonl has everything", doing, said)
 
 
 def _plain(value: Any) -> Any:
