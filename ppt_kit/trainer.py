@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -29,44 +28,12 @@ from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import fit_normalizer
 from ppt_kit.models.policy import MODALITIES, PPTPolicy, build_policy
 from ppt_kit.models.pretrained import load_trunk
+from ppt_kit.signals import StopSignals
 from ppt_kit.tracking import METRICS, Tracker, bar_pace, fingerprint_of, provenance
 
 log = logging.getLogger(__name__)
 
 DEBUG_EPOCHS, DEBUG_EPOCH_ITERS = 2, 5
-
-
-class StopSignals:
-    """While a run trains, SIGTERM, SIGINT and SIGUSR1 (as Slurm sends before a time limit) ask it to save and stop.
-
-    A signal that comes again within REPEAT_S is the same one, sent to the group and passed on by the launcher; after
-    that it acts as it did before. Outside the main thread nothing is installed.
-    """
-
-    REPEAT_S = 5.0
-
-    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self._previous: dict[int, Any] = {}
-        self._asked_at = 0.0
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._ask) for number in self.NUMBERS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: object) -> None:
-        if self.asked is None:
-            self.asked, self._asked_at = number, time.monotonic()
-        elif time.monotonic() - self._asked_at > self.REPEAT_S:
-            signal.signal(number, self._previous[number])
-            signal.raise_signal(number)
 
 
 @dataclass
