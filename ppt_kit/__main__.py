@@ -1,4 +1,4 @@
-"""One rank of a run, from the run folder's config.yaml: python -m ppt_kit CONFIG (the launcher's variables say which rank)."""
+"""One rank of a run, from a configuration file: python -m ppt_kit CONFIG (the launcher's variables say which rank)."""
 
 import sys
 from pathlib import Path

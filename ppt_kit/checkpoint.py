@@ -54,7 +54,7 @@ def save_model(
         OSError: the disk is full or read-only; the files from before are untouched.
     """
     latest = run_dir / LATEST
-    _write_whole(latest, lambda path: torch.save({"format": FORMAT, **content}, path))
+    _write_whole(latest, lambda path: _save(content, path))
     if safetensors:
         _write_whole(run_dir / "model.safetensors", lambda path: _write_safetensors(content, path))
     if epoch is None:
@@ -76,7 +76,7 @@ def save_resume(run_dir: Path, content: dict) -> Path:
     folder = run_dir / RESUME
     folder.mkdir(exist_ok=True)
     path = folder / f"step_{content['engine']['step']:09d}.pt"
-    _write_whole(path, lambda beside: torch.save({"format": FORMAT, **content}, beside))
+    _write_whole(path, lambda beside: _save(content, beside))
     for old in resume_files(run_dir)[:-2]:
         old.unlink()
     return path
@@ -226,6 +226,12 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        # torch names a position in a zip file; what the disk said is what it was handling
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()
@@ -234,6 +240,11 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _save(content: dict, path: Path) -> None:
+    with open(path, "wb") as file:  # given a path torch opens it itself, and a full disk has no name in its error
+        torch.save({"format": FORMAT, **content}, file)
 
 
 def _write_safetensors(content: dict, path: Path) -> None:

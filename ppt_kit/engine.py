@@ -150,6 +150,7 @@ class Engine:
         self.seconds = dict.fromkeys(("forward_s", "backward_s", "step_s"), 0.0)  # host time; the caller resets it
         self._skips = cfg.train.on_nan == "skip"
         self._peak, self._warmup = cfg.optimizer.lr, cfg.optimizer.warmup_steps
+        self.schedule = (self._warmup, 0.0)  # a step, and the share of the cosine done there; evenly from it to the end
         settings = check_settings(cfg)
         self.stage = settings.get("zero_optimization", {}).get("stage", 0)
         self._half, self._fp16 = cfg.precision != "fp32", cfg.precision == "fp16"
@@ -223,8 +224,17 @@ class Engine:
         """Of the optimizer step that follows `step` others: linear warm-up, then cosine to zero."""
         if step < self._warmup:
             return self._peak * (step + 1) / self._warmup
-        done = (step - self._warmup) / max(1, self.total_steps - self._warmup)
-        return self._peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self._peak * 0.5 * (1 + math.cos(math.pi * min(1.0, self._cosine_done(step))))
+
+    def change_total_steps(self, total_steps: int) -> None:
+        """Another number of steps for what is left: the learning rate goes on from where it is instead of jumping."""
+        if self.step > self.schedule[0]:
+            self.schedule = (self.step, self._cosine_done(self.step))
+        self.total_steps = total_steps
+
+    def _cosine_done(self, step: int) -> float:
+        since, done = self.schedule
+        return done + (1 - done) * (step - since) / max(1, self.total_steps - since)
 
     def gradient_norm(self) -> float | None:
         """Of the last step, before clipping, over all ranks; None where nothing computes it (stage 0 without clipping)."""

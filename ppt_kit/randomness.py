@@ -11,9 +11,10 @@ import zlib
 import numpy as np
 import torch
 
-_MIX_1 = -0x00AE502812AA7333  # the 64-bit finalizer constants of MurmurHash3 (Appleby, public domain), as signed
-_MIX_2 = -0x3B314601E57A13AD
-_GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as signed
+_SEED_1 = -0x00AE502812AA7333  # the 64-bit finalizer constant of MurmurHash3 (Appleby, public domain), as signed
+_SEED_2 = -0x61C8864680B583EB  # 2^64 / golden ratio, as signed
+_MIX_1 = 0x21F0AAAD  # these two: the 32-bit mixer of least bias that is known (Wellons, "hash-prospector"), as signed
+_MIX_2 = -0x2CA5D269
 
 
 def sample_seeds(seed: int, step: int, samples: np.ndarray) -> np.ndarray:
@@ -23,8 +24,8 @@ def sample_seeds(seed: int, step: int, samples: np.ndarray) -> np.ndarray:
         samples: (B,) int64 indices of the windows.
     """
     with np.errstate(over="ignore"):
-        mixed = samples.astype(np.int64) * np.int64(_GOLDEN)
-        mixed ^= np.int64(zlib.crc32(f"{seed}/{step}".encode())) * np.int64(_MIX_1)
+        mixed = samples.astype(np.int64) * np.int64(_SEED_2)
+        mixed ^= np.int64(zlib.crc32(f"{seed}/{step}".encode())) * np.int64(_SEED_1)
     return mixed
 
 
@@ -36,11 +37,14 @@ def uniform(seeds: torch.Tensor, shape: tuple[int, ...], *, stream: str) -> torc
         shape: what one sample needs.
         stream: names the use (`"trunk.3.dropout"`), so that two uses do not share numbers.
     """
-    count = math.prod(shape)
-    position = torch.arange(1, count + 1, device=seeds.device, dtype=torch.int64) * _GOLDEN
-    start = seeds ^ _signed(zlib.crc32(stream.encode()) * _GOLDEN)
-    bits = _mix(_mix(start)[:, None] + position)
-    return (((bits >> 40) & 0xFFFFFF).float() + 0.5).div_(1 << 24).view(-1, *shape)
+    # in 32 bits: half the memory of 64, and torch.compile cannot bound 64-bit products of its own
+    first, second = _row_keys(seeds, _stream_key(stream))
+    bits = torch.arange(math.prod(shape), device=seeds.device, dtype=torch.int32) + first[:, None]
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * _MIX_1  # the mask makes the shift a logical one
+    bits = bits ^ second[:, None]  # the second key: rows whose first keys are neighbours share nothing
+    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * _MIX_2
+    bits = bits ^ ((bits >> 15) & 0x1FFFF)
+    return _open_interval(bits).view(-1, *shape)
 
 
 def normal(seeds: torch.Tensor, shape: tuple[int, ...], *, stream: str) -> torch.Tensor:
@@ -56,12 +60,27 @@ def dropout(x: torch.Tensor, seeds: torch.Tensor, *, rate: float, stream: str) -
     return x * keep.to(x.dtype).div_(1 - rate)
 
 
-def _signed(number: int) -> int:
-    """The low 64 bits as a signed integer."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+def _open_interval(bits: torch.Tensor) -> torch.Tensor:
+    """int32 -> float32, evenly spread over the odd multiples of 2^-24, so never 0 nor 1: `normal` would be infinite there."""
+    return (((bits >> 9) & 0x7FFFFF).float() + 0.5).div_(1 << 23)  # exact: 24 bits are what float32 holds
+
+
+@torch.compiler.assume_constant_result
+def _stream_key(stream: str) -> int:
+    """Of a use's name, in the range of int32."""
+    return zlib.crc32(stream.encode()) - (1 << 31)
+
+
+def _row_keys(seeds: torch.Tensor, stream: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two (B,) int32 keys: for one stream, a permutation of the 64 bits of the seeds."""
+    low, high = (((seeds >> shift) & 0xFFFFFFFF) - (1 << 31) for shift in (0, 32))
+    first = _mix(low.int() ^ stream)
+    second = _mix(high.int() + first)
+    return _mix(first + second), second
 
 
 def _mix(bits: torch.Tensor) -> torch.Tensor:
-    bits = (bits ^ ((bits >> 33) & 0x7FFFFFFF)) * _MIX_1  # the mask makes the shift a logical one
-    bits = (bits ^ ((bits >> 33) & 0x7FFFFFFF)) * _MIX_2
-    return bits ^ ((bits >> 33) & 0x7FFFFFFF)
+    """A permutation of the int32 numbers."""
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * _MIX_1
+    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * _MIX_2
+    return bits ^ ((bits >> 15) & 0x1FFFF)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -53,6 +54,7 @@ class Tracker:
         self.run_dir, self.active = run_dir, active
         self._handlers: list[logging.Handler] = []
         self._wandb: Any = None
+        self.wandb_id = wandb_id  # of the mirror, for the part of the run that goes on after this one
         self._board: Any = None
         self._lock = threading.Lock()
         if not active:
@@ -60,64 +62,87 @@ class Tracker:
         run_dir.mkdir(parents=True, exist_ok=True)
         if resumed_step is not None:
             _drop_later_rows(run_dir / METRICS, resumed_step)
-        self._file = open(run_dir / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        self._file = open(run_dir / METRICS, "ab", buffering=0)  # noqa: SIM115 - closed in close()
+        self._unwritten = b""  # rows that a full disk did not take
         self._log_to(run_dir / f"{job_name}.log")
         self._wandb = _start_wandb(run_dir, mode=wandb_mode, project=wandb_project, settings=settings, run_id=wandb_id)
+        self.wandb_id = getattr(self._wandb, "id", wandb_id)
         self._board = _start_tensorboard(run_dir) if tensorboard else None
 
     def row(self, kind: str, **values: Any) -> dict:
-        """One line of metrics.jsonl, flushed; numbers that are not finite become null with a `<name>_text` beside them."""
+        """One line of metrics.jsonl, flushed; numbers that are not finite become null with a `<name>_text` beside them.
+
+        While the disk takes none, rows wait for it in memory.
+        """
         row = {"kind": kind, **{name: _plain(value) for name, value in values.items()}}
         for name, value in list(row.items()):
             if isinstance(value, float) and not math.isfinite(value):
                 row[name], row[f"{name}_text"] = None, str(value)
         if self.active:
             with self._lock:  # the thread that saves tells its rows too
-                self._file.write(json.dumps(row) + "\n")
-                self._file.flush()
+                self._write(json.dumps(row) + "\n")
                 self._mirror(row)
         return row
 
-    @property
-    def wandb_id(self) -> str | None:
-        """Of the mirror, so that a resumed run goes on with it."""
-        return getattr(self._wandb, "id", None)
-
     def sync(self) -> None:
-        """The rows so far are on the disk."""
+        """The rows so far are on the disk.
+
+        Raises:
+            OSError: they are not, and a state saved now would go on without them.
+        """
         if self.active:
             with self._lock:
+                if self._unwritten:
+                    raise OSError(errno.ENOSPC, "rows wait for the disk", str(self.run_dir / METRICS))
                 os.fsync(self._file.fileno())
 
     def close(self, *, exit_code: int = 0) -> None:
         """Ends the files and the mirror; what was written stays."""
         if not self.active:
             return
-        self._file.close()
+        with self._lock:
+            self._write("")
+            self._file.close()
         for handler in self._handlers:
             logging.getLogger("ppt_kit").removeHandler(handler)
             handler.close()
         if self._board is not None:
-            self._board.close()
+            with _harmless("ending TensorBoard's files"):
+                self._board.close()
         if self._wandb is not None:
             with _harmless("ending the W&B run"):
                 self._wandb.finish(exit_code=exit_code)
+
+    def _write(self, line: str) -> None:
+        waited = bool(self._unwritten)
+        self._unwritten += line.encode()
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not waited:
+                log.error("%s: %s; its rows wait in memory", self.run_dir / METRICS, error)
 
     def _mirror(self, row: dict) -> None:
         if row["kind"] in ("checkpoint", "end"):  # told late, by the thread that saves: W&B drops rows of earlier steps
             return
         numbers = {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, row.get("step"))
-        if self._wandb is not None:
+        board, self._board = self._board, None  # a mirror that fails is told once and left out from then on
+        if board is not None:
+            with _harmless("writing for TensorBoard"):
+                for name, value in numbers.items():
+                    board.add_scalar(name, value, row.get("step"))
+                self._board = board
+        mirror, self._wandb = self._wandb, None
+        if mirror is not None:
             with _harmless("writing to W&B"):
-                self._wandb.log(numbers, step=row.get("step"))
+                mirror.log(numbers, step=row.get("step"))
+                self._wandb = mirror
 
     def _log_to(self, path: Path) -> None:
         package = logging.getLogger("ppt_kit")
         package.setLevel(logging.INFO)
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _LogFile(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         screen = logging.StreamHandler(_BesideBars())
         screen.setFormatter(logging.Formatter("%(message)s"))
@@ -176,6 +201,18 @@ def fingerprint_of(path: Path) -> str:
 def bar_pace() -> dict:
     """tqdm's pace: ten times a second for a person, every ten seconds into a file."""
     return {"mininterval": 0.1 if sys.stderr.isatty() or "ipykernel" in sys.modules else 10.0}
+
+
+class _LogFile(logging.FileHandler):
+    """A log whose disk may be full for a while: that costs lines of it, which the screen has, and not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _BesideBars:
@@ -242,15 +279,12 @@ def _logged_in() -> bool:
 
 @contextlib.contextmanager
 def _harmless(doing: str) -> Iterator[None]:
-    """W&B may fail in any way; training goes on and says so once a place."""
+    """A mirror may fail in any way; training goes on and says so."""
     try:
         yield
     except Exception as error:
-        log.warning(
-            "%s failed (%s); metrics.jsonl has everything",
-            doing,
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
-        )
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        log.warning("%s failed (%s); metrics.jsonl has everything", doing, said)
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -29,44 +29,12 @@ from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
 from ppt_kit.models.policy import MODALITIES, PPTPolicy, build_policy
 from ppt_kit.models.pretrained import load_trunk
+from ppt_kit.signals import StopSignals
 from ppt_kit.tracking import METRICS, Tracker, bar_pace, fingerprint_of, provenance
 
 log = logging.getLogger(__name__)
 
 DEBUG_EPOCHS, DEBUG_EPOCH_ITERS = 2, 5
-
-
-class StopSignals:
-    """While a run trains, SIGTERM, SIGINT and SIGUSR1 (as Slurm sends before a time limit) ask it to save and stop.
-
-    A signal that comes again within REPEAT_S is the same one, sent to the group and passed on by the launcher; after
-    that it acts as it did before. Outside the main thread nothing is installed.
-    """
-
-    REPEAT_S = 5.0
-
-    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self._previous: dict[int, Any] = {}
-        self._asked_at = 0.0
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._ask) for number in self.NUMBERS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: object) -> None:
-        if self.asked is None:
-            self.asked, self._asked_at = number, time.monotonic()
-        elif time.monotonic() - self._asked_at > self.REPEAT_S:
-            signal.signal(number, self._previous[number])
-            signal.raise_signal(number)
 
 
 @dataclass
@@ -210,19 +178,18 @@ class UnifiedTrainer:
         engine.leave_world(self._world)
 
     def _run_ranks(self, num_devices: int) -> int:
-        """Starts the ranks and waits for them; they get their configuration from a file in the run folder.
+        """Starts the ranks and waits for them; they get their configuration from a file beside the run folder.
 
-        Not config.yaml: that is rank 0's to write, once it has seen that this run may go on there.
+        Not in it: which folder that is, is rank 0's to say, and on another node the clock may have named another one.
         """
         launch.local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
         self._check()
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        handed = self.run_dir / f".launch-{os.getpid()}.yaml"
-        OmegaConf.save(self.cfg, handed)
-        try:
-            code = launch.run_ranks(handed, world_size=self.cfg.world_size, num_devices=num_devices)
-        finally:
-            handed.unlink(missing_ok=True)
+        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        name = f".launch-{self.run_dir.name}-"
+        with tempfile.NamedTemporaryFile("w", dir=self.run_dir.parent, prefix=name, suffix=".yaml") as handed:
+            OmegaConf.save(self.cfg, handed)
+            handed.flush()
+            code = launch.run_ranks(Path(handed.name), world_size=self.cfg.world_size, num_devices=num_devices)
         first = launch.first_failure(self.run_dir / "failures", started=self._started)
         if code and first:
             print(first, file=sys.stderr)
@@ -274,6 +241,13 @@ class UnifiedTrainer:
             plan = replace(plan, origin=(ppt.step, *saved["position"]))
         steps_per_epoch, total_steps = self._steps(plan)
         ppt.total_steps = total_steps
+        if saved:
+            ppt.schedule = tuple(saved["schedule"])
+        if saved and saved["global_batch"] != plan.global_batch:
+            _, ppt.total_steps = self._steps(
+                replace(plan, batch_size=saved["global_batch"], world_size=1, accumulation=1)
+            )
+            ppt.change_total_steps(total_steps)
         if world.is_first:
             self._write_config()
         tracker = Tracker(
@@ -296,7 +270,7 @@ class UnifiedTrainer:
             return 0
         if saved and saved["global_batch"] != plan.global_batch:
             log.warning(
-                "the global batch was %d and is %d now: the data goes on where it was",
+                "the global batch was %d and is %d now: data and learning rate go on where they were",
                 saved["global_batch"],
                 plan.global_batch,
             )
@@ -441,7 +415,7 @@ class UnifiedTrainer:
                 run.best = (measured, epoch)
             content = {"policy": state["weights"], "ema": state["averaged"], "step": step, "epoch": epoch, **run.card}
             onward = {
-                "engine": state, "position": list(run.plan.locate(step)), "global_batch": run.plan.global_batch, "losses": losses, "best": list(run.best), "wandb_id": run.tracker.wandb_id,
+                "engine": state, "position": list(run.plan.locate(step)), "global_batch": run.plan.global_batch, "losses": losses, "best": list(run.best), "schedule": list(ppt.schedule), "wandb_id": run.tracker.wandb_id,
                 "loss": run.loss,
                 "val_loss": run.val_loss,
                 "config": run.card["config"], "normalizer": run.card["normalizer"], "generators": {"torch": torch.get_rng_state()},
@@ -505,7 +479,17 @@ class UnifiedTrainer:
         extra = (
             {
                 name: saved[name]
-                for name in ("losses", "best", "wandb_id", "loss", "val_loss", "position", "global_batch", "normalizer")
+                for name in (
+                    "losses",
+                    "best",
+                    "wandb_id",
+                    "loss",
+                    "val_loss",
+                    "position",
+                    "global_batch",
+                    "normalizer",
+                    "schedule",
+                )
             }
             if saved
             else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,14 +14,18 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SMALL_WORDS
 
 from ppt_kit.config import UserError, load_config
 from ppt_kit.engine import check_settings
+from ppt_kit.launch import free_port
+from ppt_kit.randomness import dropout, sample_seeds
 from ppt_kit.tracking import read_metrics
 from ppt_kit.trainer import UnifiedTrainer
 
 TRAIN = str(ROOT / "scripts/train.py")
+SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
 @pytest.mark.parametrize(
@@ -57,8 +63,6 @@ def test_an_unknown_or_foreign_key_is_named_at_every_level(tmp_path, settings, s
     ],
 )
 def test_combinations_that_are_known_to_be_wrong_are_refused_with_the_alternative(words, says):
-    import torch
-
     if "precision=fp16" in words and torch.cuda.is_available():
         pytest.skip("a GPU can do fp16")
     with pytest.raises(UserError, match=says):
@@ -93,12 +97,30 @@ def test_bf16_follows_fp32_within_its_precision(small_cfg):
 
 @pytest.mark.long
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
-def test_a_compiled_policy_gives_the_same_losses(small_cfg):
-    plain, compiled = (
-        losses_with(small_cfg, "plain"),
-        losses_with(small_cfg, "compiled", "compile=true", "deepspeed=zero1"),
-    )
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["deepspeed=zero0"],
+        ["deepspeed=zero1"],
+        ["deepspeed=zero2"],
+        ["deepspeed=zero2_offload"],
+        ["deepspeed=zero1", "activation_checkpointing=true"],
+    ],
+    ids=" ".join,
+)
+def test_a_compiled_policy_gives_the_same_losses(small_cfg, words):
+    """Dropout on: its numbers are counted, so the compiler must reproduce them."""
+    torch._dynamo.reset()
+    plain, compiled = losses_with(small_cfg, "plain"), losses_with(small_cfg, "compiled", "compile=true", *words)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled indeed
     assert np.abs(plain / compiled - 1).max() < 1e-4
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled_dropout_drops_the_same_elements():
+    x, seeds = torch.ones(5, 7, 13), torch.from_numpy(sample_seeds(5, 9, np.arange(5)))
+    compiled = torch.compile(dropout, fullgraph=True)(x, seeds, rate=0.2, stream="x")
+    assert torch.equal(compiled, dropout(x, seeds, rate=0.2, stream="x"))
 
 
 @pytest.mark.parametrize(
@@ -273,6 +295,82 @@ def test_two_nodes_across_a_network(small_data, tmp_path, two_hosts, way):
     assert "x 2 process(es)" in (tmp_path / "a/run/train.log").read_text()
 
 
+def test_two_nodes_without_a_suffix_make_one_run_folder(small_data, tmp_path):
+    """Started two seconds apart: each node's clock would name the folder differently."""
+    words = [word for word in launch_words(small_data, tmp_path) if word != "suffix=run"]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    nodes = []
+    for rank in ("0", "1"):
+        command = [sys.executable, TRAIN, *words, "train_mode=distributed", "world_size=2"]
+        env = {**os.environ, **common, "RANK": rank}
+        nodes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))  # fmt: skip
+        time.sleep(2)
+    told = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+    (run_dir,) = (tmp_path / "a").iterdir()
+    assert len(read_metrics(run_dir, "train")) == 3
+
+
+@pytest.fixture
+def two_hosts_with_ssh(two_hosts, tmp_path):
+    """As `two_hosts`, each with an sshd of its own; gives (hosts, a folder whose `ssh` reaches them without a password)."""
+    missing = [name for name in ("sshd", "ssh", "ssh-keygen", "pdsh") if not shutil.which(name, path=SYSTEM_PATH)]
+    if missing:
+        pytest.skip(f"apt-get install openssh-server pdsh: {', '.join(missing)} not found")
+    folder = tmp_path / "ssh"
+    folder.mkdir()
+    for key in ("host_key", "user_key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+    (folder / "sshd_config").write_text(
+        f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/user_key.pub\nPidFile none\nStrictModes no\n"
+        "PermitRootLogin yes\nPasswordAuthentication no\nUsePAM no\n"
+    )
+    (folder / "ssh").write_text(
+        f"#!/bin/sh\nexec {shutil.which('ssh')} -F none -i {folder}/user_key -o BatchMode=yes -o StrictHostKeyChecking=no "
+        f'-o UserKnownHostsFile={folder}/known_hosts "$@"\n'
+    )
+    (folder / "ssh").chmod(0o755)
+    # `ip netns exec` has its own mounts: this /run is nobody else's, and sshd wants a folder there
+    serve = f"mount -t tmpfs none /run && mkdir /run/sshd && exec {shutil.which('sshd', path=SYSTEM_PATH)} -D -e -f {folder}/sshd_config"
+    try:
+        for host in two_hosts:
+            with open(folder / f"{host}.log", "w") as told:
+                subprocess.Popen(["ip", "netns", "exec", host, "sh", "-c", serve], stdout=told, stderr=told)
+        for number in (1, 2):
+            knock = ["ip", "netns", "exec", two_hosts[0], folder / "ssh", f"10.77.0.{number}", "true"]
+            end = time.monotonic() + 20
+            while subprocess.run(knock, capture_output=True).returncode:
+                if time.monotonic() > end:
+                    pytest.skip(f"sshd does not run here: {[log.read_text() for log in folder.glob('*.log')]}")
+                time.sleep(0.2)
+        yield two_hosts, folder
+    finally:
+        for host in two_hosts:
+            pids = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True).stdout.split()
+            for pid in map(int, pids):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def test_two_nodes_by_the_deepspeed_launcher_over_ssh(small_data, tmp_path, two_hosts_with_ssh):
+    """One command on one of the nodes; its exit code is the ranks', also when a rank finds a mistake of the user's."""
+    hosts, ssh = two_hosts_with_ssh
+    (tmp_path / "hosts").write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n")
+    words = launch_words(small_data, tmp_path)
+    command = [program("deepspeed"), "--hostfile", str(tmp_path / "hosts"), "--master_port=29644", TRAIN, *words]
+    env = {**os.environ, "PATH": os.pathsep.join([str(ssh), os.path.dirname(sys.executable), os.environ["PATH"]])}
+    run = lambda: subprocess.run(
+        ["ip", "netns", "exec", hosts[0], *command], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
+    )  # fmt: skip
+    done = run()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert len(read_metrics(tmp_path / "a/run", "train")) == 3
+    assert "x 2 process(es)" in (tmp_path / "a/run/train.log").read_text()
+    again = run()
+    assert again.returncode == 2, again.stdout[-3000:] + again.stderr[-3000:]
+    assert "holds a run already" in again.stderr
+
+
 @pytest.mark.parametrize("way", ["own", "torchrun"])
 def test_the_first_real_traceback_is_the_last_thing_on_the_screen(small_data, tmp_path, way):
     """Rank 1 cannot read its dataset any more; rank 0 only loses the connection, a moment later."""
@@ -294,7 +392,7 @@ def test_the_first_real_traceback_is_the_last_thing_on_the_screen(small_data, tm
     else:
         command = [program("torchrun"), "--nproc_per_node=2", "--master_port=29651", TRAIN, *words]
     began = time.monotonic()
-    env = {**os.environ, "PYTHONPATH": str(breaker.parent)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(breaker.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 1, done.stderr[-3000:]
     assert time.monotonic() - began < 60

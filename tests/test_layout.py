@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 # a module may import from its own layer and from lower ones
 LAYERS = {
-    "config": 0, "randomness": 0,
+    "config": 0, "randomness": 0, "signals": 0,
     "data": 1, "models": 1, "engine": 1, "tracking": 1, "launch": 1,
     "checkpoint": 2, "sim": 2,
     "trainer": 3,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ppt_kit import randomness
 from ppt_kit.models.act import ChunkExecutor
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.pretrained import load_trunk
@@ -209,6 +210,47 @@ def test_numbers_are_spread_evenly_and_normally():
     rows = gauss - gauss.mean(1, keepdim=True)
     correlation = (rows[:-1] * rows[1:]).mean()  # neighbours in the batch
     assert abs(correlation) < 0.01
+
+
+def test_numbers_of_other_samples_positions_streams_and_steps_are_unrelated():
+    """Correlations, in standard errors of independent numbers; and every bit is as often 1 as 0, whatever the others are."""
+
+    def numbers(*, step=0, stream="x"):
+        return uniform(torch.from_numpy(sample_seeds(0, step, np.arange(256))), (4096,), stream=stream).double().numpy()
+
+    def standard_errors(one, other):
+        return abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) * one.size**0.5
+
+    plain = numbers()
+    for other in (numbers(step=1), numbers(stream="y"), numbers(stream="trunk.0.mlp")):
+        assert standard_errors(plain, other) < 4
+    for lag in (1, 2, 3, 16, 256):
+        assert standard_errors(plain[:, lag:], plain[:, :-lag]) < 4
+    for lag in (1, 2, 64):
+        assert standard_errors(plain[lag:], plain[:-lag]) < 4
+    pairs = np.histogram2d(plain[:, 1:].ravel(), plain[:, :-1].ravel(), 64, [[0, 1], [0, 1]])[0]
+    expected = pairs.sum() / pairs.size
+    assert abs(((pairs - expected) ** 2 / expected).sum() - 4095) < 4 * (2 * 4095) ** 0.5  # chi-squared
+    bits = ((plain * 2**23).astype(np.int64).reshape(-1, 1) >> np.arange(23)) & 1
+    assert abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / len(bits) ** 0.5
+    assert abs(np.corrcoef(bits.T) - np.eye(23)).max() < 5 / len(bits) ** 0.5
+
+
+def test_a_seed_that_differs_in_one_bit_changes_half_of_the_bits():
+    seeds = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 2048))
+    bits_of = lambda s: (uniform(s, (64,), stream="x").double() * 2**23).long()[..., None] >> torch.arange(23) & 1
+    before = bits_of(seeds)
+    for place in range(0, 64, 7):
+        changed = (before != bits_of(seeds ^ (1 << place if place < 63 else -(1 << 63)))).double().mean((0, 1))
+        assert (changed - 0.5).abs().max() < 5 * 0.5 / (2048 * 64) ** 0.5
+
+
+def test_no_number_is_zero_or_one():
+    """float32 rounds (2^24 - 1 + 0.5) / 2^24 to 1: the normal numbers made of it would be infinite."""
+    extremes = torch.tensor([-(2**31), -1, 0, 1, 2**31 - 1], dtype=torch.int32)
+    numbers = randomness._open_interval(extremes)
+    assert ((numbers > 0) & (numbers < 1)).all()
+    assert torch.isfinite(torch.special.ndtri(numbers)).all()
 
 
 def test_dropout_keeps_the_mean_and_switches_off_in_eval():

@@ -9,8 +9,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL_WORDS
@@ -244,6 +246,82 @@ def test_a_disk_that_is_full_for_a_while_costs_a_save_not_the_run(small_cfg, mon
     assert len(resume_files(run.run_dir)) == 2
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk):
+    """Takes the last byte of a disk; gives the file that holds it."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (65536, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    return ballast
+
+
+def test_a_full_disk_costs_saves_not_the_run(small_cfg, small_disk, caplog):
+    """Four steps an epoch, a save each: the disk is full from step 6 to 15, so the second and third save fail."""
+    run = UnifiedTrainer(small_cfg(f"output_dir={small_disk}", "save_interval=1", "train.total_epochs=5"))
+    failed = lambda: [record.getMessage() for record in caplog.records if "saving failed" in record.getMessage()]
+
+    def at(row):
+        if row["kind"] == "train" and row["step"] == 6:
+            wait_for(lambda: resume_files(run.run_dir))
+            fill(small_disk)
+        if row["kind"] == "train" and row["step"] == 15:
+            wait_for(lambda: len(failed()) == 2)
+            assert load_model(run.run_dir)["step"] == load_resume(run.run_dir)["engine"]["step"] == 4
+            assert [path.name for path in run.run_dir.glob("model_*")] == ["model_1.pth"]
+            assert list(run.run_dir.rglob(".*")) == []
+            (small_disk / "ballast").unlink()
+
+    run.listeners.append(at)
+    assert run.run() == 0
+    assert all("No space left on device" in line and str(run.run_dir) in line for line in failed())
+    assert load_model(run.run_dir)["step"] == load_resume(run.run_dir)["engine"]["step"] == 20
+    assert list(read_metrics(run.run_dir, "train")["step"]) == list(range(1, 21))
+    assert list(read_metrics(run.run_dir, "checkpoint")["epoch"]) == [1, 4, 5]
+
+
+def test_a_stop_on_a_full_disk_says_so_and_leaves_the_save_before(small_cfg, small_disk, capsys):
+    words = [f"output_dir={small_disk}", "save_interval=1", "train.total_iters=30", "train.total_epochs=9999"]
+    run = UnifiedTrainer(small_cfg(*words))
+
+    def at(row):
+        if row["kind"] == "train" and row["step"] == 6:
+            wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "ppt_kit-writer"])
+            fill(small_disk)
+            signal.raise_signal(signal.SIGTERM)
+
+    run.listeners.append(at)
+    assert run.run() == 1
+    assert "could not be saved: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert load_model(run.run_dir)["step"] == load_resume(run.run_dir)["engine"]["step"] == 4
+    (small_disk / "ballast").unlink()
+    assert UnifiedTrainer(small_cfg(*words, "train.resume=auto")).run() == 0
+    assert list(read_metrics(run.run_dir, "train")["step"]) == list(range(1, 31))
+
+
+def test_a_read_only_output_dir_is_one_line_before_training(small_data, small_disk, tmp_path):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for ranks in (1, 2):
+        command = command_of(small_data, tmp_path, "run", f"output_dir={small_disk}", ranks=ranks)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2, done.stderr[-2000:]
+        (line,) = done.stderr.strip().splitlines()
+        assert f"{small_disk} cannot be written to" in line
+
+
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_a_loss_that_is_no_number_stops_or_is_skipped(small_cfg, tmp_path, on_nan):
     """One cloud in the training data is infinite, as from a broken depth camera."""
@@ -333,6 +411,25 @@ def test_another_global_batch_goes_on_where_the_data_was(small_cfg):
     assert list(rows["step"]) == list(range(1, len(rows) + 1))
     assert list(rows["epoch"]) == [1] * 4 + [2] * 4 + [3] * 7
     assert "the global batch was 8 and is 4 now" in (second.run_dir / "train.log").read_text()
+
+
+@pytest.mark.parametrize("stops", [(9,), (1,), (9, 30)])
+def test_the_learning_rate_goes_on_where_it_was_with_another_global_batch(small_cfg, stops):
+    """At each stop the batch is halved, so that what is left has twice the steps: no jump there, and none at the end."""
+    batch = 8
+    for stop in (*stops, None):
+        run = UnifiedTrainer(small_cfg("train.resume=auto", "train.total_epochs=10", f"batch_size={batch}"))
+        run.listeners.append(lambda row, stop=stop: row["step"] == stop and signal.raise_signal(signal.SIGTERM))
+        run.run()
+        batch //= 2
+    rates = read_metrics(run.run_dir, "train")["lr"].to_numpy()[2:]  # after the warm-up
+    peak, steps_whole = 1e-3, 4 * 10
+    steepest = peak * 0.5 * np.pi / (steps_whole - 2)  # the cosine's, at the first batch size; then it is flatter
+    assert run.cfg.optimizer.lr == peak
+    assert len(rates) > 50
+    assert (np.diff(rates) < 0).all()
+    assert np.abs(np.diff(rates)).max() <= steepest * 1.001
+    assert rates[-1] < peak * 0.01
 
 
 def test_a_stop_that_cannot_save_says_so(small_cfg, monkeypatch):
