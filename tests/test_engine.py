@@ -123,14 +123,20 @@ def test_compiled_dropout_drops_the_same_elements():
     assert torch.equal(compiled, dropout(x, seeds, rate=0.2, stream="x"))
 
 
+AUGMENT = (
+    "augment.cloud_dropout=0.3", "augment.cloud_jitter_m=0.02", "augment.rotation_deg=[0,0,20]", "augment.translation_m=[0.1,0.1,0]",
+    "augment.action_parts=[displacement,none]", "augment.state_parts.eef_pos=none",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "stage", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3]
 )
 def test_a_batch_of_two_b_two_ranks_and_accumulation_are_the_same_mathematics(small_data, tmp_path, stage):
-    """50 steps, dropout on, two domains of different sizes; relative difference of the losses below 1e-5."""
+    """50 steps, dropout and augmentation on, two domains of different sizes; relative difference of the losses below 1e-5."""
     base = [
         *SMALL_WORDS, f"deepspeed=zero{stage}", "policy.dropout=0.2", "domains=a,wide", f"dataset_path={small_data}", f"output_dir={tmp_path}",
-        "train.total_iters=50", "train.total_epochs=99", "train.val_interval=0", "optimizer.lr=1e-4",
+        "train.total_iters=50", "train.total_epochs=99", "train.val_interval=0", "optimizer.lr=1e-4", *AUGMENT,
     ]  # fmt: skip
     ways = {
         "whole": ["batch_size=8"],
