@@ -25,7 +25,7 @@ STRANGERS = {"data": {"models", "engine", "tracking", "launch"}, "models": {"dat
 OWNERS = {
     "deepspeed": {"engine.py"}, "torch.distributed": {"engine.py"}, "wandb": {"tracking.py"},
     "mujoco": {"sim/"}, "metaworld": {"sim/"}, "gymnasium": {"sim/"}, "ipywidgets": {"notebook/"}, "IPython": {"notebook/"},
-    "fire": set(), "zarr": {"data/"},
+    "fire": set(), "zarr": {"data/"}, "h5py": {"data/"}, "pyarrow": {"data/"},
 }  # fmt: skip
 
 

@@ -412,3 +412,19 @@ print((process.memory_info().rss - before) / 1e6)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) < 100
+
+
+def test_several_threads_fetch_decoded_batches_and_they_come_in_order(tmp_path):
+    from ppt_kit.data.loader import BatchPlan, Loader
+
+    truth = write_flat(tmp_path / "flat.zarr", lengths=(60, 90))
+    data = ppt.open_dataset(tmp_path / "flat.zarr")
+    plan = BatchPlan(len(data), 8, seed=3)
+    assert data.has_to_decode()
+    seen = []
+    for step, (batch,) in Loader(data, plan, rank=0, first_step=0, last_step=40, pin=False):
+        seen.append(step)
+        rows = batch["index"].numpy()  # every step starts a window, so a window's number is its row
+        assert np.array_equal(batch["obs"]["rgb"]["camera"][:, -1].numpy(), truth["img"][rows])
+        assert np.array_equal(batch["index"], plan.micro_batch(step, rank=0, micro=0, order=plan.order(step // 19))[0])
+    assert seen == list(range(40))

@@ -34,7 +34,7 @@ from omegaconf import DictConfig
 from ppt_kit.config import UserError, domain_names
 from ppt_kit.data.clouds import cloud_column, compose_cloud
 from ppt_kit.data.formats import attach_cache, cache_folder, find_domain, open_store
-from ppt_kit.data.store import EpisodeStore, check_finite
+from ppt_kit.data.store import DecodedColumn, EpisodeStore, check_finite
 
 MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
 DEFAULT_POINTS = 512  # of clouds that are made from depth, when no number is asked for
@@ -211,6 +211,16 @@ class MultiTrajDataset:
         return {
             kind: columns for kind, columns in read.items() if columns and (kind in self.modalities or kind == "action")
         }
+
+    def has_to_decode(self) -> bool:
+        """Whether batches need rows that do not lie on disk as plain bytes."""
+        columns = [
+            self.stores[name].columns[key]
+            for name in self.domains
+            for keys in self.read_columns(name).values()
+            for key in keys
+        ]
+        return any(isinstance(column, DecodedColumn) for column in columns)
 
     def window_rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """{domain: ((M, To) rows of the observations, (M, Ta) rows of the actions)} that the windows `indices` read."""

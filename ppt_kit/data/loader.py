@@ -6,10 +6,13 @@ with a batch of 2B, two with B, and a run resumed in the middle of an epoch see 
 
 from __future__ import annotations
 
-import queue
+import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -130,10 +133,11 @@ def epoch_indices(dataset: MultiTrajDataset, *, rank: int, world_size: int, seed
 
 
 class Loader:
-    """Batches of the steps `first_step` to `last_step` for one rank, fetched by a thread while the step before computes.
+    """Batches of the steps `first_step` to `last_step` for one rank, fetched ahead by threads while a step computes.
 
     Iterating gives (step, [micro batches]); a micro batch is the contract's batch plus
-    "weight" (B,) float32 and "noise_seed" (B,) int64.
+    "weight" (B,) float32 and "noise_seed" (B,) int64. One thread reads plain bytes faster than any step computes; where rows
+    have to be decoded there are up to four.
     """
 
     def __init__(
@@ -148,24 +152,35 @@ class Loader:
         ahead: int = 2,
     ):
         self.dataset, self.plan, self.rank, self.pin = dataset, plan, rank, pin
-        self.first_step, self.last_step, self._ahead = first_step, last_step, ahead
+        self.first_step, self.last_step = first_step, last_step
+        self._threads = min(4, os.cpu_count() or 1) if dataset.has_to_decode() else 1
+        self._ahead = max(ahead, self._threads)
+        self._orders: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[tuple[int, list[dict]]]:
-        ready: queue.Queue = queue.Queue(self._ahead)
-        stop = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(ready, stop), daemon=True, name="ppt_kit-loader")
-        thread.start()
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="ppt_kit-loader")
+        steps, coming = iter(range(self.first_step, self.last_step)), deque[tuple[int, Future]]()
         try:
-            for _ in range(self.first_step, self.last_step):
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            for step in islice(steps, self._ahead):
+                coming.append((step, pool.submit(self._fetch, step)))
+            while coming:
+                step, future = coming.popleft()
+                batches = future.result()
+                for following in islice(steps, 1):
+                    coming.append((following, pool.submit(self._fetch, following)))
+                yield step, batches
         finally:
-            stop.set()
-            while not ready.empty():
-                ready.get_nowait()
-            thread.join()
+            pool.shutdown(cancel_futures=True)
+
+    def _fetch(self, step: int) -> list[dict]:
+        number = self.plan.locate(step)[0]
+        with self._lock:
+            if number not in self._orders:
+                self._orders = {kept: order for kept, order in self._orders.items() if kept >= number - 1}
+                self._orders[number] = self.plan.order(number)
+            order = self._orders[number]
+        return self.batches(step, order)
 
     def batches(self, step: int, order: np.ndarray) -> list[dict]:
         """The micro batches of one step."""
@@ -177,18 +192,6 @@ class Loader:
         batch["weight"] = torch.from_numpy(weights)
         batch["noise_seed"] = torch.from_numpy(sample_seeds(self.plan.seed, step, windows))
         return pin_memory(batch) if self.pin else batch
-
-    def _fill(self, ready: queue.Queue, stop: threading.Event) -> None:
-        try:
-            number, order = -1, np.empty(0)
-            for step in range(self.first_step, self.last_step):
-                if self.plan.locate(step)[0] != number:
-                    number = self.plan.locate(step)[0]
-                    order = self.plan.order(number)
-                if not _put(ready, (step, self.batches(step, order)), stop):
-                    return
-        except BaseException as error:
-            _put(ready, error, stop)
 
 
 def pin_memory(tree: Any) -> Any:
@@ -203,13 +206,3 @@ def to_device(tree: Any, device: torch.device) -> Any:
     if isinstance(tree, dict):
         return {name: to_device(value, device) for name, value in tree.items()}
     return tree.to(device, non_blocking=True) if isinstance(tree, torch.Tensor) else tree
-
-
-def _put(ready: queue.Queue, item: Any, stop: threading.Event) -> bool:
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False

@@ -15,7 +15,6 @@ video, pictures, tables: decoding costs, so decoded rows are kept in a cache on 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +60,7 @@ class DecodedColumn:
 
     Args:
         shape: (N, ...).
-        decode: takes (M,) sorted, distinct rows; gives runs (first row, values (n, ...)) that cover them, in any order,
+        decode: called by several threads; takes (M,) sorted, distinct rows; gives runs (first row, values (n, ...)) that cover them, in any order,
             and may give more rows than asked for where those had to be decoded on the way.
     """
 
@@ -77,15 +76,13 @@ class DecodedColumn:
         self.shape, self.dtype, self.stored_as, self.layout = tuple(shape), np.dtype(dtype), stored_as, layout
         self.decode = decode
         self.cache: RowCache | None = None
-        self._lock = threading.Lock()
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows)
         out = empty((len(rows), *self.shape[1:]), self.dtype)
-        with self._lock:
-            missing = np.ones(len(rows), bool) if self.cache is None else ~self.cache.read_into(out, rows)
-            if missing.any():
-                self._decode_into(out, rows, missing)
+        missing = np.ones(len(rows), bool) if self.cache is None else ~self.cache.read_into(out, rows)
+        if missing.any():
+            self._decode_into(out, rows, missing)
         return out
 
     def _decode_into(self, out: np.ndarray, rows: np.ndarray, missing: np.ndarray) -> None:
