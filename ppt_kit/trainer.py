@@ -526,8 +526,13 @@ class UnifiedTrainer:
     def _normalizer(self, dataset: MultiTrajDataset) -> dict:
         """The statistics that the configuration asks for: fitted, or another run's."""
         asked = self.cfg.normalizer
-        plain = {name: OmegaConf.to_container(asked[name]) for name in ("per_key", "per_domain", "leave_alone")}
-        stats = fit_normalizer(dataset, mode=asked.mode, **plain)  # type: ignore[arg-type]
+        stats = fit_normalizer(
+            dataset,
+            mode=asked.mode,
+            per_key=asked.per_key,
+            per_domain=asked.per_domain,
+            leave_alone=list(asked.leave_alone),
+        )
         if not asked.path:
             return stats
         stored = load_model(asked.path)["normalizer"]
