@@ -144,17 +144,17 @@ class UnifiedTrainer:
 
     def run_single_gpu(self) -> int:
         """Trains in this process, on its GPU or its CPU; 0, or 128 + the signal that stopped it."""
-        self._check()
-        return self._train(engine.join_world())
+        data = self._check()
+        return self._train(engine.join_world(), *data)
 
     def run_distributed(self) -> int:
         """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set); as `run_single_gpu`."""
         launch.end_with_parent()
         launch.watch_launchers()
-        self._check()
+        data = self._check()
         world = self._setup_distributed(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
         try:
-            return self._train(world)
+            return self._train(world, *data)
         except UserError:
             raise
         except Exception:
@@ -195,8 +195,8 @@ class UnifiedTrainer:
             print(first, file=sys.stderr)
         return code
 
-    def _check(self) -> None:
-        """Everything that can be wrong before a file is written."""
+    def _check(self) -> tuple[MultiTrajDataset, MultiTrajDataset | None]:
+        """Everything that can be wrong before a file is written; the training and the validation set, opened."""
         engine.check_settings(self.cfg)
         if (self.run_dir / METRICS).exists() and self.cfg.train.resume == "never":
             raise UserError(
@@ -212,11 +212,12 @@ class UnifiedTrainer:
         for other in (self.cfg.train.pretrained_dir, self.cfg.normalizer.path):
             if other:
                 load_model(other)
-        for split in ("train", "val") if self._validates() else ("train",):
-            self._augmenter(load_dataset(self.cfg, split=split, modalities=MODALITIES))
-
-    def _validates(self) -> bool:
-        return self.cfg.train.val_interval > 0 and self.cfg.dataset.val_ratio > 0
+        train_set = load_dataset(self.cfg, split="train", modalities=MODALITIES)
+        self._augmenter(train_set)
+        validates = self.cfg.train.val_interval > 0 and self.cfg.dataset.val_ratio > 0
+        if not validates:
+            return train_set, None
+        return train_set, load_dataset(self.cfg, split="val", modalities=MODALITIES, stores=train_set.stores)
 
     def _write_config(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -224,10 +225,8 @@ class UnifiedTrainer:
 
     # ---------------------------------------------------------------- one run, straight down
 
-    def _train(self, world: engine.World) -> int:
+    def _train(self, world: engine.World, train_set: MultiTrajDataset, val_set: MultiTrajDataset | None) -> int:
         cfg = self.cfg
-        train_set = load_dataset(cfg, split="train", modalities=MODALITIES)
-        val_set = load_dataset(cfg, split="val", modalities=MODALITIES) if self._validates() else None
         stats = self._normalizer(train_set)
         policy = self._build_policy(train_set, stats)
         plan = BatchPlan(

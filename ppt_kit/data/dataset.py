@@ -552,17 +552,24 @@ def open_dataset(path: str | Path | Mapping[str, str | Path], **options: Any) ->
     return MultiTrajDataset(None, None, stores=stores, **{**everything, **options})
 
 
-def load_dataset(cfg: DictConfig, *, split: str = "train", modalities: Sequence[str] | None = None) -> MultiTrajDataset:
+def load_dataset(
+    cfg: DictConfig,
+    *,
+    split: str = "train",
+    modalities: Sequence[str] | None = None,
+    stores: Mapping[str, EpisodeStore] | None = None,
+) -> MultiTrajDataset:
     """The dataset a configuration names.
 
     Args:
         split: "train" or "val".
         modalities: what to read; None = everything that is there.
+        stores: what the other split has opened already.
     Raises:
         UserError: see MultiTrajDataset.
     """
     return MultiTrajDataset(
-        cfg.dataset_path, cfg.domains, split=split, seed=cfg.seed, modalities=modalities, **cfg.dataset
+        cfg.dataset_path, cfg.domains, split=split, seed=cfg.seed, modalities=modalities, stores=stores, **cfg.dataset
     )
 
 
