@@ -734,7 +734,7 @@ def everything(tmp_path: Path, lengths=LENGTHS) -> tuple[EpisodeStore, dict]:
 
 
 def test_to_zarr_keeps_every_value_and_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppt_kit.data.convert.BLOCK_BYTES", 5 * SIZE[0] * SIZE[1] * 3)  # episodes in several blocks
+    monkeypatch.setattr("ppt_kit.data.blocks.BLOCK_BYTES", 5 * SIZE[0] * SIZE[1] * 3)  # episodes in several blocks
     store, arrays = everything(tmp_path)
     steps: list[int] = []
     to_zarr(store, tmp_path / "out.zarr", progress=steps.append)
@@ -801,7 +801,7 @@ def read_lerobot(path: Path) -> tuple[dict, list[dict], dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("codec", ["av1", "h264", None])
 def test_to_lerobot_is_read_back_by_an_independent_reader(tmp_path, monkeypatch, codec):
-    monkeypatch.setattr("ppt_kit.data.convert.BLOCK_BYTES", 9 * SIZE[0] * SIZE[1] * 3)
+    monkeypatch.setattr("ppt_kit.data.blocks.BLOCK_BYTES", 9 * SIZE[0] * SIZE[1] * 3)
     store, arrays = everything(tmp_path)
     path = to_lerobot(store, tmp_path / "out", video=codec is not None, codec=codec or "av1", keys=LEROBOT_KEYS)
     info, episodes, rows = read_lerobot(path)
@@ -860,9 +860,9 @@ def test_statistics_are_those_of_numpy(tmp_path):
 
 
 def test_files_hold_several_episodes_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppt_kit.data.convert.DATA_FILE_MB", 0)
-    monkeypatch.setattr("ppt_kit.data.convert.VIDEO_FILE_MB", 0)
-    monkeypatch.setattr("ppt_kit.data.convert.FILES_A_CHUNK", 2)
+    monkeypatch.setattr("ppt_kit.data.lerobot_writer.DATA_FILE_MB", 0)
+    monkeypatch.setattr("ppt_kit.data.lerobot_writer.VIDEO_FILE_MB", 0)
+    monkeypatch.setattr("ppt_kit.data.lerobot_writer.FILES_A_CHUNK", 2)
     store, arrays = everything(tmp_path)
     path = to_lerobot(store, tmp_path / "out", codec="h264", keys=LEROBOT_KEYS)
     assert len(list(path.glob("data/*/*.parquet"))) == 3
@@ -930,6 +930,37 @@ def test_an_interrupted_conversion_leaves_nothing_and_spares_what_was_there(tmp_
     assert tree(target) == before
     WRITERS[to](store, target, overwrite=True)
     assert open_store(target, cache_gb=0).episode_ends.tolist() == np.cumsum(LENGTHS).tolist()
+
+
+@pytest.mark.parametrize("to", WRITERS)
+def test_what_a_killed_conversion_left_is_gone_after_the_next(tmp_path, to):
+    killed = (
+        "import os, pathlib, signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_lerobot import everything, WRITERS\n"
+        "store, _ = everything(pathlib.Path(sys.argv[2]))\n"
+        "WRITERS[sys.argv[3]](store, sys.argv[4], progress=lambda _: os.kill(os.getpid(), signal.SIGTERM))\n"
+    )
+    target = tmp_path / "out"
+    words = [str(ROOT / "tests"), str(tmp_path), to, str(target)]
+    subprocess.run([sys.executable, "-c", killed, *words], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.writing-")
+    (tmp_path / f".out.writing-{os.getppid()}").mkdir()  # that one runs
+    (tmp_path / ".out.writing-99999999@another-machine").mkdir()  # who knows whether that one does
+    (tmp_path / ".out.writing-99999999").mkdir()
+    (tmp_path / ".out.writing-99999998/replaced").mkdir(parents=True)  # killed between two renames: the only copy
+    WRITERS[to](everything(tmp_path)[0], target)
+    assert {entry.name for entry in tmp_path.iterdir()} == {
+        "out", f".out.writing-{os.getppid()}", ".out.writing-99999999@another-machine", ".out.writing-99999998",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("to", WRITERS)
+def test_a_place_that_cannot_be_written_to_is_told_with_the_key_that_names_it(tmp_path, to):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file: cannot be written to \(.*\)\. Set target to a folder of yours"):
+        WRITERS[to](everything(tmp_path)[0], tmp_path / "file" / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_overwriting_replaces_datasets_only_and_never_the_source(tmp_path):

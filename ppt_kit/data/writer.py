@@ -7,7 +7,9 @@ a memory copy, and any zarr reader reads it too.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,29 +28,28 @@ class ZarrWriter:
 
     Use as a context manager; an exception inside leaves nothing behind, and what stood under that name stays.
 
+    Args:
+        key: what the user sets the place with; named where the place cannot be written to.
     Raises:
         UserError: something stands under that name and `overwrite` is false, or the folder is read-only.
     """
 
-    def __init__(self, path: str | Path, *, attrs: dict | None = None, overwrite: bool = False):
+    def __init__(
+        self, path: str | Path, *, attrs: dict | None = None, overwrite: bool = False, key: str = "dataset_path"
+    ):
         self.path, self.attrs, self.overwrite = Path(path), dict(attrs or {}), overwrite
         if self.path.exists() and not overwrite:
             raise UserError(
                 f"{self.path} exists already. Type overwrite=true to replace it, or choose another domain=…."
             )
-        self._beside = self.path.with_name(f".{self.path.name}.writing-{os.getpid()}")
+        self._key, self._beside = key, Path()
         self._arrays: dict[str, _ChunkWriter] = {}
         self._ends: list[int] = []
         self._meta: dict[str, list] = {}
         self.constants: dict[str, np.ndarray] = {}  # stored as /meta/<name>, the same for every episode
 
     def __enter__(self) -> ZarrWriter:
-        try:
-            (self._beside / "store").mkdir(parents=True)
-        except OSError as error:
-            raise UserError(
-                f"{self.path.parent}: cannot be written to ({error.strerror}). Set dataset_path to a folder of yours."
-            ) from None
+        self._beside = begin_beside(self.path, key=self._key)
         return self
 
     def append(self, arrays: Mapping[str, np.ndarray], *, meta: Mapping[str, Any] | None = None) -> None:
@@ -96,7 +97,7 @@ class ZarrWriter:
 
     def _rows_of(self, name: str, values: np.ndarray) -> _ChunkWriter:
         if name not in self._arrays:
-            folder = self._beside / "store/data" / name
+            folder = self._beside / "new/data" / name
             self._arrays[name] = _ChunkWriter(folder, row_shape=values.shape[1:], dtype=values.dtype)
         return self._arrays[name]
 
@@ -111,7 +112,7 @@ class ZarrWriter:
             shutil.rmtree(self._beside, ignore_errors=True)
 
     def _finish(self) -> None:
-        root = zarr.open_group(str(self._beside / "store"), mode="a", zarr_format=2)
+        root = zarr.open_group(str(self._beside / "new"), mode="a", zarr_format=2)
         root.attrs.update(self.attrs)
         for name, writer in self._arrays.items():
             _create(
@@ -123,19 +124,66 @@ class ZarrWriter:
             _write_array(root, f"meta/{name}", array.astype("U100") if array.dtype.kind == "U" else array)
         for name, constant in self.constants.items():
             _write_array(root, f"meta/{name}", np.asarray(constant))
-        for file in (self._beside / "store").rglob("*"):
-            if file.is_file():
-                _fsync(file)
-        aside = self._beside / "replaced"
-        if self.path.exists() and self.overwrite:
-            os.rename(self.path, aside)
-        try:
-            os.rename(self._beside / "store", self.path)
-        except OSError:
-            if aside.exists():
-                os.rename(aside, self.path)
-            raise
-        _fsync(self.path.parent)
+        take_name(self._beside, self.path, overwrite=self.overwrite)
+
+
+def begin_beside(path: Path, *, key: str) -> Path:
+    """A folder beside `path` that holds an empty folder `new` to write in. What killed writers left of theirs is taken away.
+
+    Args:
+        key: what the user sets the place with.
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    # with the host: on a disk that several share, a process of another one is not dead because it is not here
+    folder = path.with_name(f".{path.name}.writing-{os.getpid()}@{socket.gethostname()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _take_leftovers_away(path)
+        (folder / "new").mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot be written to ({error.strerror}). Set {key} to a folder of yours."
+        ) from None
+    return folder
+
+
+def take_name(folder: Path, path: Path, *, overwrite: bool) -> None:
+    """Gives what is in `folder`/new the name `path`, once all of it is on disk."""
+    for entry in [*(folder / "new").rglob("*"), folder / "new"]:
+        _fsync(entry)
+    aside = folder / "replaced"
+    if path.exists() and overwrite:
+        os.rename(path, aside)
+    try:
+        os.rename(folder / "new", path)
+    except OSError:
+        if aside.exists():
+            os.rename(aside, path)
+        raise
+    _fsync(path.parent)
+
+
+def _take_leftovers_away(path: Path) -> None:
+    """Removes the folders that killed processes left beside `path`."""
+    pattern = re.compile(rf"{re.escape(f'.{path.name}.writing-')}(\d+)(@{re.escape(socket.gethostname())})?")
+    for entry in path.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        # killed between two renames, `replaced` is all there is of what stood at `path`
+        only_copy = not path.exists() and (entry / "replaced").exists()
+        if match and not _is_running(int(match[1])) and not only_copy:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether another process of that number runs: one of our own number was before us."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
 
 
 class _ChunkWriter:
