@@ -28,6 +28,7 @@ from PIL import Image
 from ppt_kit.cameras import Camera
 from ppt_kit.config import UserError
 from ppt_kit.data.convert import to_lerobot, to_zarr
+from ppt_kit.data.dataset import open_dataset
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.store import DecodedColumn, EpisodeStore
 from ppt_kit.data.video import VideoFrames
@@ -547,6 +548,16 @@ def test_a_video_cut_off_is_named_with_its_episode(broken, share):
         open_store(broken.path, cache_gb=0).read("obs/images/front", np.array([made_row(broken, 2)]))
 
 
+def test_a_video_cut_off_inside_its_index_is_named(tmp_path):
+    file = tmp_path / "film.mp4"
+    write_video(file, range(30), "h264-30")
+    whole = file.read_bytes()
+    for end in range(whole.index(b"moov"), whole.index(b"udta") - 8, 20):  # udta says who wrote it
+        file.write_bytes(whole[:end])
+        with pytest.raises(UserError, match="film.mp4: "), VideoFrames(file) as video:
+            list(video.decode(np.arange(30)))
+
+
 @pytest.mark.parametrize("codec", ["h264-2", "vp9-30", "av1-30"])
 def test_a_video_cut_off_behind_its_index_gives_what_is_whole_and_refuses_the_rest(tmp_path, codec):
     write_video(tmp_path / "cut.mp4", range(100), codec, movflags="faststart")
@@ -625,6 +636,13 @@ def change_info(made: Made, **changes) -> None:
 def test_an_info_that_cannot_be_is_one_line(broken, changes, says):
     change_info(broken, **changes)
     with pytest.raises(UserError, match=says):
+        open_store(broken.path)
+
+
+@pytest.mark.parametrize("text", ["3", "[]", '{"codebase_version": "v3.0",', "", '{"fps": 10}', "\0\0"])
+def test_an_info_that_is_damaged_is_said_to_be(broken, text):
+    (broken.path / "meta/info.json").write_text(text)
+    with pytest.raises(UserError, match=r"meta/info.json: damaged \(.*\). Copy it again"):
         open_store(broken.path)
 
 
@@ -1005,12 +1023,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, to):
     mount = f"mount -t tmpfs -o size=400k none {disk}"
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount a small disk")
-    code = FULL.format(tests=str(ROOT / "tests"), source=str(tmp_path), target=str(disk / "kept.zarr"), to=to)
+    code = FULL.format(tests=str(ROOT / "tests"), source=str(tmp_path), target=str(disk / "kept"), to=to)
     (tmp_path / "fill.py").write_text(code)
-    write_store(tmp_path / "kept.zarr")
+    write_store(tmp_path / "kept")
     script = (
-        f"{mount} && cp -r {tmp_path}/kept.zarr {disk}/ && {sys.executable} {tmp_path}/fill.py && ls -A {disk} && "
-        f"diff -r {tmp_path}/kept.zarr {disk}/kept.zarr && echo same"
+        f"{mount} && cp -r {tmp_path}/kept {disk}/ && {sys.executable} {tmp_path}/fill.py && ls -A {disk} && "
+        f"diff -r {tmp_path}/kept {disk}/kept && echo same"
     )
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script],
@@ -1022,15 +1040,22 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, to):
     assert len(lines) == 3, done.stdout + done.stderr
     assert os.strerror(errno.ENOSPC) in lines[0]
     assert lines[0].startswith("refused:")
-    assert lines[1:] == ["kept.zarr", "same"]
+    assert lines[1:] == ["kept", "same"]
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         ({"keys": ["obs/stat"]}, "keys=obs/stat: .* has no such column; it has actions"),
-        ({"fps": None}, "Type fps=10"),
+        ({"fps": None}, "fps=null: .* Type fps=10"),
+        ({"fps": float("inf")}, "fps=inf: no number of steps a second .*Type fps=10"),
+        ({"fps": float("nan")}, "fps=nan: no number of steps a second .*Type fps=10"),
         ({"codec": "mpeg9"}, "codec=mpeg9: this FFmpeg has no mpeg9"),
+        ({"codec": "libmp3lame"}, "codec=libmp3lame: libmp3lame encodes no video. Type codec=h264"),
+        (
+            {"codec": "png"},
+            r"codec=png: png writes no yuv420p video into an mp4 \(.*\). Type codec=h264, or video=false",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_one_line(tmp_path, more, says):
@@ -1039,6 +1064,38 @@ def test_what_cannot_be_written_is_one_line(tmp_path, more, says):
     with pytest.raises(UserError, match=says):
         to_lerobot(store, tmp_path / "out", **{"keys": LEROBOT_KEYS, "fps": 10, **more})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "right"),
+    [
+        (to_zarr, "z.zarr.zip", "z.zarr"),
+        (to_zarr, "z.hdf5", "z.zarr"),
+        (to_lerobot, "x.zarr", "x"),
+        (to_lerobot, "x.zarr.zip", "x"),
+        (to_lerobot, "x.h5", "x"),
+    ],
+)
+def test_a_name_that_ends_as_another_formats_is_refused(tmp_path, to, name, right):
+    store, _ = everything(tmp_path)
+    with pytest.raises(UserError, match=rf"target=.*{name}: .*Type target={tmp_path}/{right}\.$"):
+        to(store, tmp_path / name, keys=["actions"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_language_is_the_same_after_a_conversion(tmp_path):
+    arrays = {"actions": np.zeros((5, 2), np.float32), "obs/state": np.zeros((5, 3), np.float32)}
+    source = open_dataset(to_zarr(in_memory(tmp_path / "x", arrays, (2, 3)), tmp_path / "reach.v2.zarr"))
+    copy = open_dataset(to_lerobot(source.stores["reach"], tmp_path / "copy", fps=5))
+    assert source.episode(0)["obs"]["language"] == copy.episode(0)["obs"]["language"] == ["reach"] * 2
+
+
+def test_pictures_of_another_type_are_refused(tmp_path):
+    store = in_memory(tmp_path / "x", {"obs/images/eye": np.zeros((5, 8, 8, 3), np.float32)}, (2, 3))
+    with pytest.raises(
+        UserError, match=r"obs/images/eye is float32 of shape \(8, 8, 3\); LeRobot's pictures are uint8"
+    ):
+        to_lerobot(store, tmp_path / "out", fps=5)
 
 
 def test_odd_sizes_are_refused_as_video_and_kept_as_pictures(tmp_path):

@@ -40,10 +40,11 @@ def to_zarr(
         keys: columns to write; None = all.
         progress: called with the number of steps just written.
     Raises:
-        UserError: something stands there and `overwrite` is false, a key is unknown, or the disk is full; nothing is left
-            then, and what stood there stays.
+        UserError: something stands there and `overwrite` is false, a key is unknown, the name ends as another format's does,
+            or the disk is full; nothing is left then, and what stood there stays.
     """
     path, chosen = Path(path), _chosen(store, keys)
+    _check_ending(path, to="zarr")
     inner = next((key for key in chosen for other in chosen if key.startswith(f"{other}/")), None)
     if inner:
         raise UserError(f"{store.path}: {inner} lies inside another column, which zarr has no room for. Leave one out.")
@@ -96,6 +97,7 @@ def to_lerobot(
         UserError: as to_zarr, or a column that LeRobot has no feature for, no fps, no such encoder, a size it cannot encode.
     """
     path = Path(path)
+    _check_ending(path, to="lerobot")
     fps = fps_of(store, fps)
     features = features_of(store, _chosen(store, keys, refuse_arrays=True), video=video, fps=fps)
     encoder = encoder_of(codec) if any(feature.kind == "video" for feature in features) else ""
@@ -144,6 +146,21 @@ def _one_for_all_rows(store: EpisodeStore) -> dict[str, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------------ all or nothing
+
+
+def _check_ending(path: Path, *, to: str) -> None:
+    """Whether the target is not called what another format is called: it could not be opened then."""
+    others = {".zip", ".hdf5", ".h5"} | ({".zarr"} if to == "lerobot" else set())
+    if path.suffix.lower() not in others:
+        return
+    bare = path
+    while bare.suffix.lower() in {*others, ".zarr"}:
+        bare = bare.with_suffix("")
+    right = bare.with_name(f"{bare.name}.zarr") if to == "zarr" else bare
+    raise UserError(
+        f"target={path}: to={to} writes a folder, and one called {path.suffix} would be taken for another format. "
+        f"Type target={right}."
+    )
 
 
 @contextmanager

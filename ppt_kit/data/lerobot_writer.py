@@ -27,9 +27,11 @@ from ppt_kit.data.video import VideoFrames
 DATA_FILE_MB = 100  # LeRobot's own bounds: a file that has reached its bound takes no further episode
 VIDEO_FILE_MB = 200
 FILES_A_CHUNK = 1000
+MOST_FPS = 1000
 STATS_PIXELS = 10_000  # a picture's pixels that its statistics are made of
 
 Progress = Callable[[int], object]  # called with the number of steps just written
+PIXELS = "yuv420p"
 COUNTED = {"timestamp": np.float32, "frame_index": np.int64, "episode_index": np.int64, "index": np.int64, "task_index": np.int64}  # fmt: skip
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -81,10 +83,17 @@ class Feature:
 
 
 def fps_of(store: EpisodeStore, fps: float | None) -> float:
+    """Control steps a second: those given, or else those that the dataset says."""
     found = fps if fps is not None else store.attrs.get("fps")
-    if not isinstance(found, (int, float)) or not found > 0:
+    if found is None:
         raise UserError(
-            f"fps={found}: {store.path} does not say its steps a second. Type fps=10, or what it was recorded at."
+            f"fps=null: {store.path} does not say its steps a second. Type fps=10, or what it was recorded at."
+        )
+    if not isinstance(found, (int, float)) or not 1 / MOST_FPS <= found <= MOST_FPS:
+        whose = "" if fps is not None else f" (as {store.path} says)"
+        raise UserError(
+            f"fps={found}{whose}: no number of steps a second from {1 / MOST_FPS:g} to {MOST_FPS}. Type fps=10, or what it "
+            "was recorded at."
         )
     return found
 
@@ -96,6 +105,10 @@ def features_of(store: EpisodeStore, keys: Sequence[str], *, video: bool, fps: f
         if name in COUNTED:
             continue
         if key.startswith("obs/images/"):
+            if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
+                raise UserError(
+                    f"{store.path}: {key} is {dtype} of shape {shape}; LeRobot's pictures are uint8 (H, W, 3). Leave it out: keys=[…]."
+                )
             if video and (shape[0] % 2 or shape[1] % 2):
                 raise UserError(
                     f"{store.path}: {key} is {shape[0]}x{shape[1]}: videos have even sizes. Type video=false."
@@ -127,14 +140,37 @@ def _feature_name(key: str) -> str:
 
 
 def encoder_of(codec: str) -> str:
-    names = ENCODERS.get(codec, (codec,))
+    """Name of the FFmpeg encoder for a codec: the first that writes a video here."""
+    names, why = ENCODERS.get(codec, (codec,)), ""
     for name in names:
         try:
-            av.codec.Codec(name, "w")
-            return name
-        except (av.FFmpegError, ValueError):
-            continue
-    raise UserError(f"codec={codec}: this FFmpeg has no {' nor '.join(names)}. Type codec=h264, or video=false.")
+            if av.codec.Codec(name, "w").type == "video":
+                _try_encoder(name)
+                return name
+            why = why or f"{name} encodes no video"
+        except av.codec.codec.UnknownCodecError:
+            why = why or f"this FFmpeg has no {' nor '.join(names)}"
+        except (av.FFmpegError, ValueError, TypeError) as error:
+            why = why or f"{name} writes no {PIXELS} video into an mp4 ({getattr(error, 'strerror', None) or error})"
+    raise UserError(f"codec={codec}: {why}. Type codec=h264, or video=false for PNG.")
+
+
+def _try_encoder(name: str) -> None:
+    """Writes a short video into memory: what an encoder or the mp4 refuses is known before a row is read."""
+    picture = np.zeros((256, 256, 3), np.uint8)
+    with av.open(io.BytesIO(), "w", format="mp4") as container:
+        stream = _add_stream(container, name, rate=Fraction(10), height=256, width=256)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _add_stream(container: Any, encoder: str, *, rate: Fraction, height: int, width: int) -> Any:
+    os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 greets on stderr otherwise
+    stream = container.add_stream(encoder, rate=rate, options=OPTIONS.get(encoder, {"g": "2"}))
+    stream.height, stream.width, stream.pix_fmt = height, width, PIXELS
+    stream.codec_context.time_base = 1 / rate
+    stream.codec_context.open()
+    return stream
 
 
 class LeRobotWriter:
@@ -144,7 +180,9 @@ class LeRobotWriter:
         self._folder, self._store, self._features, self._fps, self._encoder = folder, store, features, fps, encoder
         self._films = [feature for feature in features if feature.kind == "video"]
         self._columns = [feature for feature in features if feature.kind != "video"]
-        sentences = store.sentences or [""] * len(store.episode_ends)
+        # without sentences the name, as MultiTrajDataset has it: the language is the same before and after
+        name = store.path.absolute().name.split(".")[0]
+        sentences = store.sentences or [name] * len(store.episode_ends)
         self._tasks = list(dict.fromkeys(sentences))
         number = {sentence: place for place, sentence in enumerate(self._tasks)}
         self._task_of = [number[sentence] for sentence in sentences]
@@ -233,7 +271,7 @@ class LeRobotWriter:
     def _film_info(self, feature: Feature) -> dict:
         codec = av.codec.Codec(self._encoder, "w").canonical_name
         return {
-            "video.height": feature.shape[0], "video.width": feature.shape[1], "video.codec": codec, "video.pix_fmt": "yuv420p",
+            "video.height": feature.shape[0], "video.width": feature.shape[1], "video.codec": codec, "video.pix_fmt": PIXELS,
             "video.is_depth_map": False, "video.fps": self._plain_fps(), "video.channels": 3, "has_audio": False,
         }  # fmt: skip
 
@@ -282,6 +320,7 @@ class _Films:
         self._counts: list[int] = []  # frames of each file
         self._file: BinaryIO | None = None
         self._container: Any = None
+        self._stream: Any = None
 
     def begin_episode(self, length: int) -> dict:
         """Where the next episode goes."""
@@ -327,19 +366,15 @@ class _Films:
         return self._folder / VIDEO_PATH.format(video_key=self._feature.name, **_place(number))
 
     def _open(self) -> None:
-        os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 greets on stderr otherwise
         self._counts.append(0)
         self._file = _create(self._path(len(self._counts) - 1))
-        self._container = av.open(self._file, "w", format="mp4")
+        container = av.open(self._file, "w", format="mp4")
+        height, width = self._feature.shape[:2]
         try:
-            stream = self._container.add_stream(
-                self._encoder, rate=self._rate, options=OPTIONS.get(self._encoder, {"g": "2"})
-            )
-            stream.height, stream.width, stream.pix_fmt = *self._feature.shape[:2], "yuv420p"
-            stream.codec_context.time_base = 1 / self._rate
-            self._stream: Any = stream
-            stream.codec_context.open()
+            self._stream = _add_stream(container, self._encoder, rate=self._rate, height=height, width=width)
+            self._container = container
         except (av.FFmpegError, ValueError) as error:
+            container.close()
             raise UserError(
                 f"{self._feature.key}: {self._encoder} cannot encode {self._feature.shape[1]}x{self._feature.shape[0]} at {self._rate} "
                 f"fps ({error}). Type codec=h264, or video=false."

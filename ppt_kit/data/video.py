@@ -43,6 +43,9 @@ class VideoFrames:
             self._container.close()
             raise UserError(f"{self.path}: holds no video.") from None
         context = self._stream.codec_context
+        if context is None:  # the list of its frames ends before it says how they are coded
+            self._container.close()
+            raise UserError(f"{self.path}: not a video that can be decoded: its index is cut off or damaged.")
         # a second thread decodes frames ahead that nobody asked for, and slower where every core has a loader already:
         # 554 frames/s with one thread, 435 with two slice threads, 367 with two frame threads (640x480 H.264, two busy cores)
         context.thread_type, context.thread_count = "SLICE", 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,15 +27,16 @@ from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore
 from ppt_kit.data.video import RUN_BYTES, VideoFrames, runs_of
 
 NAME = "LeRobot dataset"
-LOOKED_FOR = "meta/info.json with a codebase_version"
+LOOKED_FOR = "meta/info.json with a codebase_version or beside data/"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 
 
 def recognises(path: Path) -> bool:
     try:
-        return "codebase_version" in json.loads((path / "meta/info.json").read_text())
-    except (OSError, ValueError):
+        text = (path / "meta/info.json").read_text(errors="replace")
+    except OSError:
         return False
+    return "codebase_version" in text or (path / "data").is_dir()  # `open_store` tells what is damaged
 
 
 def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
@@ -134,13 +136,15 @@ def _read_info(path: Path) -> dict:
         version, fps = info["codebase_version"], float(info["fps"])
         features = {name: {**about, "shape": tuple(about["shape"])} for name, about in info["features"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}/meta/info.json: damaged ({type(error).__name__}: {str(error)[:80]}).") from None
+        raise UserError(
+            f"{path}/meta/info.json: damaged ({type(error).__name__}: {str(error)[:80]}). Copy it again."
+        ) from None
     if version not in VERSIONS:
         raise UserError(
             f"{path}: a LeRobot dataset of version {version}; {', '.join(VERSIONS)} can be read. Convert it with LeRobot's own scripts."
         )
-    if not fps > 0:
-        raise UserError(f"{path}/meta/info.json: fps={info['fps']}: must be above 0.")
+    if not (fps > 0 and math.isfinite(fps)):
+        raise UserError(f"{path}/meta/info.json: fps={info['fps']}: must be a number above 0.")
     return {**info, "features": features}
 
 
