@@ -1,4 +1,5 @@
-"""The shell's words for every script: fire splits them, the schema types them, a user's mistake is one line and exit code 2."""
+"""The shell's words for every script: fire splits them, the schema types them, a user's mistake is one line and exit
+code 2, Ctrl-C one line and 130."""
 
 from __future__ import annotations
 
@@ -33,6 +34,9 @@ def run(
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)  # as shells count it: 128 + SIGINT
 
 
 def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:

@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from ppt_kit.config import UserError
+from ppt_kit.data.clouds import cloud_column
+from ppt_kit.data.convert import to_zarr
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.rows import MOST_OPEN, PlainRows, Segment
 from ppt_kit.data.store import DecodedColumn, PlainColumn
@@ -173,8 +175,15 @@ def test_a_mask_selects_demos_and_has_a_cache_of_its_own(tmp_path):
     check(path, tmp_path, robomimic_columns([episodes[2], episodes[0]]), (5, 5), filter_key="train")
     check(path, tmp_path, robomimic_columns([episodes[1], episodes[3]]), (5, 5), filter_key="valid")
     refuses(path, path, "filter_key=20_percent", "none, train, valid", filter_key="20_percent")
-    refuses(path, path, "no episode", filter_key="none")
+    refuses(path, path, "filter_key=none", "holds no demo", filter_key="none")
     refuses(write_robomimic(tmp_path / "plain.hdf5", episodes), "has no masks", filter_key="train")
+
+
+def test_a_mask_that_names_absent_demos_is_refused(tmp_path):
+    masks = {"part": ["demo_1", "demo_99", "demo_98"], "none_there": ["demo_7"]}
+    path = write_robomimic(tmp_path / "lift.hdf5", robomimic_episodes((5, 5)), masks=masks)
+    refuses(path, path, "filter_key=part", "names demo_99,", "holds demo_1, demo_99, demo_98", filter_key="part")
+    refuses(path, path, "filter_key=none_there", "names demo_7,", filter_key="none_there")
 
 
 def test_sentences_come_from_where_each_project_keeps_them(tmp_path):
@@ -378,6 +387,23 @@ def test_maniskill_columns_hold_what_was_recorded_less_the_last_observation(tmp_
         np.testing.assert_array_equal(pose, raw["obs/sensor_param/base/cam2world_gl"][row])
 
 
+def test_clouds_from_a_camera_that_moves_are_the_same_after_a_conversion(tmp_path):
+    episodes = maniskill_episodes((5, 8))
+    for episode in episodes:
+        episode["obs/sensor_param/base/intrinsic_cv"] += 10 * np.eye(3, dtype=np.float32)
+        for name in ("xyzw", "rgb", "segmentation"):
+            del episode[f"obs/pointcloud/{name}"]
+    source = open_store(write_maniskill(tmp_path / "a.h5", episodes), cache_gb=0)
+    copy = open_store(to_zarr(source, tmp_path / "a.zarr"))
+    assert copy.cameras["base"].extrinsics.shape == (13, 4, 4)
+    clouds = [
+        cloud_column(store, ["base"], num_points=9, with_color=True, crop_box=None).read(np.arange(13))
+        for store in (source, copy)
+    ]
+    assert (clouds[0][0] != clouds[0][7]).any()
+    np.testing.assert_array_equal(*clouds)
+
+
 def test_maniskill_notes_and_its_successful_episodes(tmp_path):
     episodes = maniskill_episodes((5, 8, 3))
     episodes[2]["success"][:] = False
@@ -387,6 +413,9 @@ def test_maniskill_notes_and_its_successful_episodes(tmp_path):
     assert [note["episode_seed"] for note in store.attrs["episodes"]] == [7, 8, 9]
     columns, _ = maniskill_columns(episodes[:2])
     check(path, tmp_path, columns, (5, 8), filter_key="success")
+    for episode in episodes:
+        episode["success"][:] = False
+    refuses(write_maniskill(path, episodes), path, "filter_key=success", "no episode", filter_key="success")
     for episode in episodes:
         del episode["success"]
     columns, _ = maniskill_columns([{**episode, "success": np.zeros(1)} for episode in (episodes[0], episodes[2])])

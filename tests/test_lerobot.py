@@ -10,8 +10,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -675,8 +677,6 @@ def test_a_feature_that_is_not_as_described_is_refused(broken, feature, about, s
 
 def test_ten_thousand_episodes_open_quickly(tmp_path):
     """Files are looked at, not opened as tables or videos: each is four bytes long."""
-    import time
-
     count, path = 10_000, tmp_path / "many"
     (path / "meta").mkdir(parents=True)
     for chunk in range(count // 1000):
@@ -771,10 +771,11 @@ def test_to_zarr_keeps_every_value_and_name(tmp_path, monkeypatch):
     assert [str(text) for text in root["meta/episode_descriptions"][:]] == [text[:100] for text in store.sentences]
     np.testing.assert_array_equal(root["meta/camera_info/front/intrinsics"][:], np.eye(3) * 50)
     np.testing.assert_array_equal(root["meta/camera_info/front/extrinsics"][:], np.eye(4) + 0.5)
-    assert "turning" not in root["meta/camera_info"]
+    np.testing.assert_array_equal(root["meta/camera_info/turning/intrinsics"][:], np.eye(3))
     again = open_store(tmp_path / "out.zarr")
     assert again.sentences == store.sentences
     np.testing.assert_array_equal(again.cameras["front"].extrinsics, np.eye(4) + 0.5)
+    np.testing.assert_array_equal(again.cameras["turning"].extrinsics, store.cameras["turning"].extrinsics)
     np.testing.assert_array_equal(
         again.read("obs/images/front", np.array([70, 3])), arrays["obs/images/front"][[70, 3]]
     )
@@ -1154,3 +1155,20 @@ def test_a_mistake_in_the_script_is_one_line(made, tmp_path, words, says):
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["here"]
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
+    images = {"actions": np.zeros((5_000, 2), np.float32), "obs/images/eye": np.zeros((5_000, 64, 64, 3), np.uint8)}
+    to_zarr(in_memory(tmp_path / "x", images, (2_500, 2_500)), tmp_path / "a.zarr")
+    words = [sys.executable, SCRIPT, "source=a.zarr", "target=b", "to=lerobot", "codec=h264", "fps=10"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as script:
+        while not list(tmp_path.glob(".b.writing-*/new/videos/**/*.mp4")):
+            assert script.poll() is None
+            time.sleep(0.02)
+        script.send_signal(signal.SIGINT)
+        errors = script.communicate(timeout=60)[1]
+    assert script.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "stopped by Ctrl-C"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]

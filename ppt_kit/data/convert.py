@@ -51,7 +51,7 @@ def to_zarr(
     attrs = {name: value for name, value in store.attrs.items() if name not in ("filter_key", "skipped")}
     if store.sentences is not None:
         attrs["descriptions"] = list(store.sentences)
-    constants = _one_for_all_rows(store)
+    constants = _calibration(store)
     attrs |= {"camera_convention": "opengl"} if constants else {}
     with _all_or_nothing(store, path, overwrite=overwrite):
         with ZarrWriter(
@@ -132,16 +132,13 @@ def _chosen(store: EpisodeStore, keys: Sequence[str] | None, *, refuse_arrays: b
     return store.keys()
 
 
-def _one_for_all_rows(store: EpisodeStore) -> dict[str, np.ndarray]:
-    """The cameras that stand still, as /meta of a replay buffer has them."""
+def _calibration(store: EpisodeStore) -> dict[str, np.ndarray]:
+    """The cameras as /meta of a replay buffer has them: one pose of those that stand still, one a row of those that move."""
     found = {}
     for name, camera in store.cameras.items():
-        inside, pose = camera.intrinsics, camera.extrinsics
-        if (inside.ndim == 3 and (inside != inside[0]).any()) or (pose.ndim == 3 and (pose != pose[0]).any()):
-            log.warning("%s: camera %s moves, its calibration is left out: a replay buffer has one", store.path, name)
-            continue
-        found[f"camera_info/{name}/intrinsics"] = inside[0] if inside.ndim == 3 else inside
-        found[f"camera_info/{name}/extrinsics"] = pose[0] if pose.ndim == 3 else pose
+        for what, values in (("intrinsics", camera.intrinsics), ("extrinsics", camera.extrinsics)):
+            still = values.ndim == 3 and (values == values[0]).all()
+            found[f"camera_info/{name}/{what}"] = values[0] if still else values
     return found
 
 

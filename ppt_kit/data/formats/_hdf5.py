@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,23 @@ def open_file(path: Path) -> h5py.File:
         raise UserError(f"{path}: this HDF5 file cannot be opened: {error}. Copy or write it again.") from None
 
 
+@contextmanager
+def reading(path: Path, group: str) -> Iterator[None]:
+    """Says which group of a file it is that is damaged.
+
+    Raises:
+        UserError: HDF5 could not read it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path}: {group} cannot be read ({error}). The file is damaged: copy or write it again."
+        ) from None
+
+
 def numbered(names: Iterable[str], prefix: str) -> list[str]:
     """Those names that are the prefix and a number, by their number: demo_2 before demo_10."""
     found = [(int(match[1]), name) for name in names if (match := re.fullmatch(rf"{prefix}(\d+)", name))]
@@ -75,16 +93,14 @@ class Episodes:
 
     def __init__(self, path: Path, file: h5py.File, groups: list[str], *, wanted: Iterable[str]):
         if not groups:
-            raise UserError(f"{path}: holds no episode, or the part of it that was asked for holds none.")
+            raise UserError(f"{path}: holds no episode.")
         self.path, self.groups = path, groups
         top = {name.encode() for name in wanted}
         types: dict[str, tuple[h5py.h5t.TypeID, np.dtype]] = {}
         self.found: list[dict[str, Leaf]] = []
         for group in groups:
-            try:
+            with reading(path, group):
                 self.found.append(dict(_leaves(h5py.h5g.open(file.id, group.encode()), types, top)))
-            except (OSError, RuntimeError, KeyError, ValueError, AttributeError) as error:
-                raise UserError(f"{path}: {group} cannot be read ({error}). The file is damaged.") from None
             self._check_like_first(group)
         self.ends = np.zeros(len(groups), np.int64)
         self._opened: tuple[int, h5py.File] | None = None

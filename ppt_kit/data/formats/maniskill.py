@@ -23,7 +23,7 @@ import numpy as np
 
 from ppt_kit.cameras import Camera, camera_to_world
 from ppt_kit.config import UserError
-from ppt_kit.data.formats._hdf5 import Episodes, is_hdf5, numbered, open_file
+from ppt_kit.data.formats._hdf5 import Episodes, is_hdf5, numbered, open_file, reading
 from ppt_kit.data.store import Column, EpisodeStore
 
 NAME = "ManiSkill h5"
@@ -47,7 +47,9 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         names = numbered(file, "traj_")
         notes = _notes(path)
         if filter_key == "success":
-            names = [name for name in names if _succeeded(path, file[name], notes.get(name, {}))]
+            names = [name for name in names if _succeeded(path, file, name, notes.get(name, {}))]
+            if not names:
+                raise UserError(f"dataset.filter_key=success: no episode of {path} was successful. Leave it null.")
         episodes = Episodes(path, file, names, wanted=WANTED)
     if not any(name.split("/")[0] == "obs" for name in episodes.names):
         raise UserError(
@@ -148,9 +150,10 @@ def _notes(path: Path) -> dict[str, Any]:
     return {"env_info": told.get("env_info") or {}, **episodes}
 
 
-def _succeeded(path: Path, group: h5py.Group, note: dict) -> bool:
-    if "success" in group and group["success"].shape[0]:
-        return bool(group["success"][-1])
+def _succeeded(path: Path, file: h5py.File, name: str, note: dict) -> bool:
+    with reading(path, name):
+        if "success" in file[name] and file[name]["success"].shape[0]:
+            return bool(file[name]["success"][-1])
     if "success" in note:
         return bool(note["success"])
-    raise UserError(f"dataset.filter_key=success: {path} does not say whether {group.name[1:]} was successful.")
+    raise UserError(f"dataset.filter_key=success: {path} does not say whether {name} was successful.")

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from ppt_kit.config import UserError
-from ppt_kit.data.formats._hdf5 import Episodes, is_hdf5, numbered, open_file
+from ppt_kit.data.formats._hdf5 import Episodes, is_hdf5, numbered, open_file, reading
 from ppt_kit.data.store import Column, EpisodeStore
 
 NAME = "robomimic HDF5"
@@ -41,7 +41,7 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         data = file["data"]
         demos = numbered(data, "demo_")
         if filter_key is not None:
-            chosen = _masked(path, file, filter_key)
+            chosen = _masked(path, file, filter_key, demos=demos)
             demos = [name for name in demos if name in chosen]
         episodes = Episodes(path, file, [f"data/{name}" for name in demos], wanted=WANTED)
         if "actions" not in episodes.names:
@@ -49,9 +49,10 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         env_args = _parsed(data.attrs.get("env_args"))
         common, lengths, sentences = dict(_texts(data.attrs)), [], []
         for demo, found in zip(demos, episodes.found):
-            own = data[demo].attrs
-            lengths.append(int(own.get("num_samples", found["actions"].shape[0])))
-            sentences.append(_sentence(dict(_texts(own)), common, env_args))
+            with reading(path, f"data/{demo}"):
+                own = data[demo].attrs
+                lengths.append(int(own.get("num_samples", found["actions"].shape[0])))
+                sentences.append(_sentence(dict(_texts(own)), common, env_args))
         episodes.set_lengths(lengths)
         attrs = {"env_args": env_args, "total": int(data.attrs.get("total", episodes.ends[-1]))}
         if filter_key is not None:
@@ -86,13 +87,24 @@ def _channels_last(values: np.ndarray) -> np.ndarray:
     return np.moveaxis(values, 1, -1)
 
 
-def _masked(path: Path, file: h5py.File, filter_key: str) -> set[str]:
+def _masked(path: Path, file: h5py.File, filter_key: str, *, demos: list[str]) -> set[str]:
+    """The demos of a mask, all of which are there."""
     masks = file.get("mask")
     there = sorted(masks) if isinstance(masks, h5py.Group) else []
     if filter_key not in there:
         known = f"It has {', '.join(there)}" if there else "It has no masks: leave it null"
         raise UserError(f"dataset.filter_key={filter_key}: {path} has no mask of that name. {known}.")
-    return {name.decode() if isinstance(name, bytes) else str(name) for name in file[f"mask/{filter_key}"][()]}
+    with reading(path, f"mask/{filter_key}"):
+        listed = np.atleast_1d(file[f"mask/{filter_key}"][()])
+    names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in listed]
+    absent = [name for name in names if name not in set(demos)]
+    if absent or not names:
+        holds = f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+        why = f"names {absent[0]}, which is not among its demos (the mask holds {holds})" if absent else "holds no demo"
+        raise UserError(
+            f"dataset.filter_key={filter_key}: that mask of {path} {why}. Choose another, or leave it null."
+        )
+    return set(names)
 
 
 LANGUAGE = ("language_instruction", "lang")
