@@ -129,8 +129,16 @@ def _fit_domain(
     known = {key for kind in KINDS for key in layouts[kind]}
     asked = {**keys, **{text: "identity" for text in leave if text not in ("quaternions", "one_hot")}}
     for text in asked:
-        if _parse(text)[0] not in known:
-            raise UserError(f"normalizer: {name} has no {text}; it has {', '.join(sorted(known))}.")
+        key, begin, end = _parse(text)
+        if key not in known:
+            raise UserError(
+                f"normalizer: {name} has no {text}; it has {', '.join(sorted(known))}. A part of one is e.g. actions[3:7]."
+            )
+        first, last = next(layouts[kind][key] for kind in KINDS if key in layouts[kind])
+        if begin is not None and end is not None and not begin < end <= last - first:
+            raise UserError(
+                f"normalizer: {text}: {key} of {name} has {last - first} numbers, a part is [begin:end] of them."
+            )
     found: dict[str, Any] = {}
     for kind in KINDS:
         modes = np.full(len(seen[kind].low), mode, dtype=object)
