@@ -164,7 +164,7 @@ def _decoder(source: _Source, name: str, array: Any, *, ends: np.ndarray):
             except Exception as error:  # every codec has exceptions of its own
                 episode = int(np.searchsorted(ends, first, side="right"))
                 raise UserError(
-                    f"{source.path}: data/{name} of episode {episode} (rows {first} to {min(first + chunk, len(stored)) - 1}) "
+                    f"{source.path}: data/{name} of episode {episode} (rows {first} to {min(first + chunk, stored.shape[0]) - 1}) "
                     f"cannot be decoded: {error}"
                 ) from None
 
