@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ppt_kit.config import UserError
+from ppt_kit.config import NORMALIZER_MODES, UserError
 from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.data.store import check_finite
 
@@ -69,6 +69,13 @@ def fit_normalizer(
     Raises:
         UserError: a value is not finite (the line names file, column and episode), or a key is not there.
     """
+    everywhere = [mode, *(per_key or {}).values()]
+    for wanted in [*everywhere, *(each for modes in (per_domain or {}).values() for each in modes.values())]:
+        if wanted not in NORMALIZER_MODES:
+            raise UserError(f"normalizer: mode {wanted} is none of {', '.join(NORMALIZER_MODES)}.")
+    for name in per_domain or {}:
+        if name not in dataset.domains:
+            raise UserError(f"normalizer: {name} is none of the domains {', '.join(dataset.domains)}.")
     return {
         name: _fit_domain(
             dataset,
