@@ -429,6 +429,8 @@ def check_values(tree: DictConfig, schema: type = Config) -> None:
                 + (f" Did you mean {near[0]}?" if near else "")
             )
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise UserError(f"{dotted}={value}: takes a finite number.")
             if meta["low"] is not None and value < meta["low"]:
                 raise UserError(f"{dotted}={value}: must be at least {meta['low']:g}.")
             if meta["high"] is not None and value > meta["high"]:
@@ -450,6 +452,12 @@ def _check_together(cfg: DictConfig) -> None:
     _check_normalizer(cfg)
     if cfg.dataset.crop_box is not None and len(cfg.dataset.crop_box) != 6:
         raise UserError(f"dataset.crop_box={list(cfg.dataset.crop_box)}: takes six numbers, x0,y0,z0,x1,y1,z1.")
+    if cfg.dataset.crop_box is not None and not all(
+        low < high for low, high in zip(cfg.dataset.crop_box[:3], cfg.dataset.crop_box[3:])
+    ):
+        raise UserError(
+            f"dataset.crop_box={list(cfg.dataset.crop_box)}: the lower corner comes first, x0,y0,z0,x1,y1,z1 with x0 < x1, y0 < y1, z0 < z1."
+        )
     if cfg.dataset.hist_action_cond and cfg.dataset.action_horizon < cfg.dataset.observation_horizon:
         raise UserError(
             f"dataset.hist_action_cond=true starts the chunk at t-To+1, but dataset.action_horizon={cfg.dataset.action_horizon} ends "

@@ -260,7 +260,7 @@ def test_parts_that_do_not_fill_the_action_are_refused(parts, count):
 def test_a_state_key_of_which_nothing_is_said_is_refused_when_the_world_moves():
     layouts = {"a": {"state": {"eef_pos": (0, 3), "tcp": (3, 6)}, "action": {"actions": (0, 8)}}}
     assert augmenter("cloud_jitter_m=0.1", layouts=layouts).is_on
-    with pytest.raises(UserError, match="augment.state_parts.tcp=none"):
+    with pytest.raises(UserError, match=r"augment.state_parts=\{eef_pos: position, tcp: none\}"):
         augmenter(*WORLD, "action_parts=none", layouts=layouts)
     assert augmenter(*WORLD, "action_parts=none", "state_parts.tcp=position", layouts=layouts).is_on
 

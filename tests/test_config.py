@@ -139,3 +139,14 @@ def test_help_has_a_line_for_every_key(schema):
     lines = describe_keys(schema).splitlines()
     assert [line.split()[0] for line in lines] == list(_leaves(schema))
     assert all(len(line.split()) > 4 for line in lines)
+
+
+@pytest.mark.parametrize("word", ["optimizer.lr=nan", "dataset.val_ratio=nan", "augment.cloud_jitter_m=inf"])
+def test_numbers_that_are_none_are_refused(word):
+    with pytest.raises(UserError, match="takes a finite number"):
+        load_config("quickstart", word)
+
+
+def test_a_crop_box_has_its_lower_corner_first():
+    with pytest.raises(UserError, match="the lower corner comes first"):
+        load_config("quickstart", "dataset.crop_box=[1,1,1,0,0,0]")

@@ -179,3 +179,14 @@ def test_a_run_does_not_go_on_with_data_that_changed(small_cfg, small_data, tmp_
     zarr.open_group(str(tmp_path / "copy/a.zarr"), mode="a")["data/actions"][0, 0] = 3
     with pytest.raises(UserError, match="the dataset's episodes differ"):
         UnifiedTrainer(small_cfg(*words)).run()
+
+
+def test_parts_modes_and_domains_that_are_not_there_are_told(poses):
+    for options, says in (
+        ({"per_key": {"actions[5]": "identity"}}, r"A part of one is e.g. actions\[3:7\]"),
+        ({"per_key": {"actions[6:99]": "identity"}}, "actions of poses has 9 numbers"),
+        ({"mode": "limit"}, "mode limit is none of limits, gaussian"),
+        ({"per_domain": {"pose": {}}}, "pose is none of the domains poses"),
+    ):
+        with pytest.raises(UserError, match=says):
+            fit_normalizer(poses, **options)

@@ -428,3 +428,145 @@ def test_several_threads_fetch_decoded_batches_and_they_come_in_order(tmp_path):
         assert np.array_equal(batch["obs"]["rgb"]["camera"][:, -1].numpy(), truth["img"][rows])
         assert np.array_equal(batch["index"], plan.micro_batch(step, rank=0, micro=0, order=plan.order(step // 19))[0])
     assert seen == list(range(40))
+
+
+# ------------------------------------------------------------------ what is stored otherwise than the contract has it
+
+
+def write_action_and(path, *, compressor=None, **arrays):
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    arrays["action"] = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    for name, values in arrays.items():
+        chunks = (9, *values.shape[1:])
+        array = group.create_array(
+            f"data/{name}", shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=compressor
+        )
+        array[:] = values
+    group.create_array("meta/episode_ends", shape=(2,), dtype="i8")[:] = [4, 9]
+    return path
+
+
+@pytest.fixture
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (9, 6, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["floats to 255", "floats to 1", "channels first", "camera0_rgb"])
+def test_pictures_are_uint8_with_channels_last_however_they_are_stored(tmp_path, pictures, kind):
+    stored = {
+        "floats to 255": {"img": pictures.astype(np.float32)}, "floats to 1": {"img": (pictures / 255).astype(np.float32)},
+        "channels first": {"img": pictures.transpose(0, 3, 1, 2)}, "camera0_rgb": {"camera0_rgb": pictures},
+    }[kind]  # fmt: skip
+    data = ppt.open_dataset(write_action_and(tmp_path / "x.zarr", **stored))
+    batch = data.__getitems__([0, 8])["obs"]["rgb"]
+    camera = "camera0" if kind == "camera0_rgb" else "camera"
+    assert list(batch) == [camera]
+    assert batch[camera].dtype == torch.uint8
+    assert np.array_equal(batch[camera][:, -1], pictures[[0, 8]])
+
+
+def test_whole_numbers_of_depth_are_millimetres(tmp_path):
+    path = write_action_and(tmp_path / "x.zarr", depth=np.full((9, 4, 5), 1500, np.uint16))
+    depth = ppt.open_dataset(path).__getitems__([3])["obs"]["depth"]["camera"]
+    assert depth.shape == (1, 2, 4, 5, 1)
+    assert (depth == 1.5).all()
+
+
+def test_a_points_colour_does_not_depend_on_what_else_is_read(tmp_path):
+    cloud = np.random.default_rng(0).random((9, 5, 6)).astype(np.float32)
+    cloud[:4, :, 3:], cloud[4:, :, 3:] = 1, 200
+    data = ppt.open_dataset(write_action_and(tmp_path / "x.zarr", point_cloud=cloud))
+    alone, both = data.__getitems__([0]), data.__getitems__([0, 8])
+    assert torch.equal(alone["obs"]["pointcloud"][0], both["obs"]["pointcloud"][0])
+    assert alone["obs"]["pointcloud"][0, 0, 0, 3] == pytest.approx(1 / 255)
+
+
+def test_a_cut_blosc_chunk_is_refused_not_read_as_numbers(tmp_path):
+    from numcodecs import Blosc
+
+    path = write_action_and(tmp_path / "x.zarr", compressor=Blosc(cname="zstd"))
+    chunk = path / "data/action/0.0"
+    os.truncate(chunk, chunk.stat().st_size - 40)
+    with pytest.raises(UserError, match=r"x.zarr: data/action of episode 0 .*not written to its end"):
+        ppt.open_dataset(path).episode(0)
+
+
+def test_a_zip_is_read_by_forked_workers(tmp_path):
+    truth = write_flat(tmp_path / "flat.zarr", lengths=(60, 90))
+    data = ppt.open_dataset(shutil.make_archive(str(tmp_path / "flat.zarr"), "zip", tmp_path / "flat.zarr"), cache_gb=0)
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=8, num_workers=2, collate_fn=lambda batch: batch, multiprocessing_context="fork"
+    )
+    for _ in range(3):
+        for batch in loader:
+            rows = batch["index"].numpy()
+            assert np.array_equal(batch["obs"]["rgb"]["camera"][:, -1].numpy(), truth["img"][rows])
+
+
+@pytest.mark.parametrize("how", ["half a zip", "half of episode_ends"])
+def test_a_damaged_container_is_told(tmp_path, how):
+    write_flat(tmp_path / "flat.zarr")
+    path = tmp_path / "flat.zarr"
+    if how == "half a zip":
+        path = tmp_path / "flat.zarr.zip"
+        shutil.make_archive(str(tmp_path / "flat.zarr"), "zip", tmp_path / "flat.zarr")
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        os.truncate(path / "meta/episode_ends/0", 6)
+    with pytest.raises(UserError, match="not a replay buffer that can be read"):
+        ppt.open_dataset(path)
+
+
+def test_cameras_of_one_name_and_two_sizes_do_not_share_a_batch(tmp_path, pictures):
+    write_action_and(tmp_path / "a.zarr", img=pictures)
+    write_action_and(tmp_path / "b.zarr", img=pictures[:, :4])
+    with pytest.raises(UserError, match=r"rgb camera camera: .*a.zarr has 6x8, .*b.zarr has 4x8 pixels"):
+        ppt.open_dataset({"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"})
+
+
+def test_episodes_count_from_the_end_of_all_domains(tmp_path):
+    write_action_and(tmp_path / "a.zarr")
+    write_action_and(tmp_path / "b.zarr")
+    data = ppt.open_dataset({"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"})
+    assert (data.episode(-1)["domain"], data.episode(-4)["domain"]) == ("b", "a")
+    for outside in (4, -5):
+        with pytest.raises(IndexError, match="a train split with 4"):
+            data.episode(outside)
+
+
+def test_ignored_keys_are_columns_groups_or_modalities_and_no_others(tmp_path):
+    write_flat(tmp_path / "flat.zarr")
+    kinds = lambda *ignored: ppt.open_dataset(tmp_path / "flat.zarr", ignored_keys=ignored).modalities
+    assert kinds() == ["state", "pointcloud", "rgb", "depth", "language"]
+    assert kinds("rgb", "pointcloud") == ["state", "depth", "language"]
+    assert kinds("depths/camera") == ["state", "pointcloud", "rgb", "language"]
+    with pytest.raises(UserError, match=r"no domain has imges/camera.*Did you mean images/camera"):
+        kinds("imges/camera")
+
+
+def test_the_first_command_on_foreign_data_says_what_to_type(tmp_path):
+    write_flat(tmp_path / "flat.zarr")
+    with pytest.raises(UserError, match=r"no eef_pos.*Type dataset.state_keys=\[state\].*null takes them all"):
+        MultiTrajDataset(tmp_path, "flat", state_keys=["eef_pos"])
+    with pytest.raises(UserError, match=r"is a dataset itself. Type dataset_path=.* domains=flat"):
+        MultiTrajDataset(tmp_path / "flat.zarr", "flat")
+    with pytest.raises(UserError, match=r"holds flat\."):
+        MultiTrajDataset(tmp_path, "flt")
+    with pytest.raises(UserError, match="unknown option stat_keys. Did you mean state_keys"):
+        ppt.open_dataset(tmp_path / "flat.zarr", stat_keys=["state"])
+    with pytest.raises(UserError, match=r"has no pointcloud.*obs/pointcloud/pos \(N, P, 3\)"):
+        MultiTrajDataset(
+            None,
+            None,
+            stores={"x": open_store(write_action_and(tmp_path / "x.zarr"))},
+            state_keys=[],
+            modalities=["pointcloud"],
+        )
+
+
+def test_a_policy_trained_on_all_there_is_knows_what_that_was(small_cfg):
+    words = ("dataset.state_keys=null", "dataset.num_points=null", "train.total_iters=1")
+    run = ppt.UnifiedTrainer(small_cfg(*words))
+    run.run()
+    source = ppt.load_policy(run.run_dir).card["sources"]["a"]
+    assert (source["state_keys"], source["num_points"]) == (["eef_pos", "normalized_gripper_pos"], 16)

@@ -253,9 +253,11 @@ def _state_parts(state_parts: dict, layouts: Layouts, domains: Sequence[str]) ->
     for number, domain in enumerate(domains):
         for name, (start, stop) in layouts[domain]["state"].items():
             if name not in state_parts:
+                known = {key: state_parts.get(key, "none") for key in layouts[domain]["state"]}
+                typed = ", ".join(f"{key}: {parts}" for key, parts in known.items())
                 raise UserError(
                     f"augment.rotation_deg or augment.translation_m moves the world, but augment.state_parts says nothing of the state key {name}. "
-                    f"Type augment.state_parts.{name}=none if it is no pose, or its parts: {', '.join(PART_WIDTHS)}."
+                    f'Type "augment.state_parts={{{typed}}}", with the parts of those that are poses: {", ".join(PART_WIDTHS)}.'
                 )
             parts, option = part_names(state_parts[name]), f"state_parts.{name}"
             columns = _columns(parts, start, stop, option=option, what=f"{name} of {domain}")

@@ -26,7 +26,7 @@ from ppt_kit.data.rows import PlainRows, Segment
 log = logging.getLogger(__name__)
 
 RECOUNT_BYTES = 64 << 20  # what one process writes between two looks at what all have written
-MOST_ENTRIES = 4096
+MOST_ENTRIES = 100_000
 IN_USE_S = 3600.0  # another dataset's cache that was opened this recently is not taken away
 
 
@@ -121,6 +121,8 @@ class RowCache:
         paths = folder.path / f"{name}.rows", folder.path / f"{name}.have"
         try:
             self._rows, self._have = _sparse(paths[0], shape[0] * self._row_bytes), _sparse(paths[1], shape[0])
+            if hasattr(os, "posix_fallocate"):  # it is mapped: a hole that finds no room later would kill the process
+                os.posix_fallocate(self._have, 0, max(1, shape[0]))
         except OSError as error:
             raise folder.refused(error) from None
         self._there = np.memmap(paths[1], np.uint8, "r", shape=(shape[0],)).view(np.ndarray)

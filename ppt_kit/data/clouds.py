@@ -20,18 +20,20 @@ def compose_cloud(
     num_points: int,
     color: np.ndarray | None = None,
     segmentation: np.ndarray | None = None,
+    color_range: float = 1.0,
 ) -> np.ndarray:
     """(..., num_points, channels) float32: xyz, then colour in [0, 1], segmentation and height as `channels` asks.
 
     Args:
-        position: (..., P, 3) metres, or (..., P, 6) with the colour behind, uint8-like or [0, 1].
-        color: (..., P, 3) uint8 or [0, 1]; None takes the columns behind the position.
+        position: (..., P, 3) metres, or (..., P, 6) with the colour behind.
+        color: (..., P, 3) uint8 or floats; None takes the columns behind the position.
+        color_range: what float colours go to: 1, or 255 as in DP3.
         segmentation: (..., P) or (..., P, 1).
     """
     xyz, columns = position[..., :3].astype(np.float32, copy=False), []
     if channels >= 6:
         color = position[..., 3:6] if color is None else color
-        columns.append(_unit_color(color))
+        columns.append(color.astype(np.float32) / (255 if color.dtype == np.uint8 else color_range))
     if channels == 5 and segmentation is not None:
         columns.append(segmentation.astype(np.float32).reshape(*xyz.shape[:-1], 1))
     if channels in (4, 5, 7):
@@ -55,7 +57,7 @@ def cloud_column(
     """
 
     def decode(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        depths = {name: store.read(f"obs/depths/{name}", rows) for name in cameras}
+        depths = {name: metres(store.read(f"obs/depths/{name}", rows)) for name in cameras}
         images = {name: store.read(f"obs/images/{name}", rows) for name in cameras} if with_color else {}
         for place, row in enumerate(rows.tolist()):
             parts = []
@@ -78,6 +80,12 @@ def cloud_column(
     )  # fmt: skip
 
 
+def metres(depth: np.ndarray) -> np.ndarray:
+    """(N, H, W, 1) float32 out of stored depth: whole numbers are millimetres, as depth cameras and robot datasets have them."""
+    depth = depth.astype(np.float32) / 1000 if depth.dtype.kind in "iu" else depth.astype(np.float32, copy=False)
+    return depth if depth.ndim == 4 else depth[..., None]
+
+
 def len_of(store: EpisodeStore) -> int:
     """Rows of a store."""
     return int(store.episode_ends[-1])
@@ -91,16 +99,12 @@ def _thin(
     if not len(points):
         raise UserError(
             f"{store.path}: the depth of {store.episode_name(store.episode_of(row))} (row {row}) has no point"
-            + (" inside dataset.crop_box. Set a larger one." if crop_box is not None else ": it is zero everywhere.")
+            + (
+                f" inside dataset.crop_box={crop_box.reshape(-1).tolist()}. Set another one."
+                if crop_box is not None
+                else ": it is zero everywhere."
+            )
         )
     if len(points) > CANDIDATES:
         points = points[np.linspace(0, len(points) - 1, CANDIDATES).round().astype(int)]
     return points[farthest_points(points[:, :3], num_points)].astype(np.float32)
-
-
-def _unit_color(color: np.ndarray) -> np.ndarray:
-    """Colours in [0, 1]; DP3 stores 0-255 as floats behind the position."""
-    if color.dtype == np.uint8:
-        return color.astype(np.float32) / 255
-    color = color.astype(np.float32)
-    return color / 255 if color.size and color.max() > 1.5 else color

@@ -21,6 +21,8 @@ to the widest; `dataset.shapes` has each one's own.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,11 +34,16 @@ import torch
 from omegaconf import DictConfig
 
 from ppt_kit.config import UserError, domain_names
-from ppt_kit.data.clouds import cloud_column, compose_cloud
-from ppt_kit.data.formats import attach_cache, cache_folder, find_domain, open_store
-from ppt_kit.data.store import DecodedColumn, EpisodeStore, check_finite
+from ppt_kit.data.clouds import cloud_column, compose_cloud, metres
+from ppt_kit.data.formats import attach_cache, cache_folder, find_domain, name_of, open_store
+from ppt_kit.data.store import EpisodeStore, check_finite, decoded_part
 
 MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
+WHERE_FROM = {
+    "pointcloud": "The PPT policy sees clouds: they are stored as obs/pointcloud/pos (N, P, 3) in metres, or made from obs/depths/<camera> "
+    "where that camera's intrinsics and extrinsics are stored.",
+    "state": "Type dataset.state_keys=null for every observation that is numbers.",
+}
 DEFAULT_POINTS = 512  # of clouds that are made from depth, when no number is asked for
 
 
@@ -105,12 +112,14 @@ class MultiTrajDataset:
         )
         self.split, self.observation_horizon, self.action_horizon = split, observation_horizon, action_horizon
         self.hist_action_cond, self._ignored = hist_action_cond, set(ignored_keys)
+        self._check_ignored()
         self._action_keys = {name: self._actions_of(name, action_key) for name in self.domains}
         self._states = {name: self._states_of(name, state_keys) for name in self.domains}
         self._cameras = {
             kind: {name: self._cameras_of(name, kind) for name in self.domains} for kind in ("rgb", "depth")
         }
         self._clouds = {name: self._cloud_parts(name) for name in self.domains}
+        self._color_ranges: dict[str, float] = {}
         self.point_channels = self._point_channels(point_channels)
         self.num_points = num_points or min(self._stored_points(name) for name in self.domains)
         wanted = modalities is None or "pointcloud" in modalities
@@ -128,10 +137,11 @@ class MultiTrajDataset:
         }
         sizes = [len(windows.steps) for windows in self._windows.values()]
         self._offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        if not self._offsets[-1]:
-            raise UserError(
-                f"the {split} split of {', '.join(self.domains)} has no window: every episode is shorter than the padding allows."
-            )
+        for name, size in zip(self.domains, sizes):
+            if not size:
+                raise UserError(
+                    f"the {split} split of {name} has no window: every episode is shorter than dataset.pad_before and pad_after allow."
+                )
         self.layouts = {
             name: {
                 "state": self._layout(name, self._states[name]),
@@ -160,8 +170,10 @@ class MultiTrajDataset:
             IndexError: one lies outside the dataset.
         """
         chosen = np.asarray(indices, dtype=np.int64)
+        if not len(chosen):
+            raise IndexError("a batch needs one window at least")
         chosen = np.where(chosen < 0, chosen + len(self), chosen)
-        if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
+        if chosen.min() < 0 or chosen.max() >= len(self):
             raise IndexError(f"window {indices} of a dataset with {len(self)}")
         domain = np.searchsorted(self._offsets, chosen, side="right") - 1
         if len(self.domains) == 1:
@@ -197,9 +209,9 @@ class MultiTrajDataset:
         Raises:
             IndexError: there are fewer.
         """
-        number = index
+        number = index + self.num_episodes if index < 0 else index
         for name in self.domains:
-            if number < len(self.episodes[name]):
+            if 0 <= number < len(self.episodes[name]):
                 return name, int(self.episodes[name][number])
             number -= len(self.episodes[name])
         raise IndexError(f"episode {index} of a {self.split} split with {self.num_episodes}")
@@ -220,7 +232,7 @@ class MultiTrajDataset:
             for keys in self.read_columns(name).values()
             for key in keys
         ]
-        return any(isinstance(column, DecodedColumn) for column in columns)
+        return any(decoded_part(column) for column in columns)
 
     def window_rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """{domain: ((M, To) rows of the observations, (M, Ta) rows of the actions)} that the windows `indices` read."""
@@ -274,9 +286,12 @@ class MultiTrajDataset:
         return list(self._action_keys[name] if kind == "action" else self._states[name])
 
     def describe_source(self, name: str) -> dict:
-        """What was recorded with one domain's data: simulator, task, camera, seeds of the demonstrations."""
+        """What a policy trained on one domain has to be shown, and what was recorded: simulator, task, seeds of the demonstrations."""
         attrs = self.stores[name].attrs
-        return {"env": attrs.get("env"), "seeds": attrs.get("seeds", [])}
+        return {
+            "env": attrs.get("env"), "seeds": attrs.get("seeds", []), "state_keys": list(self.layouts[name]["state"]),
+            "point_channels": self.point_channels, "num_points": self.num_points,
+        }  # fmt: skip
 
     # ---------------------------------------------------------------- gathering
 
@@ -323,7 +338,7 @@ class MultiTrajDataset:
                 obs[kind] = {}
                 for camera, stored in self._cameras[kind][name].items():
                     images = self.stores[name].read(stored, flat)
-                    images = _metres(images) if kind == "depth" else images
+                    images = metres(images) if kind == "depth" else images
                     obs[kind][camera] = images.reshape(*shape, *images.shape[1:])
         if "language" in kinds:
             sentences = self.sentences(name)
@@ -349,8 +364,20 @@ class MultiTrajDataset:
         read = {key.removeprefix(folder): self.stores[name].read(key, rows) for key in self._cloud_columns(name)}
         return compose_cloud(
             read["pos"], color=read.get("colors"), segmentation=read.get("seg"), channels=self.point_channels,
-            num_points=self.num_points,
+            num_points=self.num_points, color_range=self._color_range(name),
         )  # fmt: skip
+
+    def _color_range(self, name: str) -> float:
+        """What a domain's float colours go to, 1 or 255: decided once, by 16 of its clouds."""
+        if name not in self._color_ranges:
+            parts, store = self._clouds[name], self.stores[name]
+            colors = store.columns[parts.get("colors", parts["pos"])]
+            known = store.attrs.get("float_colors_go_to")
+            if known is None and self.point_channels >= 6 and colors.dtype.kind == "f":
+                some = np.unique(np.linspace(0, colors.shape[0] - 1, 16).round().astype(np.int64))
+                known = 255.0 if np.nanmax(colors.read(some)[..., -3:], initial=0) > 1.5 else 1.0
+            self._color_ranges[name] = known or 1.0
+        return self._color_ranges[name]
 
     def _cloud_columns(self, name: str) -> list[str]:
         """Stored columns that a cloud of point_channels needs."""
@@ -362,10 +389,23 @@ class MultiTrajDataset:
     def _readable(self, name: str) -> list[str]:
         """Columns of one domain that are not ignored."""
         store = self.stores[name]
-        return [
-            key for key in store.columns
-            if not {key, key.removeprefix("obs/"), store.columns[key].stored_as} & self._ignored
-        ]  # fmt: skip
+        return [key for key in store.columns if not any(self._means(name, text, key) for text in self._ignored)]
+
+    def _means(self, name: str, text: str, key: str) -> bool:
+        """Whether a user's word means a column: its name here, the dataset's own, a group's, or a modality's."""
+        short = key.removeprefix("obs/")
+        group = {"rgb": "images", "depth": "depths"}.get(text, text)
+        return text in (key, short, self.stores[name].columns[key].stored_as) or f"{short}/".startswith(f"{group}/")
+
+    def _check_ignored(self) -> None:
+        for text in self._ignored:
+            if not any(self._means(name, text, key) for name in self.domains for key in self.stores[name].columns):
+                have = sorted({key.removeprefix("obs/") for store in self.stores.values() for key in store.columns})
+                near = difflib.get_close_matches(text, have, 1)
+                raise UserError(
+                    f"dataset.ignored_keys: no domain has {text}; there is {', '.join(have)}."
+                    + (f" Did you mean {near[0]}?" if near else "")
+                )
 
     def _find(self, name: str, asked: str, option: str) -> str:
         """The column that a user's word means: its name here, without obs/, or the dataset's own."""
@@ -375,7 +415,13 @@ class MultiTrajDataset:
         for candidate in (f"obs/{asked}", asked, own.get(asked, "")):
             if candidate in store.columns:
                 return candidate
-        raise UserError(f"dataset.{option}: {store.path} has no {asked}; it has {', '.join(store.columns)}.")
+        remedy = f"Type dataset.{option}=<one of them>."
+        if option == "state_keys":
+            numbers = ",".join(key.removeprefix("obs/") for key in self._states_of(name, None))
+            remedy = (
+                f"Type dataset.state_keys=[{numbers}], or those of them that the policy is to see; null takes them all."
+            )
+        raise UserError(f"dataset.{option}: {store.path} has no {asked}; it has {', '.join(store.columns)}. {remedy}")
 
     def _actions_of(self, name: str, asked: str | None) -> list[str]:
         """Columns of the action: the one asked for, or every part below it."""
@@ -443,7 +489,8 @@ class MultiTrajDataset:
         if cache_gb > 0:
             folder = cache_folder(store.path, cache_dir=cache_dir, cache_gb=cache_gb)
             attach_cache(store, {f"cloud {crop_box}": column}, folder=folder)
-        self.stores[name] = replace(store, columns={**store.columns, "obs/pointcloud/pos": column})
+        columns = {**store.columns, "obs/pointcloud/pos": column}
+        self.stores[name] = replace(store, columns=columns, attrs={**store.attrs, "float_colors_go_to": 1.0})
         self._clouds[name] = {"pos": "obs/pointcloud/pos"}
 
     def _has(self, name: str, modality: str) -> bool:
@@ -467,9 +514,9 @@ class MultiTrajDataset:
                 if not self._has(name, modality):
                     others = [other for other in self.domains if self._has(other, modality)]
                     remedy = (
-                        f"{', '.join(others)} has it: read what both have with modalities=[…], or ignored_keys."
+                        f"{', '.join(others)} has it: leave it out there with dataset.ignored_keys=[{modality}], or modalities=[…]."
                         if others
-                        else ""
+                        else WHERE_FROM.get(modality, "")
                     )
                     raise UserError(
                         f"{self.stores[name].path} has no {modality}; it has {', '.join(self.stores[name].columns)}. {remedy}"
@@ -483,6 +530,18 @@ class MultiTrajDataset:
                         f"{self.stores[name].path} has the {kind} cameras {', '.join(cameras[name])}, {self.stores[self.domains[0]].path} has "
                         f"{', '.join(first)}: one batch cannot hold both. Leave some out with dataset.ignored_keys=[…]."
                     )
+                for camera in first:
+                    sizes = {
+                        d: self.stores[d].shape(self._cameras[kind][d][camera])[1:3] for d in (self.domains[0], name)
+                    }
+                    if len(set(sizes.values())) > 1:
+                        told = ", ".join(
+                            f"{self.stores[d].path} has {height}x{width}" for d, (height, width) in sizes.items()
+                        )
+                        raise UserError(
+                            f"{kind} camera {camera}: {told} pixels: one batch cannot hold both. Resize one dataset, or leave the camera out "
+                            f"with dataset.ignored_keys=[{self._cameras[kind][name][camera].removeprefix('obs/')}]."
+                        )
         self._check_clouds(chosen)
         return chosen
 
@@ -545,7 +604,12 @@ def open_dataset(path: str | Path | Mapping[str, str | Path], **options: Any) ->
     paths = {name: Path(where).expanduser() for name, where in path.items()} if isinstance(path, Mapping) else {}
     if not isinstance(path, Mapping):
         one = Path(path).expanduser()
-        paths = {one.absolute().name.split(".")[0]: one}
+        paths = {name_of(one): one}
+    known = inspect.signature(MultiTrajDataset).parameters
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, 1)
+            raise UserError(f"open_dataset: unknown option {option}." + (f" Did you mean {near[0]}?" if near else ""))
     opening = {name: options[name] for name in ("filter_key", "cache_dir", "cache_gb") if name in options}
     stores = {name: open_store(where, **opening) for name, where in paths.items()}
     everything: dict[str, Any] = {"state_keys": None, "action_key": None, "point_channels": None, "num_points": None}
@@ -593,12 +657,6 @@ def _split_episodes(
             f"{store.path}: the {split} split is empty with dataset.val_ratio={val_ratio}. Set dataset.val_ratio above 0."
         )
     return np.sort(chosen)
-
-
-def _metres(depth: np.ndarray) -> np.ndarray:
-    """(N, H, W, 1) float32."""
-    depth = depth.astype(np.float32, copy=False)
-    return depth if depth.ndim == 4 else depth[..., None]
 
 
 def _width(layout: Mapping[str, tuple[int, int]]) -> int:

@@ -13,12 +13,11 @@ import pandas as pd
 import psutil
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
-from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore
+from ppt_kit.data.store import Column, EpisodeStore, decoded_part
 
-SMALL_ROW_BYTES = 4096
-ROWS_OF_NUMBERS = 1_000_000  # read at most, to give ranges
-ROWS_OF_PICTURES = 400
-ROWS_TO_DECODE = 24
+BYTES_READ = 1 << 30  # of a column, to give its range; of a larger one an eighth of this
+DECODED_BYTES_READ = 64 << 20
+ROWS_AT_LEAST = 24
 STARVING_MS = 20.0  # a batch that takes longer than a common training step
 BATCHES = 8
 
@@ -28,8 +27,8 @@ Source = MultiTrajDataset | str | Path | Mapping[str, str | Path]
 def describe(dataset: Source) -> pd.DataFrame:
     """What a dataset holds, one line a stored column.
 
-    Ranges and counts of values that are not finite are those of `rows_read` rows, evenly spread: all of numbers, a few
-    hundred of clouds and images.
+    Ranges and counts of values that are not finite are those of `rows_read` rows: all, unless the column is large or has to
+    be decoded; then evenly spread ones, and nans and infs are <NA> where none was seen among them.
 
     Args:
         dataset: an opened one, or what `open_dataset` takes.
@@ -107,7 +106,7 @@ def _stages(data: MultiTrajDataset, name: str, batches: list[np.ndarray]) -> lis
 
 
 def _advice(store: EpisodeStore, columns: list[Column], *, ms: float) -> str:
-    decoded = [column for column in columns if isinstance(column, DecodedColumn)]
+    decoded = [part for part in map(decoded_part, columns) if part is not None]
     if not decoded:
         return ""
     size = sum(_decoded_bytes(column) for column in decoded)
@@ -162,17 +161,19 @@ def _column_line(store: EpisodeStore, key: str) -> dict[str, Any]:
         fine = values[np.isfinite(values)] if values.dtype.kind == "f" else values
         if fine.size:
             low, high = min(low, float(fine.min())), max(high, float(fine.max()))
-    known = high >= low
+    known, sampled = high >= low, len(rows) < column.shape[0]
     return {
         "shape": column.shape[1:], "dtype": str(column.dtype), "min": low if known else np.nan, "max": high if known else np.nan,
-        "nans": nans, "infs": infs, "rows_read": len(rows), "stored_as": column.stored_as, "layout": column.layout,
+        "nans": pd.NA if sampled and not nans else nans, "infs": pd.NA if sampled and not infs else infs, "rows_read": len(rows), "stored_as": column.stored_as, "layout": column.layout,
     }  # fmt: skip
 
 
 def _rows_to_read(column: Column) -> np.ndarray:
-    big = _row_bytes(column) > SMALL_ROW_BYTES
-    most = ROWS_OF_NUMBERS if not big else ROWS_TO_DECODE if isinstance(column, DecodedColumn) else ROWS_OF_PICTURES
-    return np.unique(np.linspace(0, column.shape[0] - 1, min(most, column.shape[0])).round().astype(np.int64))
+    most = DECODED_BYTES_READ if decoded_part(column) else BYTES_READ
+    count = column.shape[0]
+    if _decoded_bytes(column) > most:
+        count = max(ROWS_AT_LEAST, most // 8 // _row_bytes(column))
+    return np.unique(np.linspace(0, column.shape[0] - 1, min(count, column.shape[0])).round().astype(np.int64))
 
 
 def _row_bytes(column: Column) -> int:

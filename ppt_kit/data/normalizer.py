@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ppt_kit.config import UserError
+from ppt_kit.config import NORMALIZER_MODES, UserError
 from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.data.store import check_finite
 
@@ -69,6 +69,13 @@ def fit_normalizer(
     Raises:
         UserError: a value is not finite (the line names file, column and episode), or a key is not there.
     """
+    everywhere = [mode, *(per_key or {}).values()]
+    for wanted in [*everywhere, *(each for modes in (per_domain or {}).values() for each in modes.values())]:
+        if wanted not in NORMALIZER_MODES:
+            raise UserError(f"normalizer: mode {wanted} is none of {', '.join(NORMALIZER_MODES)}.")
+    for name in per_domain or {}:
+        if name not in dataset.domains:
+            raise UserError(f"normalizer: {name} is none of the domains {', '.join(dataset.domains)}.")
     return {
         name: _fit_domain(
             dataset,
@@ -129,8 +136,16 @@ def _fit_domain(
     known = {key for kind in KINDS for key in layouts[kind]}
     asked = {**keys, **{text: "identity" for text in leave if text not in ("quaternions", "one_hot")}}
     for text in asked:
-        if _parse(text)[0] not in known:
-            raise UserError(f"normalizer: {name} has no {text}; it has {', '.join(sorted(known))}.")
+        key, begin, end = _parse(text)
+        if key not in known:
+            raise UserError(
+                f"normalizer: {name} has no {text}; it has {', '.join(sorted(known))}. A part of one is e.g. actions[3:7]."
+            )
+        first, last = next(layouts[kind][key] for kind in KINDS if key in layouts[kind])
+        if begin is not None and end is not None and not begin < end <= last - first:
+            raise UserError(
+                f"normalizer: {text}: {key} of {name} has {last - first} numbers, a part is [begin:end] of them."
+            )
     found: dict[str, Any] = {}
     for kind in KINDS:
         modes = np.full(len(seen[kind].low), mode, dtype=object)

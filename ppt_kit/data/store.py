@@ -98,6 +98,54 @@ class DecodedColumn:
         assert left == 0, f"{self.stored_as}: {left} rows were not decoded"
 
 
+class ConvertedColumn:
+    """A column whose rows become something else after they were read: another order of axes, another type."""
+
+    def __init__(
+        self,
+        source: Column,
+        convert: Callable[[np.ndarray], np.ndarray],
+        *,
+        row_shape: tuple[int, ...],
+        dtype: np.dtype,
+    ):
+        self.source, self._convert = source, convert
+        self.shape, self.dtype = (source.shape[0], *row_shape), np.dtype(dtype)
+        self.stored_as, self.layout = source.stored_as, f"{source.layout}, converted from {source.dtype}"
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self._convert(self.source.read(rows))
+
+
+def decoded_part(column: Column) -> DecodedColumn | None:
+    """What of a column has to be decoded; None where nothing has."""
+    inner = column.source if isinstance(column, ConvertedColumn) else column
+    return inner if isinstance(inner, DecodedColumn) else None
+
+
+def picture_column(column: Column) -> Column:
+    """Pictures as the contract has them, (N, H, W, 3) uint8, out of pictures with the channels first or of floats.
+
+    Whether floats go to 1 or to 255 is decided once for the column, by 16 of its pictures.
+    """
+    first = column.shape[-1] != 3 and column.shape[1] == 3
+    if not first and column.dtype == np.uint8:
+        return column
+    scale: list[float] = []
+
+    def convert(pictures: np.ndarray) -> np.ndarray:
+        if pictures.dtype.kind == "f":
+            if not scale:
+                some = column.read(np.unique(np.linspace(0, column.shape[0] - 1, 16).round().astype(np.int64)))
+                scale.append(255.0 if np.nanmax(some, initial=0) <= 1 else 1.0)
+            pictures = np.rint(pictures * scale[0])
+        pictures = pictures.clip(0, 255).astype(np.uint8)
+        return np.ascontiguousarray(pictures.transpose(0, 2, 3, 1)) if first else pictures
+
+    height, width = column.shape[2:4] if first else column.shape[1:3]
+    return ConvertedColumn(column, convert, row_shape=(height, width, 3), dtype=np.dtype(np.uint8))
+
+
 @dataclass
 class EpisodeStore:
     """One opened dataset.

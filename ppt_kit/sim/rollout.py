@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppt_kit.data.dataset import compose_cloud
+from ppt_kit.data.clouds import compose_cloud
 from ppt_kit.models.act import ChunkExecutor
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.sim.env import SimEnv
@@ -66,7 +66,7 @@ def rollout(
         steps += 1
         if film:
             frames.append(env.render(VIDEO_SIZE))
-        history.append(policy_view(reading, policy.card["config"]["dataset"]))
+        history.append(policy_view(reading, policy.card["sources"][domain]))
         reading, reward, success = env.step(executor.next_action(ask))
         total += reward
     if film:
@@ -76,8 +76,8 @@ def rollout(
     )
 
 
-def policy_view(reading: dict[str, np.ndarray], dataset: dict[str, Any]) -> dict[str, np.ndarray]:
-    """state (Ds,) and pointcloud (P, C) of a simulator's reading, made as the training data's were.
+def policy_view(reading: dict[str, np.ndarray], source: dict[str, Any]) -> dict[str, np.ndarray]:
+    """state (Ds,) and pointcloud (P, C) of a simulator's reading, made as the training data's were (`describe_source`).
 
     Raises:
         KeyError: the simulator has no such state key.
@@ -85,10 +85,10 @@ def policy_view(reading: dict[str, np.ndarray], dataset: dict[str, Any]) -> dict
     cloud = compose_cloud(
         reading["pointcloud/pos"],
         color=reading.get("pointcloud/colors"),
-        channels=dataset["point_channels"],
-        num_points=dataset["num_points"],
+        channels=source["point_channels"],
+        num_points=source["num_points"],
     )
-    state = np.concatenate([np.asarray(reading[key], np.float32).ravel() for key in dataset["state_keys"]])
+    state = np.concatenate([np.asarray(reading[key], np.float32).ravel() for key in source["state_keys"]])
     return {"state": state, "pointcloud": cloud}
 
 

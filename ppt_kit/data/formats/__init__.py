@@ -10,16 +10,18 @@ A format is a module with
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
 
 from ppt_kit.config import UserError
 from ppt_kit.data.cache import CacheFolder, RowCache, default_cache_dir
-from ppt_kit.data.store import DecodedColumn, EpisodeStore
+from ppt_kit.data.store import DecodedColumn, EpisodeStore, decoded_part
 
 FORMATS = ("replay_buffer", "lerobot", "robomimic", "maniskill", "rlds")
 
 # how a dataset called <domain> may be called on disk
+MOST_LOOKED_AT = 200  # neighbours, when a dataset is not found
 ENDINGS = (".zarr", ".zarr.zip", ".hdf5", ".h5", "")
 
 
@@ -37,7 +39,8 @@ def open_store(
     """
     path = Path(path).expanduser()
     store = recognise(path).open_store(path, filter_key=filter_key)
-    decoded = {key: column for key, column in store.columns.items() if isinstance(column, DecodedColumn)}
+    parts = {key: decoded_part(column) for key, column in store.columns.items()}
+    decoded = {key: part for key, part in parts.items() if part is not None}
     if decoded and cache_gb > 0:
         attach_cache(store, decoded, folder=cache_folder(path, cache_dir=cache_dir, cache_gb=cache_gb))
     return store
@@ -82,18 +85,34 @@ def find_domain(dataset_path: str | Path, domain: str) -> Path:
     for ending in ENDINGS:
         if (folder / f"{domain}{ending}").exists():
             return folder / f"{domain}{ending}"
-    there = sorted(
-        {
-            other.name.removesuffix(".zip").rsplit(".", 1)[0]
-            for other in folder.glob("*.*")
-            if not other.name.startswith(".")
-        }
-    )
+    if folder.exists() and _is_dataset(folder):
+        raise UserError(
+            f"dataset_path={dataset_path} is a dataset itself. Type dataset_path={folder.parent} domains={name_of(folder)}."
+        )
+    entries = sorted(folder.iterdir())[:MOST_LOOKED_AT] if folder.is_dir() else []
+    there = [name_of(entry) for entry in entries if not entry.name.startswith(".") and _is_dataset(entry)]
     known = f"{folder} holds {', '.join(there)}. " if there else f"{folder} holds no dataset. "
     raise UserError(
         f"domains={domain}: no {folder / domain}.zarr (nor {', '.join(ENDINGS[1:-1])} or folder). {known}Set domains=… and "
         f"dataset_path=…, or collect it with `python scripts/collect_demos.py task={domain}`."
     )
+
+
+def name_of(path: Path) -> str:
+    """What a dataset is called as a domain: its name without the ending; of a version's folder (RLDS: name/1.0.0), the one above."""
+    name = path.absolute().name
+    if path.is_dir() and re.fullmatch(r"\d+\.\d+\.\d+", name):
+        return path.absolute().parent.name
+    ending = next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if ending and name.endswith(ending)), "")
+    return name.removesuffix(ending)
+
+
+def _is_dataset(path: Path) -> bool:
+    try:
+        recognise(path)
+        return True
+    except (UserError, OSError):
+        return False
 
 
 def _contents(path: Path) -> str:
