@@ -470,6 +470,10 @@ def test_whole_numbers_of_depth_are_millimetres(tmp_path):
     depth = ppt.open_dataset(path).__getitems__([3])["obs"]["depth"]["camera"]
     assert depth.shape == (1, 2, 4, 5, 1)
     assert (depth == 1.5).all()
+    from ppt_kit.data.convert import to_zarr
+
+    to_zarr(open_store(path), tmp_path / "y.zarr")
+    assert (ppt.open_dataset(tmp_path / "y.zarr").__getitems__([3])["obs"]["depth"]["camera"] == 1.5).all()
 
 
 def test_a_points_colour_does_not_depend_on_what_else_is_read(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ppt_kit.data.store import EpisodeStore
+from ppt_kit.data.store import EpisodeStore, metres
 
 BLOCK_BYTES = 64 << 20  # rows of one column in memory at a time
 
@@ -14,10 +14,7 @@ BLOCK_BYTES = 64 << 20  # rows of one column in memory at a time
 def values_of(store: EpisodeStore, key: str, rows: np.ndarray) -> np.ndarray:
     """Rows of a column as they are written: depths are float32 (n, H, W, 1)."""
     values = store.read(key, rows)
-    if not key.startswith("obs/depths/"):
-        return values
-    values = values.astype(np.float32, copy=False)
-    return values[..., None] if values.ndim == 3 else values
+    return metres(values) if key.startswith("obs/depths/") else values
 
 
 def row_bytes(store: EpisodeStore, key: str) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points
 from ppt_kit.config import UserError
-from ppt_kit.data.store import DecodedColumn, EpisodeStore
+from ppt_kit.data.store import DecodedColumn, EpisodeStore, metres
 
 CANDIDATES = 4096  # points that farthest-point sampling chooses from: of more, an even share
 
@@ -78,12 +78,6 @@ def cloud_column(
         (len_of(store), num_points, width), np.float32, decode, stored_as=f"depth of {', '.join(cameras)}",
         layout=f"made from depth, {num_points} of the points",
     )  # fmt: skip
-
-
-def metres(depth: np.ndarray) -> np.ndarray:
-    """(N, H, W, 1) float32 out of stored depth: whole numbers are millimetres, as depth cameras and robot datasets have them."""
-    depth = depth.astype(np.float32) / 1000 if depth.dtype.kind in "iu" else depth.astype(np.float32, copy=False)
-    return depth if depth.ndim == 4 else depth[..., None]
 
 
 def len_of(store: EpisodeStore) -> int:

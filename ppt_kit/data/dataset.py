@@ -34,9 +34,9 @@ import torch
 from omegaconf import DictConfig
 
 from ppt_kit.config import UserError, domain_names
-from ppt_kit.data.clouds import cloud_column, compose_cloud, metres
+from ppt_kit.data.clouds import cloud_column, compose_cloud
 from ppt_kit.data.formats import attach_cache, cache_folder, find_domain, name_of, open_store
-from ppt_kit.data.store import EpisodeStore, check_finite, decoded_part
+from ppt_kit.data.store import EpisodeStore, check_finite, decoded_part, metres
 
 MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
 WHERE_FROM = {

@@ -5,7 +5,7 @@ Every format opens into an EpisodeStore whose columns have these names, so that 
     actions                      (N, Da), or actions/<part> where the data keeps its parts apart
     obs/<name>                   (N, ...) numbers: proprioception
     obs/images/<camera>          (N, H, W, 3) uint8
-    obs/depths/<camera>          (N, H, W) or (N, H, W, 1) metres
+    obs/depths/<camera>          (N, H, W) or (N, H, W, 1) metres, or whole numbers of millimetres: see `metres`
     obs/pointcloud/pos           (N, P, 3) metres, or (N, P, 6) with colours behind; /colors, /seg beside it
     anything else                stays under its own name: rewards, simulator states
 
@@ -213,6 +213,12 @@ class EpisodeStore:
     def episode_name(self, episode: int) -> str:
         """How an episode is called in a message: its number, and its name in the file where it has one."""
         return f"episode {episode}" + (f" ({self.episode_names[episode]})" if self.episode_names is not None else "")
+
+
+def metres(depth: np.ndarray) -> np.ndarray:
+    """(N, H, W, 1) float32 out of stored depth: whole numbers are millimetres, as depth cameras and robot datasets have them."""
+    depth = depth.astype(np.float32) / 1000 if depth.dtype.kind in "iu" else depth.astype(np.float32, copy=False)
+    return depth if depth.ndim == 4 else depth[..., None]
 
 
 def check_finite(store: EpisodeStore, key: str, rows: np.ndarray, values: np.ndarray) -> None:
