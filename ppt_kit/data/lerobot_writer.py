@@ -21,6 +21,7 @@ from PIL import Image
 
 from ppt_kit.config import UserError
 from ppt_kit.data.blocks import blocks, row_bytes, values_of
+from ppt_kit.data.formats import name_of
 from ppt_kit.data.store import EpisodeStore
 from ppt_kit.data.video import VideoFrames
 
@@ -181,7 +182,7 @@ class LeRobotWriter:
         self._films = [feature for feature in features if feature.kind == "video"]
         self._columns = [feature for feature in features if feature.kind != "video"]
         # without sentences the name, as MultiTrajDataset has it: the language is the same before and after
-        name = store.path.absolute().name.split(".")[0]
+        name = name_of(store.path)
         sentences = store.sentences or [name] * len(store.episode_ends)
         self._tasks = list(dict.fromkeys(sentences))
         number = {sentence: place for place, sentence in enumerate(self._tasks)}
