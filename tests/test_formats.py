@@ -186,6 +186,15 @@ def test_a_mask_that_names_absent_demos_is_refused(tmp_path):
     refuses(path, path, "filter_key=none_there", "names demo_7,", filter_key="none_there")
 
 
+def test_every_robomimic_column_is_there_after_a_conversion(tmp_path):
+    source = open_store(write_robomimic(tmp_path / "a.hdf5", robomimic_episodes(LENGTHS)), cache_gb=0)
+    copy = open_store(to_zarr(source, tmp_path / "a.zarr"))
+    assert "states" in copy.columns
+    assert set(copy.columns) == set(source.columns)
+    for key in source.columns:
+        np.testing.assert_array_equal(copy.read(key, np.arange(32)), source.read(key, np.arange(32)), err_msg=key)
+
+
 def test_sentences_come_from_where_each_project_keeps_them(tmp_path):
     episodes = robomimic_episodes((3, 3))
     robocasa = {number: {"ep_meta": json.dumps({"lang": f"open drawer {number}"})} for number in range(2)}

@@ -28,7 +28,7 @@ from ppt_kit.data.video import VideoFrames
 DATA_FILE_MB = 100  # LeRobot's own bounds: a file that has reached its bound takes no further episode
 VIDEO_FILE_MB = 200
 FILES_A_CHUNK = 1000
-MOST_FPS = 1000
+LEAST_FPS, MOST_FPS = 0.001, 10_000
 STATS_PIXELS = 10_000  # a picture's pixels that its statistics are made of
 
 Progress = Callable[[int], object]  # called with the number of steps just written
@@ -42,7 +42,8 @@ OPTIONS = {
     "libsvtav1": {"g": "2", "crf": "30", "preset": "10"},
     "libaom-av1": {"g": "2", "crf": "30", "cpu-used": "8"},
     "libx264": {"g": "2", "crf": "23"},
-    "libx265": {"g": "2", "crf": "23", "x265-params": "log-level=none"},
+    # of films shorter than its B-frames look ahead it makes up times, and the mp4 refuses some of those
+    "libx265": {"g": "2", "crf": "23", "x265-params": "bframes=0:log-level=none"},
 }
 
 
@@ -90,10 +91,10 @@ def fps_of(store: EpisodeStore, fps: float | None) -> float:
         raise UserError(
             f"fps=null: {store.path} does not say its steps a second. Type fps=10, or what it was recorded at."
         )
-    if not isinstance(found, (int, float)) or not 1 / MOST_FPS <= found <= MOST_FPS:
+    if not isinstance(found, (int, float)) or not LEAST_FPS <= found <= MOST_FPS:
         whose = "" if fps is not None else f" (as {store.path} says)"
         raise UserError(
-            f"fps={found}{whose}: no number of steps a second from {1 / MOST_FPS:g} to {MOST_FPS}. Type fps=10, or what it "
+            f"fps={found}{whose}: no number of steps a second from {LEAST_FPS} to {MOST_FPS}. Type fps=10, or what it "
             "was recorded at."
         )
     return found
@@ -158,11 +159,18 @@ def encoder_of(codec: str) -> str:
 
 def _try_encoder(name: str) -> None:
     """Writes a short video into memory: what an encoder or the mp4 refuses is known before a row is read."""
-    picture = np.zeros((256, 256, 3), np.uint8)
+    picture, rate = np.zeros((256, 256, 3), np.uint8), Fraction(10)
     with av.open(io.BytesIO(), "w", format="mp4") as container:
-        stream = _add_stream(container, name, rate=Fraction(10), height=256, width=256)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        stream = _add_stream(container, name, rate=rate, height=256, width=256)
+        for number in range(2):
+            container.mux(stream.encode(_frame(picture, number, rate)))
         container.mux(stream.encode(None))
+
+
+def _frame(picture: np.ndarray, number: int, rate: Fraction) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    frame.pts, frame.time_base = number, 1 / rate
+    return frame
 
 
 def _add_stream(container: Any, encoder: str, *, rate: Fraction, height: int, width: int) -> Any:
@@ -182,8 +190,7 @@ class LeRobotWriter:
         self._films = [feature for feature in features if feature.kind == "video"]
         self._columns = [feature for feature in features if feature.kind != "video"]
         # without sentences the name, as MultiTrajDataset has it: the language is the same before and after
-        name = name_of(store.path)
-        sentences = store.sentences or [name] * len(store.episode_ends)
+        sentences = store.sentences or [name_of(store.path)] * len(store.episode_ends)
         self._tasks = list(dict.fromkeys(sentences))
         number = {sentence: place for place, sentence in enumerate(self._tasks)}
         self._task_of = [number[sentence] for sentence in sentences]
@@ -337,9 +344,7 @@ class _Films:
 
     def append(self, pictures: np.ndarray) -> None:
         for picture in pictures:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = self._counts[-1], 1 / self._rate
-            self._container.mux(self._stream.encode(frame))
+            self._container.mux(self._stream.encode(_frame(picture, self._counts[-1], self._rate)))
             self._counts[-1] += 1
 
     def close(self) -> None:
