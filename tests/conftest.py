@@ -43,6 +43,12 @@ def write_store(
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """Decoded rows of the suite's datasets stay out of the user's own cache."""
+    os.environ["PPT_KIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A folder with the datasets `a`, `b` (the same shapes) and `wide` (more state, more action)."""
