@@ -17,6 +17,8 @@ _WHERE = {
     "MultiTrajDataset": "data.dataset",
     "describe": "data.describe",
     "doctor": "data.describe",
+    "to_zarr": "data.convert",
+    "to_lerobot": "data.convert",
     "UnifiedTrainer": "trainer",
     "load_policy": "checkpoint",
     "checkpoints": "checkpoint",

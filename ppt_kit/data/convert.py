@@ -18,7 +18,7 @@ import numpy as np
 
 from ppt_kit.config import UserError
 from ppt_kit.data.blocks import blocks, row_bytes, values_of
-from ppt_kit.data.formats import recognise
+from ppt_kit.data.formats import open_store, recognise
 from ppt_kit.data.lerobot_writer import LeRobotWriter, Progress, encoder_of, features_of, fps_of, plain
 from ppt_kit.data.store import EpisodeStore
 from ppt_kit.data.writer import ZarrWriter, begin_beside, take_name
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def to_zarr(
-    store: EpisodeStore,
+    source: EpisodeStore | str | Path,
     path: str | Path,
     *,
     overwrite: bool = False,
@@ -37,13 +37,16 @@ def to_zarr(
     """Writes a replay buffer with the store's own column names; values stay what they are, depths become float32 (N, H, W, 1).
 
     Args:
+        source: an opened store, or the path of a dataset in any format.
+        path: where to write.
         keys: columns to write; None = all.
         progress: called with the number of steps just written.
     Raises:
         UserError: something stands there and `overwrite` is false, a key is unknown, the name ends as another format's does,
             or the disk is full; nothing is left then, and what stood there stays.
     """
-    path, chosen = Path(path), _chosen(store, keys)
+    store, path = _opened(source), Path(path)
+    chosen = _chosen(store, keys)
     _check_ending(path, to="zarr")
     inner = next((key for key in chosen for other in chosen if key.startswith(f"{other}/")), None)
     if inner:
@@ -71,7 +74,7 @@ def to_zarr(
 
 
 def to_lerobot(
-    store: EpisodeStore,
+    source: EpisodeStore | str | Path,
     path: str | Path,
     *,
     fps: float | None = None,
@@ -87,6 +90,8 @@ def to_lerobot(
     columns (timestamp, frame_index, episode_index, index, task_index) are counted anew.
 
     Args:
+        source: an opened store, or the path of a dataset in any format.
+        path: where to write.
         fps: control steps a second; None = what the dataset says of itself.
         video: false = pictures as PNG in the tables, which lose nothing.
         codec: "av1", "h264", "hevc", or the name of one of FFmpeg's encoders.
@@ -96,7 +101,7 @@ def to_lerobot(
     Raises:
         UserError: as to_zarr, or a column that LeRobot has no feature for, no fps, no such encoder, a size it cannot encode.
     """
-    path = Path(path)
+    store, path = _opened(source), Path(path)
     _check_ending(path, to="lerobot")
     fps = fps_of(store, fps)
     features = features_of(store, _chosen(store, keys, refuse_arrays=True), video=video, fps=fps)
@@ -114,6 +119,11 @@ def bytes_under(path: Path) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ rows of a store
+
+
+def _opened(source: EpisodeStore | str | Path) -> EpisodeStore:
+    """Each row is read once, so none is kept in a cache."""
+    return source if isinstance(source, EpisodeStore) else open_store(source, cache_gb=0)
 
 
 def _chosen(store: EpisodeStore, keys: Sequence[str] | None, *, refuse_arrays: bool = False) -> list[str]:
