@@ -139,9 +139,13 @@ def _draw_cloud(axes: Any, cloud: np.ndarray, *, title: str) -> None:
 def _draw_image(axes: Any, image: np.ndarray, *, title: str) -> None:
     """(H, W, 3) uint8, or (H, W, 1) metres."""
     depth = image.shape[-1] == 1
-    shown = axes.imshow(image[..., 0] if depth else image, cmap="magma" if depth else None)
     if depth:
+        metres = np.ma.masked_less_equal(image[..., 0], 0)  # 0 = no reading
+        wide = metres.count() and metres.max() > 10 * metres.min()  # a far background would leave the scene one colour
+        shown = axes.imshow(metres, cmap="magma", norm="log" if wide else None)
         axes.figure.colorbar(shown, ax=axes, label="m", shrink=0.8)
+    else:
+        axes.imshow(image)
     axes.set_title(title, fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])
