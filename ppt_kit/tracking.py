@@ -158,12 +158,16 @@ def read_metrics(run_dir: str | Path, kind: str | None = None) -> pd.DataFrame:
         run_dir: the run folder.
         kind: "train", "val", "checkpoint" or "eval"; None = all.
     Returns:
-        One line a row; columns of other kinds are NaN, and left out when `kind` is given.
+        One line a row; columns of other kinds are NaN, and left out when `kind` is given. Without a row it has the
+        columns kind and step.
     Raises:
         FileNotFoundError: the folder has no metrics.jsonl.
     """
     rows = read_rows(Path(run_dir) / METRICS)
-    frame = pd.DataFrame([row for row in rows if kind is None or row.get("kind") == kind])
+    wanted = [row for row in rows if kind is None or row.get("kind") == kind]
+    if not wanted:
+        return pd.DataFrame(columns=["kind", "step"])  # a run that was killed before its first row
+    frame = pd.DataFrame(wanted)
     return frame.dropna(axis=1, how="all") if kind is not None else frame
 
 

@@ -106,3 +106,11 @@ def test_whatever_happens_to_wandb_training_goes_on(small_data, tmp_path, troubl
     assert process.returncode == 0, output[-3000:]
     assert output.count("W&B failed") == 1, output[-3000:]
     assert list(read_metrics(folder, "train")["step"]) == list(range(1, steps + 1))
+
+
+def test_a_run_killed_before_its_first_row_reads_as_an_empty_table(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    for kind in (None, "train"):
+        table = read_metrics(tmp_path, kind)
+        assert len(table) == 0
+        assert not (table["kind"] == "end").any()
