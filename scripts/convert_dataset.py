@@ -14,8 +14,9 @@ def main(cfg: DictConfig) -> None:
         raise UserError("source and target are required: type source=<a dataset> target=<where to write it>.")
     from tqdm import tqdm
 
-    from ppt_kit.data.convert import bytes_under, to_lerobot, to_zarr
+    from ppt_kit.data.convert import to_lerobot, to_zarr
     from ppt_kit.data.formats import open_store
+    from ppt_kit.data.rows import bytes_under
     from ppt_kit.tracking import bar_pace
 
     start = time.perf_counter()

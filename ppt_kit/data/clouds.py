@@ -75,14 +75,9 @@ def cloud_column(
 
     width = 6 if with_color else 3
     return DecodedColumn(
-        (len_of(store), num_points, width), np.float32, decode, stored_as=f"depth of {', '.join(cameras)}",
+        (int(store.episode_ends[-1]), num_points, width), np.float32, decode, stored_as=f"depth of {', '.join(cameras)}",
         layout=f"made from depth, {num_points} of the points",
     )  # fmt: skip
-
-
-def len_of(store: EpisodeStore) -> int:
-    """Rows of a store."""
-    return int(store.episode_ends[-1])
 
 
 def _thin(

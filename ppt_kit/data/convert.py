@@ -113,11 +113,6 @@ def to_lerobot(
     return path
 
 
-def bytes_under(path: Path) -> int:
-    """Size of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-
-
 # ------------------------------------------------------------------------------------------------ rows of a store
 
 

@@ -36,6 +36,7 @@ from omegaconf import DictConfig
 from ppt_kit.config import UserError, domain_names
 from ppt_kit.data.clouds import cloud_column, compose_cloud
 from ppt_kit.data.formats import attach_cache, cache_folder, find_domain, name_of, open_store
+from ppt_kit.data.rows import spread
 from ppt_kit.data.store import EpisodeStore, check_finite, decoded_part, metres
 
 MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
@@ -269,8 +270,7 @@ class MultiTrajDataset:
 
     def rows(self, name: str) -> np.ndarray:
         """(N,) rows of one domain's episodes in this split, in order."""
-        bounds = [self._bounds(name, episode) for episode in self.episodes[name]]
-        return np.concatenate([np.arange(first, last + 1) for first, last in bounds])
+        return np.concatenate([np.arange(*self.stores[name].bounds(episode)) for episode in self.episodes[name]])
 
     def values(self, name: str, kind: str, rows: np.ndarray) -> np.ndarray:
         """(len(rows), D) float32 of `kind` "state" or "action" of one domain, not padded."""
@@ -374,8 +374,7 @@ class MultiTrajDataset:
             colors = store.columns[parts.get("colors", parts["pos"])]
             known = store.attrs.get("float_colors_go_to")
             if known is None and self.point_channels >= 6 and colors.dtype.kind == "f":
-                some = np.unique(np.linspace(0, colors.shape[0] - 1, 16).round().astype(np.int64))
-                known = 255.0 if np.nanmax(colors.read(some)[..., -3:], initial=0) > 1.5 else 1.0
+                known = 255.0 if np.nanmax(colors.read(spread(16, colors.shape[0]))[..., -3:], initial=0) > 1.5 else 1.0
             self._color_ranges[name] = known or 1.0
         return self._color_ranges[name]
 
@@ -567,20 +566,16 @@ class MultiTrajDataset:
     def _windows_of(self, name: str, *, pad_before: int | None, pad_after: int | None) -> Windows:
         steps, firsts, lasts = [], [], []
         for episode in self.episodes[name]:
-            first, last = self._bounds(name, episode)
+            first, end = self.stores[name].bounds(episode)
             before = self.observation_horizon - 1
             after = self.action_horizon - 1 - (before if self.hist_action_cond else 0)
             skip_head = 0 if pad_before is None else max(0, before - pad_before)
             skip_tail = 0 if pad_after is None else max(0, after - pad_after)
-            rows = np.arange(first + skip_head, last + 1 - skip_tail)
+            rows = np.arange(first + skip_head, end - skip_tail)
             steps.append(rows)
             firsts.append(np.full(len(rows), first))
-            lasts.append(np.full(len(rows), last))
+            lasts.append(np.full(len(rows), end - 1))
         return Windows(*(np.concatenate(part) for part in (steps, firsts, lasts)))
-
-    def _bounds(self, name: str, episode: int) -> tuple[int, int]:
-        ends = self.stores[name].episode_ends
-        return int(ends[episode - 1]) if episode else 0, int(ends[episode]) - 1
 
     def _layout(self, name: str, keys: list[str]) -> dict[str, tuple[int, int]]:
         widths = [int(np.prod(self.stores[name].shape(key)[1:], dtype=np.int64)) for key in keys]
@@ -601,10 +596,7 @@ def open_dataset(path: str | Path | Mapping[str, str | Path], **options: Any) ->
     Raises:
         UserError: nothing is there, no format recognises it, or it is damaged.
     """
-    paths = {name: Path(where).expanduser() for name, where in path.items()} if isinstance(path, Mapping) else {}
-    if not isinstance(path, Mapping):
-        one = Path(path).expanduser()
-        paths = {name_of(one): one}
+    paths = path if isinstance(path, Mapping) else {name_of(Path(path).expanduser()): path}
     known = inspect.signature(MultiTrajDataset).parameters
     for option in options:
         if option not in known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 import psutil
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
+from ppt_kit.data.rows import bytes_under, spread
 from ppt_kit.data.store import Column, EpisodeStore, decoded_part
 
 BYTES_READ = 1 << 30  # of a column, to give its range; of a larger one an eighth of this
@@ -126,7 +126,7 @@ def _report(data: MultiTrajDataset, table: pd.DataFrame, *, batch_size: int, sec
     for name in data.domains:
         store = data.stores[name]
         lines.append(
-            f"{name}: {store.format}, {_size_of(store.path) / 1e9:.2f} GB in {store.path}, {len(store.episode_ends)} episodes, {store.episode_ends[-1]} steps"
+            f"{name}: {store.format}, {bytes_under(store.path) / 1e9:.2f} GB in {store.path}, {len(store.episode_ends)} episodes, {store.episode_ends[-1]} steps"
         )
     for line in table.to_dict("records"):
         lines.append(
@@ -173,7 +173,7 @@ def _rows_to_read(column: Column) -> np.ndarray:
     count = column.shape[0]
     if _decoded_bytes(column) > most:
         count = max(ROWS_AT_LEAST, most // 8 // _row_bytes(column))
-    return np.unique(np.linspace(0, column.shape[0] - 1, min(count, column.shape[0])).round().astype(np.int64))
+    return spread(count, column.shape[0])
 
 
 def _row_bytes(column: Column) -> int:
@@ -182,9 +182,3 @@ def _row_bytes(column: Column) -> int:
 
 def _decoded_bytes(column: Column) -> int:
     return column.shape[0] * _row_bytes(column)
-
-
-def _size_of(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(os.path.getsize(os.path.join(folder, file)) for folder, _, files in os.walk(path) for file in files)

@@ -128,6 +128,16 @@ class PlainRows:
         return self._maps[number]
 
 
+def bytes_under(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def spread(count: int, total: int) -> np.ndarray:
+    """At most `count` of `total` rows, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+
+
 def _read_all(handle: int, target: memoryview, offset: int) -> None:
     while len(target):
         count = os.preadv(handle, [target], offset)

@@ -26,7 +26,7 @@ from ppt_kit.cameras import Camera
 from ppt_kit.config import UserError
 from ppt_kit.data.buffers import empty
 from ppt_kit.data.cache import RowCache
-from ppt_kit.data.rows import PlainRows
+from ppt_kit.data.rows import PlainRows, spread
 
 
 class Column(Protocol):
@@ -136,7 +136,7 @@ def picture_column(column: Column) -> Column:
     def convert(pictures: np.ndarray) -> np.ndarray:
         if pictures.dtype.kind == "f":
             if not scale:
-                some = column.read(np.unique(np.linspace(0, column.shape[0] - 1, 16).round().astype(np.int64)))
+                some = column.read(spread(16, column.shape[0]))
                 scale.append(255.0 if np.nanmax(some, initial=0) <= 1 else 1.0)
             pictures = np.rint(pictures * scale[0])
         pictures = pictures.clip(0, 255).astype(np.uint8)

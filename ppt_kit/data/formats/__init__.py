@@ -20,8 +20,8 @@ from ppt_kit.data.store import DecodedColumn, EpisodeStore, decoded_part
 
 FORMATS = ("replay_buffer", "lerobot", "robomimic", "maniskill", "rlds")
 
-# how a dataset called <domain> may be called on disk
 MOST_LOOKED_AT = 200  # neighbours, when a dataset is not found
+# how a dataset called <domain> may be called on disk
 ENDINGS = (".zarr", ".zarr.zip", ".hdf5", ".h5", "")
 
 
