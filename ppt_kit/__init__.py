@@ -11,7 +11,7 @@ from typing import Any
 
 _WHERE = {
     "load_config": "config",
-    "UserError": "config",
+    "UserError": "errors",
     "load_dataset": "data.dataset",
     "open_dataset": "data.dataset",
     "MultiTrajDataset": "data.dataset",

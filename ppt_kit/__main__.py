@@ -5,7 +5,8 @@ from pathlib import Path
 
 
 def main() -> int:
-    from ppt_kit.config import UserError, from_file
+    from ppt_kit.config import from_file
+    from ppt_kit.errors import UserError
     from ppt_kit.trainer import UnifiedTrainer
 
     words = [word for word in sys.argv[1:] if not word.startswith("--local")]

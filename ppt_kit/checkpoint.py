@@ -6,7 +6,6 @@ reads it anywhere, whatever the ZeRO stage of the run was.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pickle
@@ -16,12 +15,13 @@ import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
-from ppt_kit.config import UserError, from_mapping
+from ppt_kit.config import from_mapping
+from ppt_kit.errors import UserError
+from ppt_kit.files import write_whole
 from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.tracking import METRICS, read_rows
 
@@ -54,13 +54,13 @@ def save_model(
         OSError: the disk is full or read-only; the files from before are untouched.
     """
     latest = run_dir / LATEST
-    _write_whole(latest, lambda path: _save(content, path))
+    write_whole(latest, lambda path: _save(content, path))
     if safetensors:
-        _write_whole(run_dir / "model.safetensors", lambda path: _write_safetensors(content, path))
+        write_whole(run_dir / "model.safetensors", lambda path: _write_safetensors(content, path))
     if epoch is None:
         return latest
     numbered = run_dir / f"model_{epoch}.pth"
-    _write_whole(numbered, lambda path: _same_bytes(latest, path))
+    write_whole(numbered, lambda path: _same_bytes(latest, path))
     for old in numbered_models(run_dir)[:-keep_last] if keep_last else []:
         if old.name != f"model_{keep_epoch}.pth":
             old.unlink()
@@ -76,7 +76,7 @@ def save_resume(run_dir: Path, content: dict) -> Path:
     folder = run_dir / RESUME
     folder.mkdir(exist_ok=True)
     path = folder / f"step_{content['engine']['step']:09d}.pt"
-    _write_whole(path, lambda beside: _save(content, beside))
+    write_whole(path, lambda beside: _save(content, beside))
     for old in resume_files(run_dir)[:-2]:
         old.unlink()
     return path
@@ -217,29 +217,6 @@ def checkpoints(run_dir: str | Path) -> pd.DataFrame:
             }
         )  # fmt: skip
     return pd.DataFrame(rows, columns=["epoch", "step", "loss", "val_loss", "size_mb", "path"])
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    try:
-        write(beside)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as error:
-        # torch names a position in a zip file; what the disk said is what it was handling
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError):
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
-        raise
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _save(content: dict, path: Path) -> None:

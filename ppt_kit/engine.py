@@ -29,7 +29,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import nn
 
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
+from ppt_kit.files import write_text
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_CODES = tuple(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
@@ -173,9 +174,7 @@ def tell_first_failure(folder: Path, *, rank: int, started: float) -> None:
         started: time.time() before which files belong to an earlier run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".rank_{rank}.writing"
-    beside.write_text(f"rank {rank} failed:\n{traceback.format_exc()}")
-    os.replace(beside, folder / f"rank_{rank}.txt")
+    write_text(folder / f"rank_{rank}.txt", f"rank {rank} failed:\n{traceback.format_exc()}")
     time.sleep(1.0)  # the rank that failed first may still be writing
     print(first_failure(folder, started=started), file=sys.stderr, flush=True)
 

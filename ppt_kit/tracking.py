@@ -21,6 +21,8 @@ from typing import Any
 
 import pandas as pd
 
+from ppt_kit.files import write_text
+
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
@@ -237,9 +239,7 @@ def _drop_later_rows(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_rows(path) if row.get("step", 0) <= step and row.get("kind") != "end"]
-    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _start_tensorboard(run_dir: Path) -> Any:

@@ -22,11 +22,13 @@ from tqdm.auto import tqdm
 
 from ppt_kit import engine, launch
 from ppt_kit.checkpoint import BackgroundWriter, load_model, load_resume, save_model, save_resume
-from ppt_kit.config import UserError, check_values, domain_names, from_mapping
+from ppt_kit.checks import check_values, domain_names
+from ppt_kit.config import from_mapping
 from ppt_kit.data.augment import Augmenter
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
+from ppt_kit.errors import UserError
 from ppt_kit.models.policy import MODALITIES, PPTPolicy, build_policy
 from ppt_kit.models.pretrained import load_trunk
 from ppt_kit.signals import StopSignals

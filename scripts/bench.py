@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from ppt_kit.config import key, load_config
+from ppt_kit.config import load_config
+from ppt_kit.schema import key
 
 
 @dataclass

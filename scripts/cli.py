@@ -9,7 +9,8 @@ from collections.abc import Callable
 import fire
 from omegaconf import DictConfig
 
-from ppt_kit.config import UserError, describe_keys, load_config
+from ppt_kit.config import describe_keys, load_config
+from ppt_kit.errors import UserError
 
 # words that launchers add: they say which process this is, which the environment says too
 LAUNCHER_WORDS = ("--local_rank", "--local-rank")

@@ -3,7 +3,7 @@
 import cli
 from omegaconf import DictConfig
 
-from ppt_kit.config import CollectConfig
+from ppt_kit.schema import CollectConfig
 
 
 def main(cfg: DictConfig) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import cli
 from omegaconf import DictConfig
 
-from ppt_kit.config import ConvertConfig, UserError
+from ppt_kit.errors import UserError
+from ppt_kit.schema import ConvertConfig
 
 
 def main(cfg: DictConfig) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import cli
 from omegaconf import DictConfig
 
-from ppt_kit.config import EvaluateConfig, UserError, domain_names
+from ppt_kit.checks import domain_names
+from ppt_kit.errors import UserError
+from ppt_kit.schema import EvaluateConfig
 
 
 def main(cfg: DictConfig) -> int:

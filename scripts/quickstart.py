@@ -7,7 +7,10 @@ from pathlib import Path
 import cli
 from omegaconf import DictConfig
 
-from ppt_kit.config import DEFAULT_CONFIG, Config, UserError, domain_names
+from ppt_kit.checks import domain_names
+from ppt_kit.config import DEFAULT_CONFIG
+from ppt_kit.errors import UserError
+from ppt_kit.schema import Config
 
 EPISODES = 20
 

@@ -3,7 +3,8 @@
 import cli
 from omegaconf import DictConfig
 
-from ppt_kit.config import DEFAULT_CONFIG, Config
+from ppt_kit.config import DEFAULT_CONFIG
+from ppt_kit.schema import Config
 
 
 def main(cfg: DictConfig) -> int:

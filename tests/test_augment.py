@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ppt_kit.config import UserError, load_config
+from ppt_kit.config import load_config
 from ppt_kit.data.augment import Augmenter, _blur, _places, _turn_hue
 from ppt_kit.data.clouds import compose_cloud
+from ppt_kit.errors import UserError
 from ppt_kit.randomness import sample_seeds, uniform
 from ppt_kit.tracking import read_metrics
 from ppt_kit.trainer import UnifiedTrainer

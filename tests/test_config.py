@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ppt_kit.config import (
-    CollectConfig,
-    Config,
-    EvaluateConfig,
-    UserError,
-    describe_keys,
-    domain_names,
-    from_file,
-    load_config,
-    parse_words,
-    part_names,
-)
+from ppt_kit.checks import domain_names, part_names
+from ppt_kit.config import describe_keys, from_file, load_config
+from ppt_kit.errors import UserError
+from ppt_kit.schema import CollectConfig, Config, EvaluateConfig, leaves_of
+from ppt_kit.words import parse_words
 
 
 def test_words_of_shell_and_cell_are_one_grammar():
@@ -134,10 +127,8 @@ def test_domains_in_every_form():
 
 @pytest.mark.parametrize("schema", [Config, CollectConfig, EvaluateConfig])
 def test_help_has_a_line_for_every_key(schema):
-    from ppt_kit.config import _leaves
-
     lines = describe_keys(schema).splitlines()
-    assert [line.split()[0] for line in lines] == list(_leaves(schema))
+    assert [line.split()[0] for line in lines] == list(leaves_of(schema))
     assert all(len(line.split()) > 4 for line in lines)
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppt_kit.config import UserError
 from ppt_kit.data.clouds import cloud_column
 from ppt_kit.data.convert import to_zarr
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.rows import MOST_OPEN, PlainRows, Segment
 from ppt_kit.data.store import DecodedColumn, PlainColumn
+from ppt_kit.errors import UserError
 
 
 def rows_to_ask(ends):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
 from ppt_kit.launch import decide, local_share
 
 ALONE: dict = {}

@@ -28,12 +28,12 @@ from conftest import ROOT, run_script, write_store
 from PIL import Image
 
 from ppt_kit.cameras import Camera
-from ppt_kit.config import UserError
 from ppt_kit.data.convert import to_lerobot, to_zarr
 from ppt_kit.data.dataset import open_dataset
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.store import DecodedColumn, EpisodeStore
 from ppt_kit.data.video import VideoFrames
+from ppt_kit.errors import UserError
 
 FPS = 10
 SIZE = (48, 96)  # height, width of the pictures
@@ -1000,7 +1000,7 @@ import sys, pathlib
 sys.path.insert(0, {tests!r})
 import numpy as np
 from test_lerobot import everything, WRITERS
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
 from ppt_kit.data.convert import to_lerobot
 store, _ = everything(pathlib.Path({source!r}), lengths=(200,))
 noise = np.random.default_rng(0).integers(0, 256, (200, 64, 96, 3), dtype=np.uint8)

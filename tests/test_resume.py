@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, SMALL_WORDS
 
 from ppt_kit.checkpoint import load_model, load_resume, resume_files
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
 from ppt_kit.tracking import read_metrics
 from ppt_kit.trainer import UnifiedTrainer
 

@@ -14,7 +14,8 @@ from conftest import SMALL_WORDS
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points, intrinsics_from_fovy
 from ppt_kit.checkpoint import load_policy
-from ppt_kit.config import UserError, load_config
+from ppt_kit.config import load_config
+from ppt_kit.errors import UserError
 from ppt_kit.sim.env import make_env
 from ppt_kit.sim.evaluate import evaluate, success_table, wilson_interval
 from ppt_kit.sim.experts import collect, expert_episode

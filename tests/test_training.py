@@ -13,10 +13,10 @@ import torch
 from conftest import ROOT, SMALL_WORDS
 
 from ppt_kit.checkpoint import checkpoints, load_model, load_policy, numbered_models, save_model
-from ppt_kit.config import UserError
 from ppt_kit.data.dataset import load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader
 from ppt_kit.data.normalizer import fit_normalizer
+from ppt_kit.errors import UserError
 from ppt_kit.models.policy import build_policy
 from ppt_kit.tracking import Tracker, read_metrics
 from ppt_kit.trainer import UnifiedTrainer

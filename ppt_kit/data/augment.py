@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from ppt_kit.config import PART_WIDTHS, AugmentConfig, UserError, moves_world, part_names
+from ppt_kit.checks import moves_world, part_names
+from ppt_kit.errors import UserError
 from ppt_kit.randomness import normal, uniform
+from ppt_kit.schema import PART_WIDTHS, AugmentConfig
 
 GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
 HEIGHT_CHANNELS = (4, 5, 7)  # clouds whose last column is the height, z

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ppt_kit.config import UserError
 from ppt_kit.data.rows import PlainRows, Segment
+from ppt_kit.errors import UserError
+from ppt_kit.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,7 @@ class CacheFolder:
             for file in self.path.iterdir():
                 file.unlink()
         if not note.is_file():
-            beside = self.path / f".boot-{os.getpid()}"
-            beside.write_text(now)
-            beside.rename(note)
+            write_text(note, now)
 
     def _drop_unused(self, needed: float) -> float:
         """Takes other datasets' caches away, those unused for longest first; the bytes that became free."""

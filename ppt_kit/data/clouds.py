@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points
-from ppt_kit.config import UserError
 from ppt_kit.data.store import DecodedColumn, EpisodeStore, metres
+from ppt_kit.errors import UserError
 
 CANDIDATES = 4096  # points that farthest-point sampling chooses from: of more, an even share
 

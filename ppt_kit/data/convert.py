@@ -16,12 +16,13 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ppt_kit.config import UserError
 from ppt_kit.data.blocks import blocks, row_bytes, values_of
 from ppt_kit.data.formats import open_store, recognise
 from ppt_kit.data.lerobot_writer import LeRobotWriter, Progress, encoder_of, features_of, fps_of, plain
 from ppt_kit.data.store import EpisodeStore
-from ppt_kit.data.writer import ZarrWriter, begin_beside, take_name
+from ppt_kit.data.writer import ZarrWriter
+from ppt_kit.errors import UserError
+from ppt_kit.files import begin_folder, finish_folder
 
 log = logging.getLogger(__name__)
 
@@ -195,9 +196,9 @@ def _all_or_nothing(store: EpisodeStore, path: Path, *, overwrite: bool) -> Iter
 @contextmanager
 def _beside(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder to write in, which takes the name `path` when the block ends well and is gone when it does not."""
-    folder = begin_beside(path, key="target")
+    folder = begin_folder(path, key="target")
     try:
         yield folder / "new"
-        take_name(folder, path, overwrite=overwrite)
+        finish_folder(folder, path, overwrite=overwrite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ppt_kit.config import NORMALIZER_MODES, UserError
 from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.data.store import check_finite
+from ppt_kit.errors import UserError
+from ppt_kit.schema import NORMALIZER_MODES
 
 ROWS_AT_ONCE = 65_536
 MOST_ROWS = 2_000_000  # that quantiles are taken from; of more rows, an even share

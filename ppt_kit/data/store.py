@@ -23,10 +23,10 @@ from typing import Protocol
 import numpy as np
 
 from ppt_kit.cameras import Camera
-from ppt_kit.config import UserError
 from ppt_kit.data.buffers import empty
 from ppt_kit.data.cache import RowCache
 from ppt_kit.data.rows import PlainRows, spread
+from ppt_kit.errors import UserError
 
 
 class Column(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 from av.codec.context import Flags
 from av.video.reformatter import VideoReformatter
 
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
 
 RUN_BYTES = 32 << 20  # what one run of frames holds at most
 # a keyframe this near ahead is reached sooner by decoding on than by seeking, which starts the decoder anew

@@ -6,10 +6,7 @@ a memory copy, and any zarr reader reads it too.
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import zarr
 
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
+from ppt_kit.files import begin_folder, finish_folder
 
 CHUNK_BYTES = 64 << 20
 
@@ -49,7 +47,7 @@ class ZarrWriter:
         self.constants: dict[str, np.ndarray] = {}  # stored as /meta/<name>, the same for every episode
 
     def __enter__(self) -> ZarrWriter:
-        self._beside = begin_beside(self.path, key=self._key)
+        self._beside = begin_folder(self.path, key=self._key)
         return self
 
     def append(self, arrays: Mapping[str, np.ndarray], *, meta: Mapping[str, Any] | None = None) -> None:
@@ -124,66 +122,7 @@ class ZarrWriter:
             _write_array(root, f"meta/{name}", array.astype("U100") if array.dtype.kind == "U" else array)
         for name, constant in self.constants.items():
             _write_array(root, f"meta/{name}", np.asarray(constant))
-        take_name(self._beside, self.path, overwrite=self.overwrite)
-
-
-def begin_beside(path: Path, *, key: str) -> Path:
-    """A folder beside `path` that holds an empty folder `new` to write in. What killed writers left of theirs is taken away.
-
-    Args:
-        key: what the user sets the place with.
-    Raises:
-        UserError: the place cannot be written to.
-    """
-    # with the host: on a disk that several share, a process of another one is not dead because it is not here
-    folder = path.with_name(f".{path.name}.writing-{os.getpid()}@{socket.gethostname()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _take_leftovers_away(path)
-        (folder / "new").mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: cannot be written to ({error.strerror}). Set {key} to a folder of yours."
-        ) from None
-    return folder
-
-
-def take_name(folder: Path, path: Path, *, overwrite: bool) -> None:
-    """Gives what is in `folder`/new the name `path`, once all of it is on disk."""
-    for entry in [*(folder / "new").rglob("*"), folder / "new"]:
-        _fsync(entry)
-    aside = folder / "replaced"
-    if path.exists() and overwrite:
-        os.rename(path, aside)
-    try:
-        os.rename(folder / "new", path)
-    except OSError:
-        if aside.exists():
-            os.rename(aside, path)
-        raise
-    _fsync(path.parent)
-
-
-def _take_leftovers_away(path: Path) -> None:
-    """Removes the folders that killed processes left beside `path`."""
-    pattern = re.compile(rf"{re.escape(f'.{path.name}.writing-')}(\d+)(@{re.escape(socket.gethostname())})?")
-    for entry in path.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        # killed between two renames, `replaced` is all there is of what stood at `path`
-        only_copy = not path.exists() and (entry / "replaced").exists()
-        if match and not _is_running(int(match[1])) and not only_copy:
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether another process of that number runs: one of our own number was before us."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
+        finish_folder(self._beside, self.path, overwrite=self.overwrite)
 
 
 class _ChunkWriter:
@@ -232,11 +171,3 @@ def _create(root: Any, name: str, *, shape: tuple[int, ...], dtype: np.dtype, ro
 
 def _write_array(root: Any, name: str, values: np.ndarray) -> None:
     _create(root, name, shape=values.shape, dtype=values.dtype, rows=len(values) if values.ndim else 1)[...] = values
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

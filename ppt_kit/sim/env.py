@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
 
 
 class SimEnv(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import os
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,7 +17,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
+from ppt_kit.files import write_text
 from ppt_kit.models.act import ChunkExecutor
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.sim.env import SimEnv, make_env
@@ -199,9 +199,7 @@ def write_results(result: Evaluation, out_dir: Path, log_name: str, *, name_doma
             name += f" on {result.rows[0]['domain']}" if name_domain else ""
             summary[name] = {"total": line["rate"], "subtask_sr": _subtask_rates(result.rows)}
             text.write(f"success rate of {name} is: {line['rate']}\n")
-    beside = summary_file.with_name(f".{summary_file.name}.writing-{os.getpid()}")
-    beside.write_text(json.dumps(summary, indent=2))
-    os.replace(beside, summary_file)
+    write_text(summary_file, json.dumps(summary, indent=2))
 
 
 def _run_all(policy: PPTPolicy, plan: _Plan, seeds: list[int], *, n_procs: int) -> Iterator[dict]:

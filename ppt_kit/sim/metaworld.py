@@ -12,7 +12,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points, intrinsics_from_fovy
-from ppt_kit.config import UserError
+from ppt_kit.errors import UserError
 
 CROP_BOX = np.array([[-0.55, 0.3, 0.005], [0.55, 1.1, 0.6]])  # m: the table, without its surface and the walls
 CORNER2_POSITION = (0.6, 0.295, 0.8)  # m: where DP3 moves the camera to; the stock place leaves 530 points in the box

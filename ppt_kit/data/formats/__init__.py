@@ -14,9 +14,9 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from ppt_kit.config import UserError
 from ppt_kit.data.cache import CacheFolder, RowCache, default_cache_dir
 from ppt_kit.data.store import DecodedColumn, EpisodeStore, decoded_part
+from ppt_kit.errors import UserError
 
 FORMATS = ("replay_buffer", "lerobot", "robomimic", "maniskill", "rlds")
 

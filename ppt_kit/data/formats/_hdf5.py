@@ -16,9 +16,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ppt_kit.config import UserError
 from ppt_kit.data.rows import PlainRows, Segment
 from ppt_kit.data.store import Column, DecodedColumn, PlainColumn
+from ppt_kit.errors import UserError
 
 WHOLE_BYTES = 1 << 18  # so much is decoded at once: below it the call costs more than the bytes
 

@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppt_kit.config import UserError
 from ppt_kit.data.formats import _tfrecord as tfrecord
 from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore
+from ppt_kit.errors import UserError
 
 NAME = "RLDS (TFDS folder)"
 LOOKED_FOR = "features.json or *.tfrecord-* in a folder or in the one version's folder inside"

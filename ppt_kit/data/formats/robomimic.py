@@ -18,9 +18,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ppt_kit.config import UserError
 from ppt_kit.data.formats._hdf5 import Episodes, is_hdf5, numbered, open_file, reading
 from ppt_kit.data.store import Column, EpisodeStore
+from ppt_kit.errors import UserError
 
 NAME = "robomimic HDF5"
 LOOKED_FOR = "data/demo_<number> in a file"

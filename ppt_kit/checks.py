@@ -1,0 +1,184 @@
+"""What a configuration must hold beyond its types: choices, ranges, and keys that only make sense together."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ppt_kit.errors import UserError
+from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, Config, leaves_of, show
+
+
+def domain_names(domains: Any) -> list[str]:
+    """Names in `domains`, whether it is "a,b", a list, or a mapping of name to weight.
+
+    Raises:
+        UserError: none, or one of them twice.
+    """
+    if isinstance(domains, str):
+        names = [part.strip() for part in domains.split(",") if part.strip()]
+    elif OmegaConf.is_config(domains) or isinstance(domains, (list, tuple, dict)):
+        names = [str(name) for name in domains]
+    else:
+        names = []
+    if not names:
+        raise UserError(f"domains={domains!r} names no dataset. Type domains=a or domains=a,b.")
+    if len(set(names)) < len(names):
+        raise UserError(f"domains={domains!r} names a dataset twice. Name each once.")
+    return names
+
+
+def part_names(parts: Any) -> list[str]:
+    """Names in `augment.action_parts` or one entry of `augment.state_parts`: "a,b" or a list."""
+    if isinstance(parts, str):
+        return [part.strip() for part in parts.split(",") if part.strip()]
+    return [str(part) for part in parts] if isinstance(parts, (list, tuple)) or OmegaConf.is_list(parts) else []
+
+
+def moves_world(augment: Any) -> bool:
+    """Whether an AugmentConfig, or its part of a configuration, turns or shifts the world."""
+    return any(augment.rotation_deg) or any(augment.translation_m)
+
+
+def check_values(tree: DictConfig, schema: type = Config) -> None:
+    """Choices, ranges and keys that only make sense together.
+
+    Raises:
+        UserError: the first that does not hold.
+    """
+    for dotted, (_, leaf) in leaves_of(schema).items():
+        value, meta = OmegaConf.select(tree, dotted), leaf.metadata
+        if meta["choices"] and value not in meta["choices"]:
+            near = difflib.get_close_matches(str(value), [str(choice) for choice in meta["choices"]], 1)
+            raise UserError(
+                f"{dotted}={value}: takes {', '.join(show(choice) for choice in meta['choices'])}."
+                + (f" Did you mean {near[0]}?" if near else "")
+            )
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise UserError(f"{dotted}={value}: takes a finite number.")
+            if meta["low"] is not None and value < meta["low"]:
+                raise UserError(f"{dotted}={value}: must be at least {meta['low']:g}.")
+            if meta["high"] is not None and value > meta["high"]:
+                raise UserError(f"{dotted}={value}: must be at most {meta['high']:g}.")
+    if schema is Config:
+        _check_together(tree)
+
+
+def _check_together(cfg: DictConfig) -> None:
+    domain_names(cfg.domains)
+    if not isinstance(cfg.domains, str) and OmegaConf.is_dict(cfg.domains):
+        bad = {name: weight for name, weight in cfg.domains.items() if not _positive(weight)}
+        if bad:
+            raise UserError(
+                f"domains: the weight of {next(iter(bad))} is {next(iter(bad.values()))!r}. Weights are numbers above 0."
+            )
+    if cfg.dataset.point_channels not in (3, 4, 5, 6, 7):
+        raise UserError(f"dataset.point_channels={cfg.dataset.point_channels}: takes 3, 4, 5, 6 or 7.")
+    _check_normalizer(cfg)
+    if cfg.dataset.crop_box is not None and len(cfg.dataset.crop_box) != 6:
+        raise UserError(f"dataset.crop_box={list(cfg.dataset.crop_box)}: takes six numbers, x0,y0,z0,x1,y1,z1.")
+    if cfg.dataset.crop_box is not None and not all(
+        low < high for low, high in zip(cfg.dataset.crop_box[:3], cfg.dataset.crop_box[3:])
+    ):
+        raise UserError(
+            f"dataset.crop_box={list(cfg.dataset.crop_box)}: the lower corner comes first, x0,y0,z0,x1,y1,z1 with x0 < x1, y0 < y1, z0 < z1."
+        )
+    if cfg.dataset.hist_action_cond and cfg.dataset.action_horizon < cfg.dataset.observation_horizon:
+        raise UserError(
+            f"dataset.hist_action_cond=true starts the chunk at t-To+1, but dataset.action_horizon={cfg.dataset.action_horizon} ends "
+            f"before t. Set dataset.action_horizon to at least dataset.observation_horizon={cfg.dataset.observation_horizon}."
+        )
+    if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
+        raise UserError(f"optimizer.betas={list(cfg.optimizer.betas)}: takes two numbers in [0, 1), e.g. [0.95,0.999].")
+    if cfg.policy.width % cfg.policy.num_heads:
+        raise UserError(
+            f"policy.width={cfg.policy.width} is not a multiple of policy.num_heads={cfg.policy.num_heads}."
+        )
+    if cfg.train.freeze_trunk and not cfg.train.pretrained_dir:
+        raise UserError(
+            "train.freeze_trunk=true, but train.pretrained_dir is empty: the trunk would stay random. "
+            "Set train.pretrained_dir to a run folder, or train.freeze_trunk=false."
+        )
+    if cfg.train.best_metric == "val_loss" and not (cfg.train.val_interval and cfg.dataset.val_ratio):
+        raise UserError(
+            "train.best_metric=val_loss, but nothing is validated. Set train.val_interval and dataset.val_ratio above 0."
+        )
+    if cfg.train.resume == "auto" and cfg.suffix is None:
+        raise UserError(
+            "train.resume=auto, but suffix is empty: no run folder to resume. Type suffix=<the run's name>."
+        )
+    if cfg.suffix is not None and ("/" in cfg.suffix or cfg.suffix in ("", ".", "..")):
+        raise UserError(f"suffix={cfg.suffix!r} must be one folder's name.")
+    _check_augment(cfg.augment, domain_names(cfg.domains))
+
+
+def _check_augment(augment: DictConfig, domains: list[str]) -> None:
+    for name in ("rotation_deg", "translation_m", "rotation_center"):
+        least = -math.inf if name == "rotation_center" else 0
+        if len(augment[name]) != 3 or not all(least <= value < math.inf for value in augment[name]):
+            raise UserError(
+                f"augment.{name}={show(augment[name])}: takes three numbers, for x, y and z, "
+                f"{'' if name == 'rotation_center' else 'not negative, '}e.g. [0,0,0.1]."
+            )
+    if augment.blur_sigma and not augment.blur_probability:
+        raise UserError(
+            f"augment.blur_sigma={augment.blur_sigma:g}, but augment.blur_probability=0: nothing would be blurred. Set it above 0."
+        )
+    if not OmegaConf.is_dict(augment.state_parts):
+        raise UserError(
+            f"augment.state_parts={show(augment.state_parts)}: takes {{state key: parts}}, e.g. {{eef_pos: position}}."
+        )
+    for state_key, parts in augment.state_parts.items():
+        _check_parts(parts, f"augment.state_parts.{state_key}")
+    if OmegaConf.is_dict(augment.action_parts):
+        if set(augment.action_parts) != set(domains):
+            raise UserError(
+                f"augment.action_parts={show(augment.action_parts)}: as {{domain: parts}} it takes one entry for each of {', '.join(domains)}."
+            )
+        for domain, parts in augment.action_parts.items():
+            _check_parts(parts, f"augment.action_parts.{domain}")
+    elif augment.action_parts is not None:
+        _check_parts(augment.action_parts, "augment.action_parts")
+    elif moves_world(augment):
+        raise UserError(
+            "augment.rotation_deg or augment.translation_m moves the world, but augment.action_parts is empty: how the actions follow is not known. "
+            "Type e.g. augment.action_parts=[displacement,none] for steps of the hand and a gripper, [position,quaternion_xyzw,none] for its poses. "
+            "Joint actions cannot follow: set rotation and translation to [0,0,0], "
+            "or type augment.action_parts=none if the actions hold in any frame."
+        )
+
+
+def _check_parts(parts: Any, name: str) -> None:
+    """Raises UserError unless `parts` names parts."""
+    names = part_names(parts)
+    wrong = next((part for part in names if part not in PART_WIDTHS), None)
+    if wrong is not None or not names:
+        near = difflib.get_close_matches(str(wrong), PART_WIDTHS, 1)
+        raise UserError(
+            f"{name}={show(parts)}: takes a list of {', '.join(PART_WIDTHS)}."
+            + (f" Did you mean {near[0]}?" if near else "")
+        )
+
+
+def _check_normalizer(cfg: DictConfig) -> None:
+    groups = {"normalizer.per_key": cfg.normalizer.per_key}
+    for name, modes in dict(cfg.normalizer.per_domain or {}).items():
+        if name not in domain_names(cfg.domains):
+            raise UserError(
+                f"normalizer.per_domain: {name} is none of the domains {', '.join(domain_names(cfg.domains))}."
+            )
+        groups[f"normalizer.per_domain.{name}"] = modes
+    for where, modes in groups.items():
+        if not OmegaConf.is_dict(modes):
+            raise UserError(f"{where}={modes}: takes a mapping of keys to modes, e.g. {{eef_pos: gaussian}}.")
+        for name, mode in modes.items():
+            if mode not in NORMALIZER_MODES:
+                raise UserError(f"{where}.{name}={mode}: takes {', '.join(NORMALIZER_MODES)}.")
+
+
+def _positive(weight: Any) -> bool:
+    return isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < float("inf")

@@ -1,0 +1,110 @@
+"""Files and folders that are finished or absent: written beside their name, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ppt_kit.errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Has `write` fill a file beside `path`, which takes its name once it is on the disk.
+
+    Raises:
+        OSError: the disk is full or read-only; what stood at `path` is untouched.
+    """
+    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        write(beside)
+        fsync(beside)
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        # torch names a position in a zip file; what the disk said is what it was handling
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+    fsync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_whole`, a text in UTF-8."""
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def begin_folder(path: Path, *, key: str) -> Path:
+    """A folder beside `path` that holds an empty folder `new` to write in. What killed writers left is taken away.
+
+    Args:
+        key: what the user sets the place with.
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    # with the host: on a disk that several share, a process of another one is not dead because it is not here
+    folder = path.with_name(f".{path.name}.writing-{os.getpid()}@{socket.gethostname()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _take_leftovers_away(path)
+        (folder / "new").mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot be written to ({error.strerror}). Set {key} to a folder of yours."
+        ) from None
+    return folder
+
+
+def finish_folder(folder: Path, path: Path, *, overwrite: bool) -> None:
+    """Gives what is in `folder`/new the name `path`, once all of it is on disk."""
+    for entry in [*(folder / "new").rglob("*"), folder / "new"]:
+        fsync(entry)
+    aside = folder / "replaced"
+    if path.exists() and overwrite:
+        os.rename(path, aside)
+    try:
+        os.rename(folder / "new", path)
+    except OSError:
+        if aside.exists():
+            os.rename(aside, path)
+        raise
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _take_leftovers_away(path: Path) -> None:
+    """Removes the folders that killed processes left beside `path`."""
+    pattern = re.compile(rf"{re.escape(f'.{path.name}.writing-')}(\d+)(@{re.escape(socket.gethostname())})?")
+    for entry in path.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        # killed between two renames, `replaced` is all there is of what stood at `path`
+        only_copy = not path.exists() and (entry / "replaced").exists()
+        if match and not _is_running(int(match[1])) and not only_copy:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether another process of that number runs: one of our own number was before us."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

@@ -1,0 +1,325 @@
+"""Every key of every configuration: its type, its default, its unit and what values it takes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+
+NORMALIZER_MODES = ("limits", "gaussian", "quantiles", "identity")
+
+# what numbers of a state or an action can be when the world is moved, and how many numbers one of each has
+PART_WIDTHS = {
+    "none": 1,
+    "position": 3,
+    "displacement": 3,
+    "rotation_vector": 3,
+    "quaternion_xyzw": 4,
+    "quaternion_wxyz": 4,
+}
+
+
+def key(default: Any, doc: str, *, choices: tuple = (), low: float | None = None, high: float | None = None) -> Any:
+    """One key of a schema: its default, its line in --help (with the unit), and what values it takes."""
+    metadata = {"doc": doc, "choices": choices, "low": low, "high": high}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DatasetConfig:
+    observation_horizon: int = key(2, "frames the policy sees, To (control steps)", low=1)
+    action_horizon: int = key(8, "actions in one chunk, Ta (control steps)", low=1)
+    hist_action_cond: bool = key(False, "action window starts at t-To+1 instead of t")
+    pad_before: int | None = key(
+        None, "frames repeated at most before an episode's start; null = as many as needed", low=0
+    )
+    pad_after: int | None = key(
+        None, "actions repeated at most after an episode's end; null = as many as needed", low=0
+    )
+    val_ratio: float = key(0.1, "share of the episodes held out for validation", low=0, high=0.9)
+    episode_cnt: int | None = key(None, "use the first n episodes of each domain; null = all", low=1)
+    data_ratio: float = key(1.0, "use this share of each domain's episodes", low=0.0001, high=1)
+    state_keys: list[str] | None = key(
+        ["eef_pos", "normalized_gripper_pos"],
+        "stored keys concatenated to obs.state, in order; null = all that are numbers",
+    )
+    action_key: str | None = key("actions", "stored key of the action, or of the group of its parts; nested as a/b")
+    ignored_keys: list[str] = key([], "stored observation keys that are not read")
+    point_channels: int = key(
+        3, "columns of a point: 3 xyz, 4 +height, 5 +segmentation and height, 6 +colour, 7 +colour and height"
+    )
+    num_points: int | None = key(
+        512, "points of a cloud; larger stored clouds are subsampled evenly; null = as stored", low=1
+    )
+    crop_box: list[float] | None = key(
+        None, "clouds made from depth: lower and upper corner x0,y0,z0,x1,y1,z1 (m); null = all that is seen"
+    )
+    filter_key: str | None = key(None, "read this part of the dataset only: a robomimic mask, an RLDS split")
+    cache_dir: str | None = key(
+        None, "folder for decoded rows (video, compressed arrays); null = $PPT_KIT_CACHE or ~/.cache/ppt_kit"
+    )
+    cache_gb: float = key(20.0, "what that folder may hold (GB); 0 = decode each row every time", low=0)
+
+
+@dataclass
+class NormalizerConfig:
+    mode: str = key(
+        "limits",
+        "what becomes -1 and 1: the limits, or the 1 and 99 % quantiles; gaussian = mean 0, deviation 1",
+        choices=NORMALIZER_MODES,
+    )
+    per_key: Any = key({}, "another mode for some keys, e.g. {eef_pos: gaussian, 'actions[6:7]': identity}")
+    per_domain: Any = key({}, "another mode for some keys of one domain: {domain: {key: mode}}")
+    leave_alone: list[str] = key(
+        [], "keys, or parts as actions[3:7], that stay as they are; quaternions and one_hot find theirs"
+    )
+    path: str | None = key(None, "take the statistics of this run folder (or model*.pth) instead of fitting them")
+    any_dataset: bool = key(False, "take them although they were made from other episodes")
+
+
+@dataclass
+class PolicyConfig:
+    width: int = key(256, "token width of stems, trunk and head", low=8)
+    depth: int = key(5, "transformer blocks in the trunk", low=1)
+    num_heads: int = key(8, "attention heads", low=1)
+    state_latents: int = key(4, "latent tokens a frame's state becomes", low=1)
+    cloud_latents: int = key(8, "latent tokens a frame's cloud becomes", low=1)
+    dropout: float = key(0.0, "dropout in trunk and head", low=0, high=0.9)
+    loss: str = key("l1", "per-element action loss", choices=("l1", "mse"))
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float = key(1e-4, "peak learning rate of AdamW", low=0)
+    betas: list[float] = key([0.95, 0.999], "AdamW betas")
+    eps: float = key(1e-8, "AdamW epsilon", low=0)
+    weight_decay: float = key(1e-6, "AdamW weight decay", low=0)
+    warmup_steps: int = key(500, "linear warm-up (optimizer steps), then cosine to zero", low=0)
+
+
+@dataclass
+class TrainConfig:
+    total_epochs: int = key(100, "passes over the training windows", low=1)
+    total_iters: int | None = key(None, "stop after this many optimizer steps; null = total_epochs decides", low=1)
+    epoch_iters: int | None = key(
+        None, "optimizer steps that count as one epoch; null = one pass over the windows", low=1
+    )
+    freeze_trunk: bool = key(False, "keep the trunk's weights; needs train.pretrained_dir")
+    pretrained_dir: str | None = key(None, "run folder (or model*.pth) whose trunk to start from")
+    resume: str = key(
+        "never",
+        "auto = go on from the run folder's newest checkpoint, or start if there is none",
+        choices=("never", "auto"),
+    )
+    save_every_minutes: float = key(0.0, "minutes between saves beside save_interval; 0 = none", low=0)
+    on_nan: str = key("stop", "a loss that is not finite: stop the run, or skip its batch", choices=("stop", "skip"))
+    last_k_checkpoints: int = key(3, "model_{epoch}.pth files kept; 0 = all", low=0)
+    best_metric: str | None = key(
+        None,
+        "also keep the model_{epoch}.pth with the lowest of these; null = none",
+        choices=(None, "loss", "val_loss"),
+    )
+    safetensors: bool = key(False, "write model.safetensors beside model.pth (averaged weights where they are kept)")
+    ema_decay: float = key(0.999, "decay of the averaged weights; 0 = none", low=0, high=0.99999)
+    val_interval: int = key(10, "epochs between validation losses; 0 = never", low=0)
+
+
+@dataclass
+class AugmentConfig:
+    brightness: float = key(0.0, "rgb: factor drawn from 1 ± this", low=0, high=1)
+    contrast: float = key(0.0, "rgb: factor of the distance to the window's mean grey, from 1 ± this", low=0, high=1)
+    saturation: float = key(0.0, "rgb: factor of the distance to the pixel's own grey, from 1 ± this", low=0, high=1)
+    hue: float = key(0.0, "rgb: turn of the hue, from ± this (whole turns)", low=0, high=0.5)
+    blur_sigma: float = key(0.0, "rgb: Gaussian blur, largest sigma (pixels)", low=0, high=20)
+    blur_probability: float = key(0.5, "share of the samples that augment.blur_sigma blurs", low=0, high=1)
+    shift_px: int = key(0, "rgb and depth: largest shift along each axis, edges repeated (pixels)", low=0)
+    crop_ratio: float = key(
+        1.0,
+        "rgb and depth: smallest share of height and width a random crop keeps; resized back; 1 = no crop",
+        low=0.1,
+        high=1,
+    )
+    depth_shift_m: float = key(0.0, "depth: added to a whole window, from ± this (m)", low=0)
+    depth_scale: float = key(0.0, "depth: factor of a whole window, from 1 ± this", low=0, high=0.9)
+    depth_noise_m: float = key(0.0, "depth: standard deviation of each pixel's noise (m)", low=0)
+    depth_dropout: float = key(0.0, "depth: share of the pixels set to 0, no reading", low=0, high=1)
+    cloud_jitter_m: float = key(0.0, "clouds: standard deviation of each coordinate's noise (m)", low=0)
+    cloud_dropout: float = key(
+        0.0, "clouds: share of the points replaced by copies of others of their frame", low=0, high=0.99
+    )
+    rotation_deg: list[float] = key(
+        [0.0, 0.0, 0.0], "world: largest turn about x, y and z (degrees); clouds, states and actions follow"
+    )
+    translation_m: list[float] = key([0.0, 0.0, 0.0], "world: largest shift along x, y and z (m)")
+    rotation_center: list[float] = key([0.0, 0.0, 0.0], "point that augment.rotation_deg turns about: x, y, z (m)")
+    state_parts: Any = key(
+        {"eef_pos": "position", "eef_quat": "quaternion_xyzw", "joint_pos": "none", "normalized_gripper_pos": "none"},
+        "world: {state key: its parts}, as action_parts",
+    )
+    action_parts: Any = key(
+        None,
+        "world: what the action's numbers are, in order, e.g. [displacement,none]: "
+        + ", ".join(f"{name} ({width})" for name, width in PART_WIDTHS.items())
+        + "; a last none takes the rest; {domain: parts} where domains differ; none alone = the world's frame is not in them",
+    )
+
+
+@dataclass
+class WandbConfig:
+    mode: str = key(
+        "auto", "auto = online when logged in, else offline", choices=("auto", "online", "offline", "disabled")
+    )
+    project: str = key("ppt_kit", "W&B project")
+
+
+@dataclass
+class Config:
+    """What scripts/train.py and UnifiedTrainer read."""
+
+    train_mode: str = key(
+        "auto", "one process, several, or by what is there", choices=("single", "distributed", "auto")
+    )
+    world_size: int = key(
+        1, "processes; read when this process starts the ranks itself or by a node's variables", low=1
+    )
+    seed: int = key(0, "initial weights, order of the data, noise", low=0)
+    debug: bool = key(False, "two short epochs, no W&B, anomaly checks on")
+    domains: Any = key("button-press-topdown", "datasets: a, or a,b, or with weights {a: 1, b: 3}")
+    dataset_path: str = key("data", "folder that holds <domain>.zarr")
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    batch_size: int = key(
+        64, "windows per process and micro step; the global batch is x world_size x accumulation", low=1
+    )
+    gradient_accumulation_steps: int = key(1, "micro steps per optimizer step", low=1)
+    gradient_clipping: float = key(1.0, "largest gradient norm; 0 = no clipping", low=0)
+    precision: str = key("fp32", "number format of the weights in the forward pass", choices=("fp32", "bf16", "fp16"))
+    compile: bool = key(False, "torch.compile the policy; not with ZeRO stage 3")
+    activation_checkpointing: bool = key(False, "recompute the trunk in the backward pass: less memory, more time")
+    rendezvous_timeout_s: float = key(
+        300.0, "how long the processes of a job wait for each other at the start (s)", low=1
+    )
+    deepspeed: str = key("zero0", "a name in ds_configs/, or the path of a DeepSpeed JSON file")
+    log_interval: int = key(10, "optimizer steps between rows of metrics.jsonl", low=1)
+    save_interval: int = key(10, "epochs between model_{epoch}.pth files; model.pth follows each", low=1)
+    output_dir: str = key("outputs/models", "run folders are <output_dir>/<domain>/<suffix>")
+    suffix: str | None = key(None, "name of the run; null = the time it starts")
+    job_name: str = key("train", "name of the log file in the run folder")
+    tensorboard: bool = key(False, "write TensorBoard event files into the run folder too")
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class CollectConfig:
+    """What scripts/collect_demos.py and ppt_kit.collect read."""
+
+    task: str = key("button-press-topdown", "Meta-World task")
+    episodes: int = key(10, "successful demonstrations to keep", low=1)
+    dataset_path: str = key("data", "folder that the <domain>.zarr goes into")
+    domain: str | None = key(None, "name of the dataset; null = the task's name")
+    seed: int = key(0, "seed of the first episode; each try takes the next one", low=0)
+    overwrite: bool = key(False, "replace an existing dataset of that name")
+    max_steps: int = key(200, "longest episode (control steps)", low=1)
+    max_failures: int = key(50, "expert failures after which collecting gives up", low=0)
+    num_points: int = key(512, "points of a cloud", low=1)
+    use_color: bool = key(False, "store the points' colours")
+    save_images: bool = key(False, "store rgb and metric depth of the camera")
+    camera: str = key("corner2", "camera of the scene; corner2 is moved closer, as DP3 does")
+    image_size: int = key(128, "height and width of the camera image (pixels)", low=16)
+    goal_marker: bool = key(
+        False, "show the goal's marker to the camera: reach needs it, elsewhere it gives the target away"
+    )
+
+
+@dataclass
+class EvalTrainConfig:
+    pretrained_dir: str | None = key(None, "run folder, or one model*.pth in it; required")
+
+
+@dataclass
+class EvaluateConfig:
+    """What scripts/eval_sim.py reads."""
+
+    train: EvalTrainConfig = field(default_factory=EvalTrainConfig)
+    domains: str | None = key(None, "domains to evaluate, as a,b; null = all that the policy was trained on")
+    task: str | None = key(None, "task to run; null = the task each domain was recorded in")
+    episodes: int = key(20, "episodes a domain", low=1)
+    seed: int = key(100_000, "seed of the first episode; must not meet the demonstrations' seeds", low=0)
+    eval_mode: str = key("sequential", "one process, or several", choices=("sequential", "parallel"))
+    n_procs: int = key(2, "processes of eval_mode=parallel", low=1)
+    max_steps: int | None = key(None, "longest episode (control steps); null = as recorded", low=1)
+    execute_steps: int = key(4, "actions executed of each chunk before the next is asked for", low=1)
+    temporal_ensembling: bool = key(False, "ask at every step and average the overlapping chunks")
+    use_ema: bool = key(True, "averaged weights instead of the raw ones")
+    zero_keys: list[str] = key([], "observations set to zero, e.g. pointcloud: the control experiment")
+    eval_log_name: str = key("eval", "name of the files in <run folder>/eval/")
+    videos: int = key(1, "episodes filmed a domain", low=0)
+
+
+@dataclass
+class ConvertConfig:
+    """What scripts/convert_dataset.py reads."""
+
+    source: str | None = key(None, "dataset to read, in any format; required")
+    target: str | None = key(None, "where to write it; required")
+    to: str = key("zarr", "zarr replay buffer, or LeRobotDataset v3.0", choices=("zarr", "lerobot"))
+    keys: list[str] = key([], "columns to write; [] = all")
+    filter_key: str | None = key(None, "part of the source: a robomimic mask, a LeRobot or RLDS split; null = all")
+    fps: float | None = key(None, "control steps a second, for lerobot; null = as recorded", low=0.001)
+    video: bool = key(True, "lerobot: cameras as video; false = as PNG, which loses nothing")
+    codec: str = key("av1", "lerobot: av1, h264, hevc, or an encoder of FFmpeg's")
+    overwrite: bool = key(False, "replace the dataset at target")
+
+
+def leaves_of(schema: type, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
+    """Every dotted key of a schema with its type and field, in the order they are written."""
+    hints = typing.get_type_hints(schema)
+    found: dict[str, tuple[Any, dataclasses.Field]] = {}
+    for item in dataclasses.fields(schema):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            found |= leaves_of(typing.cast(type, kind), f"{prefix}{item.name}.")
+        else:
+            found[f"{prefix}{item.name}"] = (kind, item)
+    return found
+
+
+def default_of(leaf: dataclasses.Field) -> Any:
+    return leaf.default if leaf.default_factory is dataclasses.MISSING else leaf.default_factory()
+
+
+def unwrap(kind: Any) -> tuple[bool, Any]:
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        return len(inner) < len(typing.get_args(kind)), inner[0]
+    return False, kind
+
+
+def type_name(kind: Any) -> str:
+    optional, inner = unwrap(kind)
+    if typing.get_origin(inner) is list:
+        name = "list of " + {str: "text", float: "numbers", int: "whole numbers"}[typing.get_args(inner)[0]]
+    else:
+        name = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "names"}[inner]
+    return f"{name} or null" if optional else name
+
+
+def show(value: Any) -> str:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return "null" if value is None else str(value)
