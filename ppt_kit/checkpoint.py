@@ -19,17 +19,19 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ppt_kit.config import from_mapping
+from ppt_kit.config import from_mapping, typed
+from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
 from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.tracking import METRICS, read_rows
+from ppt_kit.upgrade import upgraded_engine, upgraded_model
 
 log = logging.getLogger(__name__)
 
 LATEST = "model.pth"
 RESUME = "resume"
-FORMAT = 1
+FORMAT = 2
 
 
 def save_model(
@@ -97,10 +99,11 @@ def load_resume(run_dir: Path) -> dict | None:
     if not files:
         return None
     try:
-        return torch.load(files[-1], map_location="cpu", weights_only=True)
+        content = torch.load(files[-1], map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         older = f"Move it away to go on from {files[-2].name}." if len(files) > 1 else "It is the only one."
         raise UserError(f"{files[-1]}: damaged ({str(error).splitlines()[0]}). {older}") from None
+    return {**content, "engine": upgraded_engine(content["engine"], format=content.get("format", 1))}
 
 
 class BackgroundWriter:
@@ -166,9 +169,9 @@ def load_model(path: str | Path) -> dict:
         raise UserError(
             f"{file}: damaged or not a checkpoint ({str(error).splitlines()[0]}). Use another model_*.pth of the run."
         ) from None
-    if not isinstance(content, dict) or not {"policy", "config", "shapes"} <= set(content):
-        raise UserError(f"{file}: not written by ppt_kit: it needs policy, config and shapes.")
-    return content
+    if not isinstance(content, dict) or not {"policy", "config"} <= set(content):
+        raise UserError(f"{file}: not written by ppt_kit: it needs policy and config.")
+    return upgraded_model(content)
 
 
 def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torch.device = "cpu") -> PPTPolicy:
@@ -183,7 +186,7 @@ def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torc
         UserError: see `load_model`; or the weights do not fit the configuration stored with them.
     """
     content = load_model(run_dir)
-    policy = build_policy(from_mapping(content["config"]), content["shapes"])
+    policy = _rebuilt(content, run_dir)
     weights = content["policy"]
     if use_ema and content.get("ema") is not None:
         weights = content["ema"]
@@ -193,9 +196,26 @@ def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torc
         raise UserError(
             f"{run_dir}: the weights do not fit the configuration beside them: {str(error).splitlines()[-1].strip()}"
         ) from None
+    for name, before in content.get("encoders", {}).items():
+        now = policy.encoder_fingerprints.get(name)
+        if now != before:
+            raise UserError(
+                f"{run_dir}: the frozen encoder of {name} had the weights {before} in training and has {now} now. "
+                f"Give policy.encoders.{name} the weights it was trained with."
+            )
     policy.card = {name: value for name, value in content.items() if name not in ("policy", "ema")}
     policy.card["path"] = str(run_dir)
     return policy.to(device).eval()
+
+
+def _rebuilt(content: dict, run_dir: str | Path) -> PPTPolicy:
+    cfg = typed(from_mapping(content["config"]))
+    specs = {name: View.from_plain(view).spec for name, view in content["views"].items()}
+    try:
+        return build_policy(cfg, specs)
+    except UserError as error:
+        places = ", ".join(f"{part} was in {place}" for part, place in content.get("parts", {}).items())
+        raise UserError(f"{run_dir}: {error}" + (f" In training {places}." if places else "")) from None
 
 
 def checkpoints(run_dir: str | Path) -> pd.DataFrame:

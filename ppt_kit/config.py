@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
-from ppt_kit.schema import Config, default_of, leaves_of, show, type_name
+from ppt_kit.schema import RENAMED, Config, default_of, leaves_of, show, type_name
 from ppt_kit.words import parse_words, set_word, unknown
 
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"
@@ -62,7 +62,7 @@ def from_file(path: str | Path, *, schema: type = Config) -> DictConfig:
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file. A run folder holds a config.yaml; name that file.")
-    tree = _merge(OmegaConf.structured(schema), OmegaConf.load(path), schema, origin=str(path))
+    tree = _merge(OmegaConf.structured(schema), renamed(OmegaConf.load(path)), schema, origin=str(path))
     check_values(tree, schema)
     return tree
 
@@ -73,7 +73,19 @@ def from_mapping(values: Any, *, schema: type = Config) -> DictConfig:
     Raises:
         UserError: it does not fit the schema.
     """
-    return _merge(OmegaConf.structured(schema), OmegaConf.create(values), schema, origin="the configuration")
+    return _merge(OmegaConf.structured(schema), renamed(OmegaConf.create(values)), schema, origin="the configuration")
+
+
+def renamed(values: Any) -> Any:
+    """A configuration that an older version wrote, with today's names."""
+    for old, new in RENAMED.items():
+        group, _, name = old.rpartition(".")
+        within = OmegaConf.select(values, group)
+        if OmegaConf.is_dict(within) and name in within:
+            values = OmegaConf.create(OmegaConf.to_container(values))
+            within = OmegaConf.select(values, group)
+            OmegaConf.update(values, new, within.pop(name), force_add=True)
+    return values
 
 
 def describe_keys(schema: type = Config, *, defaults: DictConfig | None = None) -> str:
@@ -159,7 +171,13 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def typed(cfg: DictConfig) -> Any:
-    """The dataclass object of a configuration that `load_config`, `from_file` or `from_mapping` gave: plain attributes,
-    lists and dictionaries, which the type checker sees through."""
-    return OmegaConf.to_object(cfg)
+def typed(cfg: Any, *, schema: type = Config) -> Any:
+    """The dataclass object of a configuration: plain attributes, lists and dictionaries.
+
+    Args:
+        cfg: what `load_config`, `from_file` or `from_mapping` gave, a part of such, or the dataclass object itself.
+    """
+    if isinstance(cfg, schema):
+        return cfg
+    known = OmegaConf.is_config(cfg) and OmegaConf.get_type(cfg) is schema
+    return OmegaConf.to_object(cfg if known else from_mapping(cfg, schema=schema))

@@ -59,6 +59,10 @@ class Spec:
         there = (self.state_dim, self.points, self.rgb, self.depth, self.language)
         return tuple(name for name, has in zip(MODALITIES, there) if has)
 
+    def cameras(self, modality: str) -> dict[str, tuple[int, int]]:
+        """camera -> (height, width) of "rgb" or "depth"; {} of another modality."""
+        return {"rgb": self.rgb, "depth": self.depth}.get(modality, {})
+
     def only(self, modalities: Iterable[str]) -> Spec:
         """Without the other modalities."""
         kept, plain = set(modalities), self.plain()

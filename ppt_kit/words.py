@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.errors import UserError
-from ppt_kit.schema import leaves_of, type_name, unwrap
+from ppt_kit.schema import RENAMED, leaves_of, type_name, unwrap
 
 
 def parse_words(words: typing.Sequence[str]) -> list[tuple[str, str]]:
@@ -62,6 +62,8 @@ def _typed(text: str, kind: Any) -> Any:
 
 
 def unknown(dotted: str, leaves: dict) -> str:
+    if dotted in RENAMED:
+        return f"unknown key {dotted}: it is called {RENAMED[dotted]} now."
     near = difflib.get_close_matches(dotted, leaves, 1, cutoff=0.5)
     if not near:  # `lr` -> `optimizer.lr`: compare the last part alone
         near = [name for name in leaves if name.rsplit(".")[-1] == dotted.rsplit(".")[-1]][:1]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points
+from ppt_kit.data.rows import spread
 from ppt_kit.data.store import DecodedColumn, EpisodeStore, metres
 from ppt_kit.errors import UserError
 
-CANDIDATES = 4096  # points that farthest-point sampling chooses from: of more, an even share
+# points that farthest-point sampling chooses from: of more, an even share
+CANDIDATES = 4096
 
 
 def compose_cloud(
@@ -40,60 +43,77 @@ def compose_cloud(
         columns.append(xyz[..., 2:3])
     cloud = np.concatenate([xyz, *columns], axis=-1) if columns else xyz
     if cloud.shape[-2] > num_points:
-        cloud = cloud[..., np.linspace(0, cloud.shape[-2] - 1, num_points).round().astype(int), :]
+        cloud = cloud[..., spread(num_points, cloud.shape[-2]), :]
     return np.ascontiguousarray(cloud)
 
 
-def cloud_column(
-    store: EpisodeStore, cameras: list[str], *, num_points: int, with_color: bool, crop_box: np.ndarray | None
-) -> DecodedColumn:
-    """Clouds (N, num_points, 3), or 6 with colours in [0, 1] behind, out of the depth of stored cameras.
+@dataclass(frozen=True)
+class CloudSource:
+    """What clouds are made from where none are stored: the depth of calibrated cameras.
 
-    The points of all cameras together, in the world, inside `crop_box`, thinned by farthest-point sampling.
+    The points of all cameras together, in the world, inside the crop box, thinned by farthest-point sampling.
 
-    Args:
-        cameras: with a depth column and an entry in store.cameras each.
-        crop_box: (2, 3) lower and upper corner, metres; None = everything the cameras see.
+    Attributes:
+        cameras: names; each has depth and a calibration.
+        with_color: whether their images give the colours.
+        crop_box: lower and upper corner x0, y0, z0, x1, y1, z1 (m); None = everything the cameras see.
     """
 
-    def decode(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        depths = {name: metres(store.read(f"obs/depths/{name}", rows)) for name in cameras}
-        images = {name: store.read(f"obs/images/{name}", rows) for name in cameras} if with_color else {}
-        for place, row in enumerate(rows.tolist()):
-            parts = []
-            for name in cameras:
-                depth = depths[name][place].reshape(depths[name].shape[1:3])
-                points = depth_to_points(depth, *store.cameras[name].at(row))
-                if with_color:
-                    points = np.concatenate([points, images[name][place].reshape(-1, 3) / np.float32(255)], axis=1)
-                valid = np.isfinite(depth).reshape(-1) & (depth.reshape(-1) > 0)
-                parts.append(points[valid])
-            yield (
-                row,
-                _thin(np.concatenate(parts), store=store, row=row, num_points=num_points, crop_box=crop_box)[None],
-            )
+    cameras: list[str]
+    with_color: bool = False
+    crop_box: list[float] | None = None
 
-    width = 6 if with_color else 3
-    return DecodedColumn(
-        (int(store.episode_ends[-1]), num_points, width), np.float32, decode, stored_as=f"depth of {', '.join(cameras)}",
-        layout=f"made from depth, {num_points} of the points",
-    )  # fmt: skip
+    def column(self, store: EpisodeStore, *, num_points: int) -> DecodedColumn:
+        """Clouds (N, num_points, 3), or 6 with colours in [0, 1] behind, of every row of a store."""
 
+        def decode(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+            kinds = ("depths", "images") if self.with_color else ("depths",)
+            names = [f"obs/{kind}/{camera}" for kind in kinds for camera in self.cameras]
+            read = {name: store.read(name, rows) for name in names}
+            for place, row in enumerate(rows.tolist()):
+                poses = {camera: store.cameras[camera].at(row) for camera in self.cameras}
+                reading = {name: values[place] for name, values in read.items()}
+                where = f"{store.path}: the depth of {store.episode_name(store.episode_of(row))} (row {row})"
+                yield row, self._cloud(reading, poses, num_points=num_points, where=where)[None]
 
-def _thin(
-    points: np.ndarray, *, store: EpisodeStore, row: int, num_points: int, crop_box: np.ndarray | None
-) -> np.ndarray:
-    if crop_box is not None:
-        points = points[crop(points[:, :3], crop_box)]
-    if not len(points):
-        raise UserError(
-            f"{store.path}: the depth of {store.episode_name(store.episode_of(row))} (row {row}) has no point"
-            + (
-                f" inside dataset.crop_box={crop_box.reshape(-1).tolist()}. Set another one."
-                if crop_box is not None
-                else ": it is zero everywhere."
-            )
-        )
-    if len(points) > CANDIDATES:
-        points = points[np.linspace(0, len(points) - 1, CANDIDATES).round().astype(int)]
-    return points[farthest_points(points[:, :3], num_points)].astype(np.float32)
+        return DecodedColumn(
+            (int(store.episode_ends[-1]), num_points, 6 if self.with_color else 3), np.float32, decode,
+            stored_as=f"depth of {', '.join(self.cameras)}", layout=f"made from depth, {num_points} of the points",
+        )  # fmt: skip
+
+    def of_reading(
+        self, reading: Mapping[str, np.ndarray], cameras: Mapping[str, np.ndarray], *, num_points: int
+    ) -> np.ndarray:
+        """(num_points, 3 or 6) of one frame of a simulator.
+
+        Args:
+            reading: stored column -> its reading.
+            cameras: <camera>/intrinsics (3, 3) and <camera>/extrinsics (4, 4), camera to world.
+        """
+        poses = {name: (cameras[f"{name}/intrinsics"], cameras[f"{name}/extrinsics"]) for name in self.cameras}
+        return self._cloud(reading, poses, num_points=num_points, where="the depth of the simulator")
+
+    def _cloud(
+        self, reading: Mapping[str, np.ndarray], poses: Mapping[str, tuple[np.ndarray, np.ndarray]], *,
+        num_points: int, where: str,
+    ) -> np.ndarray:  # fmt: skip
+        parts = []
+        for name in self.cameras:
+            depth = metres(np.asarray(reading[f"obs/depths/{name}"])[None])[0, ..., 0]
+            points = depth_to_points(depth, *poses[name])
+            if self.with_color:
+                color = np.asarray(reading[f"obs/images/{name}"]).reshape(-1, 3) / np.float32(255)
+                points = np.concatenate([points, color], axis=1)
+            valid = np.isfinite(depth).reshape(-1) & (depth.reshape(-1) > 0)
+            parts.append(points[valid])
+        return self._thin(np.concatenate(parts), num_points=num_points, where=where)
+
+    def _thin(self, points: np.ndarray, *, num_points: int, where: str) -> np.ndarray:
+        if self.crop_box is not None:
+            points = points[crop(points[:, :3], np.asarray(self.crop_box, np.float64).reshape(2, 3))]
+        if not len(points):
+            inside = f" inside dataset.crop_box={list(self.crop_box)}. Set another one." if self.crop_box else None
+            raise UserError(f"{where} has no point{inside or ': it is zero everywhere.'}")
+        if len(points) > CANDIDATES:
+            points = points[spread(CANDIDATES, len(points))]
+        return points[farthest_points(points[:, :3], num_points)].astype(np.float32)

@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from ppt_kit.data.dataset import MultiTrajDataset
+from ppt_kit.data.dataset import KINDS, MultiTrajDataset
+from ppt_kit.data.domain import Domain
 from ppt_kit.data.store import check_finite
 from ppt_kit.errors import UserError
-from ppt_kit.schema import NORMALIZER_MODES
+from ppt_kit.schema import NORMALIZER_MODES, NormalizerConfig
+from ppt_kit.spec import Spec
 
 ROWS_AT_ONCE = 65_536
 MOST_ROWS = 2_000_000  # that quantiles are taken from; of more rows, an even share
-NEAR_CONSTANT = (
-    1e-4  # a spread below this (times the magnitude, above 1) is noise: dividing by it would blow the noise up
-)
-KINDS = ("state", "action")
+# a spread below this (times the magnitude, above 1) is noise: dividing by it would blow the noise up
+NEAR_CONSTANT = 1e-4
 
 
 @dataclass
@@ -51,53 +51,43 @@ class _Column:
     digest: str
 
 
-def fit_normalizer(
-    dataset: MultiTrajDataset,
-    *,
-    mode: str = "limits",
-    per_key: Mapping[str, str] | None = None,
-    per_domain: Mapping[str, Mapping[str, str]] | None = None,
-    leave_alone: list[str] | None = None,
-) -> dict[str, dict[str, Any]]:
+def fit_normalizer(dataset: MultiTrajDataset, options: NormalizerConfig | None = None) -> dict[str, dict[str, Any]]:
     """{domain: {"state": Stats as a dict, "action": …, "fingerprint": …}} of the dataset's own split.
 
+    "limits" takes the least and greatest value to -1 and 1, "quantiles" those of 1 and 99 %, "gaussian" the mean to 0 and
+    the standard deviation to 1, "identity" nothing.
+
     Args:
-        mode: "limits" takes the least and greatest value to -1 and 1, "quantiles" those of 1 and 99 %, "gaussian" the
-            mean to 0 and the standard deviation to 1, "identity" nothing.
-        per_key: key (eef_pos, actions, or actions[3:7] for a part of one) -> mode.
-        per_domain: domain -> the same for that domain alone.
-        leave_alone: keys or parts of keys that stay as they are; "quaternions" and "one_hot" find theirs.
+        options: `normalizer` of a configuration; keys are eef_pos, actions, or actions[3:7] for a part of one.
     Raises:
         UserError: a value is not finite (the line names file, column and episode), or a key is not there.
     """
-    everywhere = [mode, *(per_key or {}).values()]
-    for wanted in [*everywhere, *(each for modes in (per_domain or {}).values() for each in modes.values())]:
+    options = options or NormalizerConfig()
+    per_domain = options.per_domain or {}
+    for wanted in [
+        options.mode,
+        *(options.per_key or {}).values(),
+        *(m for each in per_domain.values() for m in each.values()),
+    ]:
         if wanted not in NORMALIZER_MODES:
             raise UserError(f"normalizer: mode {wanted} is none of {', '.join(NORMALIZER_MODES)}.")
-    for name in per_domain or {}:
+    for name in per_domain:
         if name not in dataset.domains:
             raise UserError(f"normalizer: {name} is none of the domains {', '.join(dataset.domains)}.")
     return {
-        name: _fit_domain(
-            dataset,
-            name,
-            mode=mode,
-            keys={**(per_key or {}), **(per_domain or {}).get(name, {})},
-            leave=leave_alone or [],
-        )
+        name: _fit_domain(dataset, name, options, keys={**(options.per_key or {}), **per_domain.get(name, {})})
         for name in dataset.domains
     }
 
 
-def near_constant(stats: Mapping[str, Any], layouts: Mapping[str, Any]) -> list[str]:
+def near_constant(stats: Mapping[str, Any], specs: Mapping[str, Spec]) -> list[str]:
     """Names of the dimensions that hardly move: `domain: eef_pos[2]`."""
     found = []
     for name, domain in stats.items():
         for kind in KINDS:
             for index in domain[kind]["constant"]:
-                key, (first, _) = next(
-                    (key, part) for key, part in layouts[name][kind].items() if part[0] <= index < part[1]
-                )
+                layout = specs[name].layout(kind)
+                key, (first, _) = next((key, part) for key, part in layout.items() if part[0] <= index < part[1])
                 found.append(f"{name}: {key}[{index - first}]")
     return found
 
@@ -130,26 +120,18 @@ def check_same_source(stored: Mapping[str, Any], now: Mapping[str, Any], *, any_
 
 
 def _fit_domain(
-    dataset: MultiTrajDataset, name: str, *, mode: str, keys: Mapping[str, str], leave: list[str]
+    dataset: MultiTrajDataset, name: str, options: NormalizerConfig, *, keys: Mapping[str, str]
 ) -> dict[str, Any]:
-    seen = {kind: _scan(dataset, name, kind) for kind in KINDS}
-    layouts = dataset.layouts[name]
-    known = {key for kind in KINDS for key in layouts[kind]}
+    domain = dataset.domains[name]
+    seen = {kind: _scan(domain, dataset.rows(name), kind) for kind in KINDS}
+    layouts = {kind: domain.spec.layout(kind) for kind in KINDS}
+    leave = options.leave_alone
     asked = {**keys, **{text: "identity" for text in leave if text not in ("quaternions", "one_hot")}}
     for text in asked:
-        key, begin, end = _parse(text)
-        if key not in known:
-            raise UserError(
-                f"normalizer: {name} has no {text}; it has {', '.join(sorted(known))}. A part of one is e.g. actions[3:7]."
-            )
-        first, last = next(layouts[kind][key] for kind in KINDS if key in layouts[kind])
-        if begin is not None and end is not None and not begin < end <= last - first:
-            raise UserError(
-                f"normalizer: {text}: {key} of {name} has {last - first} numbers, a part is [begin:end] of them."
-            )
+        _check_part(text, layouts, name=name)
     found: dict[str, Any] = {}
     for kind in KINDS:
-        modes = np.full(len(seen[kind].low), mode, dtype=object)
+        modes = np.full(len(seen[kind].low), options.mode, dtype=object)
         for key, (first, last) in layouts[kind].items():
             if ("quaternions" in leave and seen[kind].unit[key]) or ("one_hot" in leave and seen[kind].one_hot[key]):
                 modes[first:last] = "identity"
@@ -159,13 +141,32 @@ def _fit_domain(
                 first, last = layouts[kind][key]
                 modes[first:last][begin:end] = wanted
         found[kind] = asdict(_stats(seen[kind], modes))
-    found["fingerprint"] = {
-        "dataset": hashlib.sha256(f"{seen['state'].digest} {seen['action'].digest}".encode()).hexdigest()[:12],
-        "state_keys": [f"{key}[{last - first}]" for key, (first, last) in layouts["state"].items()],
-        "action": [f"{key}[{last - first}]" for key, (first, last) in layouts["action"].items()]
-        + [str(dataset.stores[name].attrs.get("action_representation", "as stored"))],
-    }
+    found["fingerprint"] = _fingerprint(domain, {kind: each.digest for kind, each in seen.items()})
     return found
+
+
+def _check_part(text: str, layouts: Mapping[str, Mapping[str, tuple[int, int]]], *, name: str) -> None:
+    key, begin, end = _parse(text)
+    known = {key: part for layout in layouts.values() for key, part in layout.items()}
+    if key not in known:
+        raise UserError(
+            f"normalizer: {name} has no {text}; it has {', '.join(sorted(known))}. A part of one is e.g. actions[3:7]."
+        )
+    first, last = next(layout[key] for layout in layouts.values() if key in layout)
+    if begin is not None and end is not None and not begin < end <= last - first:
+        raise UserError(
+            f"normalizer: {text}: {key} of {name} has {last - first} numbers, a part is [begin:end] of them."
+        )
+
+
+def _fingerprint(domain: Domain, digests: Mapping[str, str]) -> dict[str, Any]:
+    widths = {"state": domain.spec.state, "action": domain.spec.action}
+    named = {kind: [f"{key}[{width}]" for key, width in each.items()] for kind, each in widths.items()}
+    return {
+        "dataset": hashlib.sha256(f"{digests['state']} {digests['action']}".encode()).hexdigest()[:12],
+        "state_keys": named["state"],
+        "action": [*named["action"], str(domain.store.attrs.get("action_representation", "as stored"))],
+    }
 
 
 def _stats(seen: _Column, modes: np.ndarray) -> Stats:
@@ -173,7 +174,8 @@ def _stats(seen: _Column, modes: np.ndarray) -> Stats:
     magnitude = np.maximum(1.0, np.abs((low + high) / 2))
     constant = (high - low) < NEAR_CONSTANT * magnitude
     q_low, q_high = seen.quantiles
-    rare = (q_high - q_low) < NEAR_CONSTANT * magnitude  # moves in under 2 % of the rows: its limits are its range
+    # moves in under 2 % of the rows: its limits are its range
+    rare = (q_high - q_low) < NEAR_CONSTANT * magnitude
     q_low, q_high = np.where(rare, low, q_low), np.where(rare, high, q_high)
     offset, scale = np.zeros(len(low)), np.ones(len(low))
     for wanted, centre, width in (
@@ -188,10 +190,9 @@ def _stats(seen: _Column, modes: np.ndarray) -> Stats:
     return Stats(offset.tolist(), scale.tolist(), modes.tolist(), named.tolist())
 
 
-def _scan(dataset: MultiTrajDataset, name: str, kind: str) -> _Column:
-    rows, store = dataset.rows(name), dataset.stores[name]
-    layout = dataset.layouts[name][kind]
-    width = dataset.shapes[name][kind]
+def _scan(domain: Domain, rows: np.ndarray, kind: str) -> _Column:
+    layout = domain.spec.layout(kind)
+    width = max((last for _, last in layout.values()), default=0)
     digest = hashlib.sha256(np.ascontiguousarray(rows[[0, -1]]).tobytes() + str(len(rows)).encode())
     low, high = np.full(width, np.inf), np.full(width, -np.inf)
     total, squares, shift = np.zeros(width), np.zeros(width), np.zeros(width)
@@ -199,14 +200,12 @@ def _scan(dataset: MultiTrajDataset, name: str, kind: str) -> _Column:
     one_hot = {key: last - first > 1 for key, (first, last) in layout.items()}
     every, kept = -(-len(rows) // MOST_ROWS), []
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        chosen = rows[start : start + ROWS_AT_ONCE]
-        values = dataset.values(name, kind, chosen)
-        for key in () if np.isfinite(values).all() else dataset.columns_of(name, kind):
-            check_finite(store, key, chosen, store.read(key, chosen))
+        values = _finite_values(domain, rows[start : start + ROWS_AT_ONCE], kind)
         digest.update(values.tobytes())
         exact = values.astype(np.float64)
         if start == 0:
-            shift = exact[0]  # sums of squares around 0 would lose small spreads far from 0
+            # sums of squares around 0 would lose small spreads far from 0
+            shift = exact[0]
         low, high = np.minimum(low, exact.min(0)), np.maximum(high, exact.max(0))
         total, squares = total + (exact - shift).sum(0), squares + np.square(exact - shift).sum(0)
         for key, (first, last) in layout.items():
@@ -220,6 +219,14 @@ def _scan(dataset: MultiTrajDataset, name: str, kind: str) -> _Column:
         quantiles=np.quantile(np.concatenate(kept), [0.01, 0.99], axis=0).astype(np.float64),
         one_hot=one_hot, unit=unit, digest=digest.hexdigest(),
     )  # fmt: skip
+
+
+def _finite_values(domain: Domain, rows: np.ndarray, kind: str) -> np.ndarray:
+    values = domain.values(kind, rows)
+    if not np.isfinite(values).all():
+        for column in domain.columns[kind]:
+            check_finite(domain.store, column, rows, domain.store.read(column, rows))
+    return values
 
 
 def _parse(text: str) -> tuple[str, int | None, int | None]:

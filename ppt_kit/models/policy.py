@@ -1,4 +1,4 @@
-"""PPT: a stem per modality and domain, one trunk, a head per domain (GenSim2, arXiv 2410.03645, is where the shape comes from).
+"""PPT: stems per modality and domain, one trunk, a head per domain (GenSim2, arXiv 2410.03645, is where the shape comes from).
 
 `policy(batch) -> {"loss": ()}`; `policy.act(obs, domain) -> (B, Ta, Da)` in the dataset's own units. The policy knows
 nothing of files, ranks or simulators; what it needs of the data are sizes and the normaliser's numbers.
@@ -6,101 +6,78 @@ nothing of files, ranks or simulators; what it needs of the data are sizes and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ppt_kit.models.heads import RegressionHead
-from ppt_kit.models.stems import CloudStem, StateStem
+from ppt_kit.horizon import Horizon
+from ppt_kit.models.affine import Affine
+from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen, with_every_camera
+from ppt_kit.models.heads import HEADS, Head
+from ppt_kit.models.part import Sizes, build_part
+from ppt_kit.models.stems import STEMS, Stem
 from ppt_kit.models.trunk import Trunk
+from ppt_kit.parts import place_of
+from ppt_kit.schema import Config, PolicyConfig
+from ppt_kit.spec import MODALITIES, Spec
 
-MODALITIES = ("state", "pointcloud")
-
-
-class Affine(nn.Module):
-    """normalised = (value - offset) * scale, kept in float32 whatever the weights are cast to."""
-
-    offset: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.register_buffer("offset", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
-
-    def normalize(self, value: torch.Tensor) -> torch.Tensor:
-        return (value - self.offset) * self.scale
-
-    def denormalize(self, value: torch.Tensor) -> torch.Tensor:
-        return value / self.scale + self.offset
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> Affine:
-        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():  # a cast to bfloat16 would round metres to centimetres
-            self._buffers[name] = buffer.to(device=self._buffers[name].device)  # type: ignore[union-attr]
-        return self
+# (module key, rows or None for all, how many): of each domain, in the policy's order
+Groups = list[tuple[str, torch.Tensor | None, int]]
 
 
 class PPTPolicy(nn.Module):
     """The policy.
 
     Args:
-        shapes: domain -> {"state": Ds, "action": Da}.
-        point_channels: columns of a point.
-        observation_horizon, action_horizon: To and Ta, control steps.
-        loss: "l1" or "mse", per element of the normalised action.
-    The other arguments are the keys of `policy` in the configuration.
+        specs: domain -> sizes of its observations and actions.
+        options: `policy` of a configuration.
+        horizon: To and Ta.
+    Attributes:
+        card: what a checkpoint says of itself; empty for a policy that was not loaded.
+        modalities: those it sees, of spec.MODALITIES.
+    Raises:
+        UserError: a part that the options name cannot be found or made.
     """
 
     def __init__(
-        self,
-        shapes: Mapping[str, Mapping[str, int]],
-        *,
-        point_channels: int = 3,
-        observation_horizon: int = 2,
-        action_horizon: int = 8,
-        width: int = 128,
-        depth: int = 4,
-        num_heads: int = 4,
-        state_latents: int = 4,
-        cloud_latents: int = 8,
-        dropout: float = 0.0,
-        loss: str = "l1",
+        self, specs: Mapping[str, Spec], options: PolicyConfig | None = None, *, horizon: Horizon | None = None
     ):
         super().__init__()
-        self.card: dict[str, Any] = {}  # what a checkpoint says of itself; empty for a policy that was not loaded
-        self.domains = list(shapes)
-        self.shapes = {name: dict(shape) for name, shape in shapes.items()}
-        self.observation_horizon, self.action_horizon, self.loss_kind = observation_horizon, action_horizon, loss
-        sizes: dict[str, Any] = {"horizon": observation_horizon, "width": width, "num_heads": num_heads}
-        keys = [_module_key(name) for name in self.domains]
-        dims = list(self.shapes.values())
-        self.state_norm = nn.ModuleDict({key: Affine(dim["state"]) for key, dim in zip(keys, dims)})
-        self.action_norm = nn.ModuleDict({key: Affine(dim["action"]) for key, dim in zip(keys, dims)})
-        self.state_stems = nn.ModuleDict(
-            {key: StateStem(dim["state"], num_latents=state_latents, **sizes) for key, dim in zip(keys, dims)}
+        options = options or PolicyConfig()
+        self.card: dict[str, Any] = {}
+        self.horizon, self.modalities = horizon or Horizon(), modalities_of(options)
+        self.specs = {name: spec.only(self.modalities) for name, spec in specs.items()}
+        self.domains, keys = list(specs), [module_key(name) for name in specs]
+        dims = list(self.specs.values())
+        self._spec_of = dict(zip(keys, dims))
+        self.state_norm = nn.ModuleDict({key: Affine(spec.state_dim) for key, spec in zip(keys, dims)})
+        self.action_norm = nn.ModuleDict({key: Affine(spec.action_dim) for key, spec in zip(keys, dims)})
+        self.encoders = nn.ModuleDict(self._encoders(options))
+        self.stems = nn.ModuleDict({key: self._stems(key, spec, options) for key, spec in zip(keys, dims)})
+        # one tensor of the policy's own: ZeRO-3 brings a module's weights when the module is called
+        self.modality_embedding = nn.Parameter(torch.randn(len(self.modalities), options.width) * 0.02)
+        self.trunk = Trunk(
+            width=options.width, depth=options.depth, num_heads=options.num_heads, dropout=options.dropout
         )
-        self.cloud_stems = nn.ModuleDict(
-            {key: CloudStem(point_channels, num_latents=cloud_latents, **sizes) for key in keys}
-        )
-        self.modality_embedding = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
-        self.trunk = Trunk(width=width, depth=depth, num_heads=num_heads, dropout=dropout)
-        self.heads = nn.ModuleDict(
-            {
-                key: RegressionHead(
-                    dim["action"],
-                    action_horizon=action_horizon,
-                    width=width,
-                    num_heads=num_heads,
-                    dropout=dropout,
-                    name=f"head.{key}",
-                )
-                for key, dim in zip(keys, dims)
-            }
-        )
+        self.heads = nn.ModuleDict({key: self._head(key, spec, options) for key, spec in zip(keys, dims)})
+        self.register_load_state_dict_post_hook(_without_frozen)
+
+    @property
+    def encoder_fingerprints(self) -> dict[str, str]:
+        """Modality -> what its frozen encoder's weights are told by, which checkpoints leave out."""
+        return {name: each.fingerprint() for name, each in self.encoders.items() if isinstance(each, Frozen)}
+
+    @property
+    def foreign_parts(self) -> dict[str, str]:
+        """Class -> the file it comes from, of the parts that are not ppt_kit's."""
+        kinds = {type(module) for module in self.modules() if isinstance(module, (Head, Stem, Encoder))}
+        return {
+            f"{kind.__module__}:{kind.__qualname__}": place_of(kind)
+            for kind in kinds
+            if not kind.__module__.startswith("ppt_kit.")
+        }
 
     def set_normalizer(self, stats: Mapping[str, Mapping[str, Mapping]]) -> None:
         """Takes {domain: {"state" | "action": {"offset", "scale"}}} into the buffers.
@@ -108,13 +85,16 @@ class PPTPolicy(nn.Module):
         Raises:
             ValueError: a domain or a size does not fit.
         """
-        for name in self.domains:
-            for kind, norms in (("state", self.state_norm), ("action", self.action_norm)):
-                if name not in stats or len(stats[name][kind]["offset"]) != self.shapes[name][kind]:
-                    raise ValueError(
-                        f"normaliser: {name}.{kind} needs {self.shapes[name][kind]} numbers, got {stats.get(name, {}).get(kind)}"
-                    )
-                affine = norms[_module_key(name)]
+        for name, spec in self.specs.items():
+            for kind, norms, width in (
+                ("state", self.state_norm, spec.state_dim), ("action", self.action_norm, spec.action_dim),
+            ):  # fmt: skip
+                if width == 0:
+                    continue
+                if name not in stats or len(stats[name][kind]["offset"]) != width:
+                    given = stats.get(name, {}).get(kind)
+                    raise ValueError(f"normaliser: {name}.{kind} needs {width} numbers, got {given}")
+                affine = norms[module_key(name)]
                 affine.offset.copy_(torch.tensor(stats[name][kind]["offset"]))  # type: ignore[operator]
                 affine.scale.copy_(torch.tensor(stats[name][kind]["scale"]))  # type: ignore[operator]
 
@@ -122,82 +102,162 @@ class PPTPolicy(nn.Module):
         """The loss of a batch as data/dataset.py states it.
 
         Each supervised action element counts once: the sum over those that are not padding, over B * Ta * Da. The
-        denominator is fixed so that the mean over ranks and micro steps is the loss of the whole batch. "weight" (B,)
-        and "noise_seed" (B,) are read when the batch has them.
+        denominator is fixed so that the mean over ranks and micro steps is the loss of the whole batch. "weight" (B,) is
+        read when the batch has it; "noise_seed" (B,) makes all noise, the window's number where a batch has none.
         """
-        seeds = batch.get("noise_seed") if self.training else None
-        groups = self._rows_by_domain(batch["domain"])
-        tokens = [self._stem_tokens(key, select(batch["obs"], rows), size=size) for key, rows, size in groups]
-        mixed = self.trunk(
-            torch.cat(tokens),
-            None if seeds is None else torch.cat([_seeds(seeds, rows, size) for _, rows, size in groups]),
-        )
-        total = mixed.new_zeros((), dtype=torch.float32)
-        start = 0
-        for key, rows, size in groups:
-            part = mixed[start : start + max(size, 1)]
-            chunk = self.heads[key](part, None if seeds is None else _seeds(seeds, rows, size)).float()
-            start += max(size, 1)
-            if size == 0:  # a head that one rank skips breaks ZeRO 1-3: every rank calls every head, in one order
-                total = total + 0.0 * chunk.sum()
+        seeds = batch["noise_seed"] if "noise_seed" in batch else batch["index"]
+        groups, obs = self._rows_by_domain(batch["domain"]), self._encoded(batch["obs"])
+        of_group = [_seeds(seeds, rows, size) for _, rows, size in groups]
+        tokens = [self._tokens(obs, *group, seeds=each) for group, each in zip(groups, of_group)]
+        mixed = self.trunk(torch.cat(tokens), torch.cat(of_group))
+        total, start = mixed.new_zeros((), dtype=torch.float32), 0
+        for (key, rows, size), each in zip(groups, of_group):
+            part = mixed[start : start + len(each)]
+            start += len(each)
+            error = self.heads[key](part, each, self._target(key, batch["action"], rows, size)).float()
+            if size == 0:
+                # a head that one rank skips breaks ZeRO 1-3: every rank calls every head, in one order
+                total = total + 0.0 * error.sum()
                 continue
-            target = select(batch["action"], rows)[..., : chunk.shape[-1]]
-            total = total + self._chunk_loss(
-                chunk,
-                self.action_norm[key].normalize(target),  # type: ignore[operator]
-                padding=select(batch["action_is_pad"], rows),
-                weight=select(batch["weight"], rows) if "weight" in batch else None,
-            )
+            of_row = error.masked_fill(select(batch["action_is_pad"], rows), 0.0).mean(-1)
+            weight = select(batch["weight"], rows) if "weight" in batch else None
+            total = total + (of_row if weight is None else of_row * weight).sum()
         return {"loss": total / len(batch["domain"])}
 
     @torch.no_grad()
-    def act(self, obs: Mapping[str, Any], domain: str | int = 0) -> torch.Tensor:
+    def act(self, obs: Mapping[str, Any], domain: str | int = 0, *, seeds: torch.Tensor | None = None) -> torch.Tensor:
         """(B, Ta, Da) actions in the dataset's own units.
 
         Args:
-            obs: "state" (B, To, Ds) and "pointcloud" (B, To, P, C), as in a batch.
+            obs: what the policy sees, as in a batch: "state" (B, To, Ds), "pointcloud" (B, To, P, C), …
             domain: name, or position in `domains`.
+            seeds: (B,) int64 that make the noise of heads that draw some; None = 0, 1, …: a call repeats.
         Raises:
-            ValueError: the policy was not trained on that domain, or To differs.
+            ValueError: the policy was not trained on that domain, a modality is missing, or To differs.
         """
         name = self.domains[domain] if isinstance(domain, int) else domain
         if name not in self.domains:
             raise ValueError(f"domain {name!r}: this policy knows {', '.join(self.domains)}")
-        if obs["state"].shape[1] != self.observation_horizon:
-            raise ValueError(
-                f"obs.state {tuple(obs['state'].shape)}: axis 1 must be observation_horizon={self.observation_horizon}"
-            )
-        key = _module_key(name)
-        tokens = self.trunk(self._stem_tokens(key, obs, size=len(obs["state"])), None)
-        return self.action_norm[key].denormalize(self.heads[key](tokens, None).float())  # type: ignore[operator]
+        self._check_seen(obs)
+        key, size = module_key(name), len(_first_tensor(obs))
+        if seeds is None:
+            seeds = torch.arange(size, device=_first_tensor(obs).device)
+        tokens = self._tokens(self._encoded(obs), key, None, size, seeds=seeds)
+        chunk = self.heads[key](self.trunk(tokens, seeds), seeds)
+        return self.action_norm[key].denormalize(chunk.float())  # type: ignore[operator]
 
-    def _stem_tokens(self, key: str, obs: Mapping[str, Any], *, size: int) -> torch.Tensor:
-        """Tokens (max(size, 1), n, width) of one domain's rows."""
-        norm, kind = self.state_norm[key], self.modality_embedding.dtype
-        state, cloud = obs["state"][..., : norm.offset.numel()], obs["pointcloud"]  # type: ignore[operator]
-        if size == 0:
-            state, cloud = state.new_zeros(1, *state.shape[1:]), cloud.new_zeros(1, *cloud.shape[1:])
-        from_state = self.state_stems[key](norm.normalize(state).to(kind))  # type: ignore[operator]
-        from_cloud = self.cloud_stems[key](cloud)
-        return torch.cat([from_state + self.modality_embedding[0], from_cloud + self.modality_embedding[1]], dim=1)
+    def blank(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch in the place of one that is left out: nothing in it, weight 0, so that loss and gradients are zero."""
+        kept = {"domain", "noise_seed", "index"}
+        zeros = {name: value if name in kept else _zeros(value) for name, value in batch.items()}
+        return {**zeros, "weight": torch.zeros(len(batch["domain"]), device=batch["domain"].device)}
 
-    def _chunk_loss(
-        self, chunk: torch.Tensor, target: torch.Tensor, *, padding: torch.Tensor, weight: torch.Tensor | None
+    # ---------------------------------------------------------------- parts
+
+    def _sizes(self, options: PolicyConfig, spec: Spec, name: str, *, num_latents: int = 0) -> Sizes:
+        return Sizes(
+            width=options.width, num_heads=options.num_heads, dropout=options.dropout, horizon=self.horizon, spec=spec,
+            name=name, num_latents=num_latents,
+        )  # fmt: skip
+
+    def _head(self, key: str, spec: Spec, options: PolicyConfig) -> Head:
+        sizes, asked = self._sizes(options, spec, f"head.{key}"), options.head
+        return build_part(asked.kind, sizes, asked.options, known=HEADS, base=Head, option="policy.head")
+
+    def _stems(self, key: str, spec: Spec, options: PolicyConfig) -> nn.ModuleDict:
+        made = {}
+        for name in self.modalities:
+            asked = getattr(options.stems, name)
+            sizes = self._sizes(options, spec, f"stem.{key}.{name}", num_latents=asked.num_latents)
+            option = f"policy.stems.{name}"
+            made[name] = build_part(asked.kind, sizes, asked.options, known=STEMS, base=Stem, option=option)
+        return nn.ModuleDict(made)
+
+    def _encoders(self, options: PolicyConfig) -> dict[str, nn.Module]:
+        made: dict[str, nn.Module] = {}
+        for name in self.modalities:
+            asked = getattr(options.encoders, name, None)
+            if asked is None or asked.kind is None:
+                continue
+            sizes = self._sizes(options, next(iter(self.specs.values())), f"encoder.{name}")
+            option = f"policy.encoders.{name}"
+            encoder = build_part(asked.kind, sizes, asked.options, known=ENCODERS, base=Encoder, option=option)
+            made[name] = Frozen(encoder) if asked.frozen else encoder
+        return made
+
+    # ---------------------------------------------------------------- rows
+
+    def _encoded(self, obs: Mapping[str, Any]) -> dict[str, Any]:
+        """obs with what the encoders make of their modalities, of all rows at once."""
+        encoded = dict(obs)
+        for name, encoder in self.encoders.items():
+            cameras: dict[str, tuple[int, int]] = {}
+            for spec in self.specs.values():
+                cameras |= spec.cameras(name)
+            encoded[name] = encoder(with_every_camera(obs[name], cameras))
+        return encoded
+
+    def _tokens(
+        self, obs: Mapping[str, Any], key: str, rows: torch.Tensor | None, size: int, *, seeds: torch.Tensor
     ) -> torch.Tensor:
-        """Sum over the rows of each row's mean loss over (Ta, Da), padding counted as zero."""
-        error = (chunk - target).abs() if self.loss_kind == "l1" else (chunk - target).square()
-        of_row = error.mean(-1).masked_fill(padding, 0.0).mean(-1)
-        return (of_row if weight is None else of_row * weight).sum()
+        """(max(size, 1), n, width) of one domain's rows; of a blank row where the batch has none."""
+        spec, stems = self._spec_of[key], self.stems[key]
+        if size == 0:
+            blank = spec.blank(1, self.horizon, device=seeds.device)
+            seen = {name: _row(obs[name]) if name in self.encoders else blank[name] for name in self.modalities}
+        else:
+            seen = {name: select(obs[name], rows) for name in self.modalities}
+        if "state" in seen and "state" not in self.encoders:
+            norm = self.state_norm[key]
+            seen["state"] = norm.normalize(seen["state"][..., : spec.state_dim])  # type: ignore[operator]
+        tokens = [
+            stems[name](_own_cameras(seen[name], spec, name), seeds) + embedding  # type: ignore[index]
+            for name, embedding in zip(self.modalities, self.modality_embedding)
+        ]
+        return torch.cat(tokens, dim=1)
 
-    def _rows_by_domain(self, domain: torch.Tensor) -> list[tuple[str, torch.Tensor | None, int]]:
-        """(module key, rows or None for all, how many) of every domain, in the policy's order."""
-        if len(self.domains) == 1:  # no look at the values: on a GPU that would wait for the device
-            return [(_module_key(self.domains[0]), None, len(domain))]
-        groups: list[tuple[str, torch.Tensor | None, int]] = []
+    def _target(self, key: str, action: torch.Tensor, rows: torch.Tensor | None, size: int) -> torch.Tensor:
+        width = self._spec_of[key].action_dim
+        if size == 0:
+            return action.new_zeros(1, action.shape[1], width)
+        return self.action_norm[key].normalize(select(action, rows)[..., :width])  # type: ignore[operator]
+
+    def _rows_by_domain(self, domain: torch.Tensor) -> Groups:
+        if len(self.domains) == 1:
+            # no look at the values: on a GPU that would wait for the device
+            return [(module_key(self.domains[0]), None, len(domain))]
+        groups: Groups = []
         for number, name in enumerate(self.domains):
             rows = (domain == number).nonzero().squeeze(1)
-            groups.append((_module_key(name), rows, len(rows)))
+            groups.append((module_key(name), rows, len(rows)))
         return groups
+
+    def _check_seen(self, obs: Mapping[str, Any]) -> None:
+        for name in self.modalities:
+            if name not in obs:
+                raise ValueError(f"obs has no {name}: this policy sees {', '.join(self.modalities)}")
+            values = obs[name].values() if isinstance(obs[name], Mapping) else [obs[name]]
+            for value in values:
+                if isinstance(value, torch.Tensor) and value.shape[1] != self.horizon.observation:
+                    raise ValueError(
+                        f"obs.{name} {tuple(value.shape)}: axis 1 must be observation_horizon={self.horizon.observation}"
+                    )
+
+
+def modalities_of(options: PolicyConfig) -> list[str]:
+    """What a policy with these options sees: the modalities that have a stem."""
+    return [name for name in MODALITIES if getattr(options.stems, name).kind]
+
+
+def build_policy(cfg: Config, specs: Mapping[str, Spec]) -> PPTPolicy:
+    """The policy of a configuration, for data of these sizes; its weights are random."""
+    return PPTPolicy(specs, cfg.policy, horizon=Horizon.of(cfg.dataset))
+
+
+def module_key(name: str) -> str:
+    """A domain's name as a module's: nn.ModuleDict refuses dots and the names of its own methods."""
+    key = name.replace(".", "·")
+    return f"{key}·" if hasattr(nn.ModuleDict, key) else key
 
 
 def select(tree: Any, rows: torch.Tensor | None) -> Any:
@@ -213,17 +273,35 @@ def _seeds(seeds: torch.Tensor, rows: torch.Tensor | None, size: int) -> torch.T
     return seeds.new_zeros(1) if size == 0 else select(seeds, rows)
 
 
-def _module_key(name: str) -> str:
-    """A domain's name as a module's: nn.ModuleDict refuses dots."""
-    return name.replace(".", "·")
+def _own_cameras(readings: Any, spec: Spec, modality: str) -> Any:
+    """Without the cameras that other domains have."""
+    return {name: readings[name] for name in spec.cameras(modality)} if isinstance(readings, Mapping) else readings
 
 
-def build_policy(cfg: Any, shapes: Mapping[str, Mapping[str, int]]) -> PPTPolicy:
-    """The policy of a configuration, for data of these shapes; its weights are random."""
-    return PPTPolicy(
-        shapes,
-        point_channels=cfg.dataset.point_channels,
-        observation_horizon=cfg.dataset.observation_horizon,
-        action_horizon=cfg.dataset.action_horizon,
-        **cfg.policy,
-    )
+def _row(tree: Any) -> Any:
+    """The first row of every tensor, as a batch of one."""
+    if isinstance(tree, Mapping):
+        return {name: _row(value) for name, value in tree.items()}
+    return tree[:1]
+
+
+def _zeros(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _zeros(value) for name, value in tree.items()}
+    return torch.zeros_like(tree) if isinstance(tree, torch.Tensor) else tree
+
+
+def _first_tensor(tree: Any) -> torch.Tensor:
+    for value in tree.values():
+        if isinstance(value, torch.Tensor):
+            return value
+        if isinstance(value, Mapping):
+            return _first_tensor(value)
+    raise ValueError("obs holds no tensor")
+
+
+def _without_frozen(policy: nn.Module, incompatible: Any) -> None:
+    """What a checkpoint leaves out is not missing."""
+    frozen = tuple(f"encoders.{name}.inner." for name, each in policy.encoders.items() if isinstance(each, Frozen))  # type: ignore[union-attr, operator]
+    kept = [name for name in incompatible.missing_keys if not name.startswith(frozen or ("\0",))]
+    incompatible.missing_keys[:] = kept

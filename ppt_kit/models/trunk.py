@@ -41,16 +41,14 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(
-        self, tokens: torch.Tensor, seeds: torch.Tensor | None, *, keys: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """(B, T, width) -> (B, T, width). `seeds` (B,) int64 makes the dropout; None switches it off."""
+    def forward(self, tokens: torch.Tensor, seeds: torch.Tensor, *, keys: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, width) -> (B, T, width). `seeds` (B,) int64 make the dropout of training."""
         normed = self.norm_attention(tokens)
         tokens = tokens + self._drop(self.attention(normed, normed if keys is None else keys), seeds, "attention")
         return tokens + self._drop(self.mlp(self.norm_mlp(tokens)), seeds, "mlp")
 
-    def _drop(self, x: torch.Tensor, seeds: torch.Tensor | None, part: str) -> torch.Tensor:
-        if seeds is None:
+    def _drop(self, x: torch.Tensor, seeds: torch.Tensor, part: str) -> torch.Tensor:
+        if not self.training:
             return x
         return dropout(x, seeds, rate=self.dropout, stream=f"{self.name}.{part}")
 
@@ -64,9 +62,10 @@ class Trunk(nn.Module):
             Block(width, num_heads, dropout=dropout, name=f"trunk.{index}") for index in range(depth)
         )
         self.norm = nn.LayerNorm(width)
-        self.recompute = False  # activation checkpointing: the dropout is counted, so the second pass repeats the first
+        # activation checkpointing: the dropout is counted, so the second pass repeats the first
+        self.recompute = False
 
-    def forward(self, tokens: torch.Tensor, seeds: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         """(B, T, width) -> (B, T, width)."""
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():

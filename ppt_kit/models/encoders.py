@@ -1,0 +1,64 @@
+"""Encoders: large backbones that all domains share, run once a batch on the readings of one modality."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Encoder(nn.Module):
+    """Readings of one modality -> what its stems get in their place.
+
+    An encoder of yours is derived from this, takes `sizes` and options of its own, and says `forward(readings)`: readings
+    are those of all domains' rows, (B, To, …), or {camera: (B, To, H, W, c)}; what it gives has the rows first too. A frozen
+    one loads its own weights when it is made: it is not trained, and a checkpoint holds its name and a hash in their place.
+    """
+
+
+ENCODERS: dict[str, type[Encoder]] = {}
+
+
+class Frozen(nn.Module):
+    """An encoder that stays as it is: no gradient, no moments, no average, not in a state dict."""
+
+    def __init__(self, inner: Encoder):
+        super().__init__()
+        self.inner = inner.requires_grad_(False).eval()
+        self.register_state_dict_post_hook(_leave_out)
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Never in training mode: its statistics and its dropout stay."""
+        super().train(mode)
+        self.inner.eval()
+        return self
+
+    @torch.no_grad()
+    def forward(self, readings: Any) -> Any:
+        return self.inner(readings)
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits of its weights."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.inner.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} ".encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+
+def with_every_camera(readings: Any, sizes: Mapping[str, tuple[int, int]]) -> Any:
+    """Readings with zeros for cameras that no row of the batch has: each rank then calls an encoder on the same cameras."""
+    if not isinstance(readings, dict) or not readings:
+        return readings
+    some = next(iter(readings.values()))
+    missing = {name: size for name, size in sizes.items() if name not in readings}
+    zeros = {name: some.new_zeros(*some.shape[:2], *size, some.shape[-1]) for name, size in missing.items()}
+    return {**readings, **zeros}
+
+
+def _leave_out(module: nn.Module, state: dict, prefix: str, _: Any) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}inner.")]:
+        del state[name]

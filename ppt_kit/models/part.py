@@ -1,0 +1,69 @@
+"""What every part of a policy is built with, and how a part is found and built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ppt_kit.errors import UserError
+from ppt_kit.horizon import Horizon
+from ppt_kit.parts import find_part, place_of
+from ppt_kit.spec import Spec
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a stem, a head or an encoder is told of the policy around it.
+
+    Attributes:
+        width: of a token.
+        num_heads: of attention.
+        dropout: share of the activations dropped in training.
+        horizon: To and Ta, control steps.
+        spec: sizes of the domain's observations and actions; of an encoder, which all domains share, the first's.
+        name: of the part, unique in the policy; names the streams of its noise.
+        num_latents: tokens that a stem gives; of its configuration.
+    """
+
+    width: int
+    num_heads: int
+    dropout: float
+    horizon: Horizon
+    spec: Spec
+    name: str
+    num_latents: int = 0
+
+
+def build_part(
+    kind: str, sizes: Sizes, options: Mapping[str, Any] | None, *, known: Mapping[str, Any], base: type, option: str
+) -> Any:
+    """The part that `kind` names: `Class(sizes, **options)`.
+
+    Args:
+        kind: a name in `known`, or module:Class of the user's.
+        options: keyword arguments of its own.
+        base: class that it must be derived from.
+        option: what the user names it with, without `.kind`, e.g. policy.head.
+    Raises:
+        UserError: there is no such part, it is none of this kind, or it does not take one of the options.
+    """
+    part = find_part(kind, known, option=f"{option}.kind")
+    if not (isinstance(part, type) and issubclass(part, base)):
+        raise UserError(
+            f"{option}.kind={kind}: {kind} of {place_of(part)} is not derived from {base.__module__}.{base.__name__}."
+        )
+    takes = inspect.signature(part).parameters
+    names = [name for name in list(takes)[1:] if takes[name].kind is not inspect.Parameter.VAR_KEYWORD]
+    anything = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
+    for name in options or {}:
+        if name not in names and not anything:
+            has = f"it takes {', '.join(names)}" if names else "it takes none"
+            raise UserError(f"{option}.options.{name}: {kind} has no such option; {has}.")
+    try:
+        return part(sizes, **(options or {}))
+    except TypeError as error:
+        raise UserError(
+            f"{option}.kind={kind}: {error}. A part is made as {part.__name__}(sizes, **options)."
+        ) from None
