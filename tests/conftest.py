@@ -43,6 +43,18 @@ def write_store(
     return path
 
 
+def dataset_of(folder, domains, *, split="train", seed=0, modalities=None, **options):
+    """The windows of datasets in a folder; options are the keys of `dataset`, no episode is held out unless asked."""
+    from ppt_kit.checks import domain_names
+    from ppt_kit.data.dataset import MultiTrajDataset, open_stores
+    from ppt_kit.data.formats import find_domain
+    from ppt_kit.schema import DatasetConfig
+
+    asked = DatasetConfig(**{"val_ratio": 0.0, **options})
+    stores = open_stores({name: find_domain(folder, name) for name in domain_names(domains)}, asked)
+    return MultiTrajDataset(stores, asked, split=split, seed=seed, modalities=modalities)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_folder(tmp_path_factory):
     """Decoded rows of the suite's datasets stay out of the user's own cache."""

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import write_store
+from conftest import dataset_of, write_store
 
 from ppt_kit.data.clouds import compose_cloud
-from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.loader import BatchPlan, Loader, epoch_indices, epoch_order, mixed_order
 from ppt_kit.data.writer import ZarrWriter
 from ppt_kit.errors import UserError
 
 
-def dataset_of(folder, domains="a", **options):
-    return MultiTrajDataset(folder, domains, **{"num_points": 16, **options})
+def windows_of(folder, domains="a", **options):
+    return dataset_of(folder, domains, **{"num_points": 16, **options})
 
 
 # ------------------------------------------------------------------ store
@@ -118,8 +117,8 @@ def slow_window(store, row, *, first, last, To, Ta, hist):
 @pytest.mark.parametrize("hist", [False, True])
 @pytest.mark.parametrize(("To", "Ta"), [(1, 4), (2, 8), (3, 20)])
 def test_every_window_is_what_the_contract_says(small_data, To, Ta, hist):
-    data = dataset_of(small_data, observation_horizon=To, action_horizon=Ta, hist_action_cond=hist)
-    store, index = data.stores["a"], 0
+    data = windows_of(small_data, observation_horizon=To, action_horizon=Ta, hist_action_cond=hist)
+    store, index = data.domains["a"].store, 0
     batch = data.__getitems__(range(len(data)))
     for episode, end in enumerate(store.episode_ends):
         first = int(store.episode_ends[episode - 1]) if episode else 0
@@ -134,7 +133,7 @@ def test_every_window_is_what_the_contract_says(small_data, To, Ta, hist):
 
 
 def test_the_types_of_a_batch_are_the_contracts(small_data):
-    batch = dataset_of(small_data, "b", point_channels=7).__getitems__([3, 0])
+    batch = windows_of(small_data, "b", point_channels=7).__getitems__([3, 0])
     kinds = {name: batch[name].dtype for name in ("action", "action_is_pad", "domain", "index")}
     assert kinds == {"action": torch.float32, "action_is_pad": torch.bool, "domain": torch.int64, "index": torch.int64}
     assert batch["obs"]["pointcloud"].shape == (2, 2, 16, 7)
@@ -146,35 +145,38 @@ def test_the_types_of_a_batch_are_the_contracts(small_data):
 
 
 def test_one_window_is_the_batch_without_its_first_axis(small_data):
-    data = dataset_of(small_data)
+    data = windows_of(small_data)
     assert torch.equal(data[-1]["action"], data.__getitems__([len(data) - 1])["action"][0])
     with pytest.raises(IndexError):
         data[len(data)]
 
 
 def test_domains_of_different_sizes_share_a_batch(small_data):
-    data = dataset_of(small_data, "a,wide")
+    data = windows_of(small_data, "a,wide")
     index = np.array([0, len(data) - 1, 5])
     batch = data.__getitems__(index)
-    alone = dataset_of(small_data, "wide")
+    alone = windows_of(small_data, "wide")
     assert batch["domain"].tolist() == [0, 1, 0]
     assert batch["action"].shape == (3, 8, 6)
     assert torch.equal(batch["action"][1], alone[-1]["action"])
     assert torch.equal(batch["action"][0, :, 4:], torch.zeros(8, 2))
-    assert data.shapes == {"a": {"state": 4, "action": 4}, "wide": {"state": 6, "action": 6}}
+    assert {name: (spec.state_dim, spec.action_dim) for name, spec in data.specs.items()} == {
+        "a": (4, 4),
+        "wide": (6, 6),
+    }
 
 
 @pytest.mark.parametrize(
     ("before", "after", "first", "last"), [(None, None, 0, 11), (0, None, 1, 11), (None, 0, 0, 4), (0, 3, 1, 7)]
 )
 def test_padding_limits_cut_windows_at_the_edges(small_data, before, after, first, last):
-    data = dataset_of(small_data, pad_before=before, pad_after=after, episode_cnt=1)
+    data = windows_of(small_data, pad_before=before, pad_after=after, episode_cnt=1)
     rows = [int(data[i]["obs"]["state"][-1, 0]) for i in range(len(data))]
     assert rows == list(range(first, last + 1))
 
 
 def test_a_split_divides_episodes_and_nothing_is_in_both(small_data):
-    parts = [dataset_of(small_data, split=split, val_ratio=0.3, seed=4) for split in ("train", "val")]
+    parts = [windows_of(small_data, split=split, val_ratio=0.3, seed=4) for split in ("train", "val")]
     episodes = [set(part.episodes["a"].tolist()) for part in parts]
     assert episodes[0] & episodes[1] == set()
     assert episodes[0] | episodes[1] == {0, 1, 2, 3}
@@ -184,27 +186,27 @@ def test_a_split_divides_episodes_and_nothing_is_in_both(small_data):
 
 def test_an_empty_split_says_what_to_set(small_data):
     with pytest.raises(UserError, match="val_ratio"):
-        dataset_of(small_data, split="val", val_ratio=0)
+        windows_of(small_data, split="val", val_ratio=0)
     with pytest.raises(UserError, match="val_ratio=0"):
-        dataset_of(small_data, val_ratio=0.5, episode_cnt=1)
+        windows_of(small_data, val_ratio=0.5, episode_cnt=1)
 
 
 def test_fewer_episodes_by_count_and_by_share(small_data):
-    assert dataset_of(small_data, episode_cnt=2).num_episodes == 2
-    assert dataset_of(small_data, data_ratio=0.5).num_episodes == 2
+    assert windows_of(small_data, episode_cnt=2).num_episodes == 2
+    assert windows_of(small_data, data_ratio=0.5).num_episodes == 2
 
 
 def test_missing_keys_name_what_is_there(small_data):
     with pytest.raises(UserError, match=r"state_keys.*no joint_pos.*obs/eef_pos"):
-        dataset_of(small_data, state_keys=["joint_pos"])
+        windows_of(small_data, state_keys=["joint_pos"])
     with pytest.raises(UserError, match="use_color=true"):
-        dataset_of(small_data, point_channels=6, modalities=["pointcloud"])
+        windows_of(small_data, point_channels=6, modalities=["pointcloud"])
     with pytest.raises(UserError, match="num_points=16"):
-        dataset_of(small_data, num_points=512, modalities=["pointcloud"])
+        windows_of(small_data, num_points=512, modalities=["pointcloud"])
 
 
 def test_an_episode_nests_its_keys_as_a_batch_does(small_data):
-    episode = dataset_of(small_data).episode(1)
+    episode = windows_of(small_data).episode(1)
     assert episode["action"].shape == (7, 4)
     assert episode["obs"]["state"].shape == (7, 4)
     assert episode["obs"]["pointcloud"].shape == (7, 16, 3)
@@ -225,7 +227,7 @@ def test_packed_clouds_give_the_channels_asked_for(channels):
 
 
 def test_two_ranks_partition_an_epoch(small_data):
-    data = dataset_of(small_data)
+    data = windows_of(small_data)
     a, b = (epoch_indices(data, rank=rank, world_size=2, seed=0) for rank in (0, 1))
     assert sorted([*a, *b]) == list(range(len(data)))
 
@@ -276,7 +278,7 @@ def test_the_same_step_has_the_same_windows_on_one_process_and_on_two():
 
 
 def test_the_loader_starts_in_the_middle_as_if_it_had_run_from_the_start(small_data):
-    data = dataset_of(small_data)
+    data = windows_of(small_data)
     plan = BatchPlan(len(data), 8, seed=1)
     whole = list(Loader(data, plan, rank=0, first_step=0, last_step=9, pin=False))
     part = list(Loader(data, plan, rank=0, first_step=4, last_step=9, pin=False))
@@ -287,7 +289,7 @@ def test_the_loader_starts_in_the_middle_as_if_it_had_run_from_the_start(small_d
 
 
 def test_an_error_while_loading_reaches_the_loop(small_data):
-    data = dataset_of(small_data)
+    data = windows_of(small_data)
     plan = BatchPlan(len(data) + 10, 8)  # it asks for windows that are not there
     with pytest.raises(IndexError):
         list(Loader(data, plan, rank=0, first_step=0, last_step=plan.steps_per_pass, pin=False))

@@ -1087,7 +1087,7 @@ def test_a_name_that_ends_as_another_formats_is_refused(tmp_path, to, name, righ
 def test_the_language_is_the_same_after_a_conversion(tmp_path):
     arrays = {"actions": np.zeros((5, 2), np.float32), "obs/state": np.zeros((5, 3), np.float32)}
     source = open_dataset(to_zarr(in_memory(tmp_path / "x", arrays, (2, 3)), tmp_path / "reach.v2.zarr"))
-    copy = open_dataset(to_lerobot(source.stores["reach.v2"], tmp_path / "copy", fps=5))
+    copy = open_dataset(to_lerobot(source.domains["reach.v2"].store, tmp_path / "copy", fps=5))
     assert source.episode(0)["obs"]["language"] == copy.episode(0)["obs"]["language"] == ["reach.v2"] * 2
 
 

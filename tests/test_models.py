@@ -9,18 +9,26 @@ import pytest
 import torch
 
 from ppt_kit import randomness
-from ppt_kit.models.act import ChunkExecutor
+from ppt_kit.horizon import Horizon
+from ppt_kit.models.chunks import ChunkExecutor
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.pretrained import load_trunk
 from ppt_kit.randomness import dropout, normal, sample_seeds, uniform
+from ppt_kit.schema import PolicyConfig
+from ppt_kit.spec import Spec
 
-SHAPES = {"a": {"state": 4, "action": 4}, "wide": {"state": 6, "action": 7}}
+
+def spec_of(state, action):
+    return Spec(state={"joints": state}, action={"actions": action}, points=10, channels=3)
+
+
+SPECS = {"a": spec_of(4, 4), "wide": spec_of(6, 7)}
 SMALL = {"width": 32, "depth": 2, "num_heads": 2}
 
 
-def policy_of(shapes=SHAPES, **options) -> PPTPolicy:
+def policy_of(specs=SPECS, **options) -> PPTPolicy:
     torch.manual_seed(0)
-    return PPTPolicy(shapes, **{**SMALL, **options})
+    return PPTPolicy(specs, PolicyConfig(**{**SMALL, **options}))
 
 
 def batch_of(domains, *, seed=0, points=10):
@@ -84,7 +92,7 @@ def test_a_domain_that_is_not_in_the_batch_still_takes_part():
 
 
 def test_actions_come_in_the_datasets_units():
-    policy = policy_of({"a": SHAPES["a"]})
+    policy = policy_of({"a": SPECS["a"]})
     obs = {"state": torch.randn(3, 2, 4), "pointcloud": torch.randn(3, 2, 10, 3)}
     plain = policy.act(obs)
     policy.set_normalizer(
@@ -95,7 +103,7 @@ def test_actions_come_in_the_datasets_units():
 
 
 def test_the_normaliser_survives_a_cast_to_bfloat16_exactly():
-    policy = policy_of({"a": SHAPES["a"]})
+    policy = policy_of({"a": SPECS["a"]})
     stats = {"offset": [0.123456789] * 4, "scale": [1.000001] * 4}
     policy.set_normalizer({"a": {"state": stats, "action": stats}})
     policy.bfloat16()
@@ -118,7 +126,7 @@ def test_the_normaliser_survives_a_cast_to_bfloat16_exactly():
 
 def test_statistics_of_the_wrong_size_are_refused():
     with pytest.raises(ValueError, match="a.action needs 4 numbers"):
-        policy_of({"a": SHAPES["a"]}).set_normalizer(
+        policy_of({"a": SPECS["a"]}).set_normalizer(
             {"a": {"state": {"offset": [0] * 4, "scale": [1] * 4}, "action": {"offset": [0] * 8, "scale": [1] * 8}}}
         )
 
@@ -133,7 +141,7 @@ def test_asking_for_an_unknown_domain_or_horizon_says_what_is_known():
 
 
 def test_the_order_of_points_does_not_matter():
-    policy = policy_of({"a": SHAPES["a"]}).eval()
+    policy = policy_of({"a": SPECS["a"]}).eval()
     obs = {"state": torch.randn(1, 2, 4), "pointcloud": torch.randn(1, 2, 30, 3)}
     shuffled = {**obs, "pointcloud": obs["pointcloud"][:, :, torch.randperm(30)]}
     assert torch.allclose(policy.act(obs), policy.act(shuffled), atol=1e-5)
@@ -162,7 +170,7 @@ def chunks_saying(step_of_asking, horizon=6):
 
 @pytest.mark.parametrize("first", [0, 2])
 def test_open_loop_runs_the_index_that_was_supervised_for_the_step(first):
-    executor = ChunkExecutor(action_horizon=6, first=first, execute_steps=3)
+    executor = ChunkExecutor(Horizon(first + 1, 6, hist=True), execute_steps=3)
     asked = iter(range(100))
     got = [executor.next_action(lambda: chunks_saying(next(asked))).tolist() for _ in range(7)]
     assert got == [[ask, first + i] for ask in range(3) for i in range(3)][:7]
@@ -170,7 +178,7 @@ def test_open_loop_runs_the_index_that_was_supervised_for_the_step(first):
 
 def test_ensembling_averages_what_all_chunks_say_of_the_step_zeros_included():
     """Weights exp(-0.01 i), i = 0 oldest; the ancestor dropped any action that contained an exact zero."""
-    executor, horizon = ChunkExecutor(action_horizon=3, temporal_ensembling=True), 3
+    executor, horizon = ChunkExecutor(Horizon(1, 3), temporal_ensembling=True), 3
     chunks = [np.zeros((horizon, 1)), np.ones((horizon, 1)), np.full((horizon, 1), 2.0), np.full((horizon, 1), 3.0)]
     got = [executor.next_action(lambda c=c: c)[0] for c in chunks]
     weights = np.exp(-0.01 * np.arange(3))
@@ -185,7 +193,7 @@ def test_ensembling_averages_what_all_chunks_say_of_the_step_zeros_included():
 
 def test_more_steps_than_a_chunk_holds_are_refused():
     with pytest.raises(ValueError, match="holds 4 actions"):
-        ChunkExecutor(action_horizon=6, first=2, execute_steps=5)
+        ChunkExecutor(Horizon(3, 6, hist=True), execute_steps=5)
 
 
 # ------------------------------------------------------------------ counted randomness

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import zarr
-from conftest import write_store
+from conftest import dataset_of, write_store
 
-from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
+from ppt_kit.data.dataset import open_dataset
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
 from ppt_kit.data.writer import ZarrWriter
 from ppt_kit.errors import UserError
+from ppt_kit.schema import NormalizerConfig
 from ppt_kit.trainer import UnifiedTrainer
 
 
@@ -41,11 +42,11 @@ def poses(tmp_path):
 
 
 def truth(dataset, key):
-    return zarr.open_group(str(dataset.stores["poses"].path), mode="r")[f"data/{key}"][:].astype(np.float64)
+    return zarr.open_group(str(dataset.domains["poses"].store.path), mode="r")[f"data/{key}"][:].astype(np.float64)
 
 
 def test_limits_go_to_minus_one_and_one_on_the_training_episodes_only(small_data):
-    data = MultiTrajDataset(small_data, "a", num_points=16, split="train", val_ratio=0.3)
+    data = dataset_of(small_data, "a", num_points=16, split="train", val_ratio=0.3)
     stats = fit_normalizer(data)["a"]["action"]
     actions = zarr.open_group(str(small_data / "a.zarr"), mode="r")["data/actions"][:][data.rows("a")]
     done = normalised(stats, actions)
@@ -53,20 +54,22 @@ def test_limits_go_to_minus_one_and_one_on_the_training_episodes_only(small_data
 
 
 def test_gaussian_has_mean_zero_and_deviation_one(poses):
-    done = normalised(fit_normalizer(poses, mode="gaussian")["poses"]["action"], truth(poses, "actions"))[:, :8]
+    done = normalised(
+        fit_normalizer(poses, NormalizerConfig(mode="gaussian"))["poses"]["action"], truth(poses, "actions")
+    )[:, :8]
     assert np.allclose(done.mean(0), 0, atol=1e-4)
     assert np.allclose(done.std(0), 1, atol=1e-3)
 
 
 def test_quantiles_take_one_and_ninety_nine_percent_to_the_ends(poses):
-    stats = fit_normalizer(poses, mode="quantiles")["poses"]["action"]
+    stats = fit_normalizer(poses, NormalizerConfig(mode="quantiles"))["poses"]["action"]
     done = normalised(stats, truth(poses, "actions"))
     assert np.allclose(np.quantile(done[:, :3], [0.01, 0.99], axis=0), [[-1] * 3, [1] * 3], atol=1e-4)
     assert set(np.round(done[:, 7], 6)) == {-1, 1}  # open in over 98 % of the rows: its limits are its range
 
 
 def test_identity_changes_nothing(poses):
-    stats = fit_normalizer(poses, mode="identity")["poses"]["state"]
+    stats = fit_normalizer(poses, NormalizerConfig(mode="identity"))["poses"]["state"]
     assert stats["offset"] == [0] * 10
     assert stats["scale"] == [1] * 10
 
@@ -74,24 +77,28 @@ def test_identity_changes_nothing(poses):
 def test_keys_and_domains_have_modes_of_their_own(poses):
     stats = fit_normalizer(
         poses,
-        per_key={"eef_pos": "gaussian", "actions[3:7]": "identity"},
-        per_domain={"poses": {"eef_pos": "quantiles"}},
+        NormalizerConfig(
+            per_key={"eef_pos": "gaussian", "actions[3:7]": "identity"}, per_domain={"poses": {"eef_pos": "quantiles"}}
+        ),
     )["poses"]
     assert stats["state"]["mode"] == ["quantiles"] * 3 + ["limits"] * 7
     assert stats["action"]["mode"] == ["limits"] * 3 + ["identity"] * 4 + ["limits"] * 2
 
 
 def test_quaternions_and_one_hot_are_left_alone_when_asked(poses):
-    stats = fit_normalizer(poses, leave_alone=["quaternions", "one_hot"])["poses"]
+    stats = fit_normalizer(poses, NormalizerConfig(leave_alone=["quaternions", "one_hot"]))["poses"]
     assert stats["state"]["mode"] == ["limits"] * 3 + ["identity"] * 7
-    assert fit_normalizer(poses, leave_alone=["actions[3:7]"])["poses"]["action"]["mode"][3:7] == ["identity"] * 4
+    assert (
+        fit_normalizer(poses, NormalizerConfig(leave_alone=["actions[3:7]"]))["poses"]["action"]["mode"][3:7]
+        == ["identity"] * 4
+    )
     assert "identity" not in fit_normalizer(poses)["poses"]["state"]["mode"]
 
 
 @pytest.mark.parametrize("mode", ["limits", "gaussian", "quantiles"])
 def test_a_dimension_that_hardly_moves_is_named_and_not_blown_up(poses, mode):
-    stats = fit_normalizer(poses, mode=mode)
-    assert near_constant(stats, poses.layouts) == ["poses: actions[8]"]
+    stats = fit_normalizer(poses, NormalizerConfig(mode=mode))
+    assert near_constant(stats, poses.specs) == ["poses: actions[8]"]
     assert stats["poses"]["action"]["scale"][8] == 1
     assert np.abs(normalised(stats["poses"]["action"], truth(poses, "actions"))[:, 8]).max() < 1e-3
 
@@ -100,12 +107,12 @@ def test_a_value_that_is_not_finite_names_its_file_and_episode(tmp_path):
     write_store(tmp_path / "x.zarr")
     zarr.open_group(str(tmp_path / "x.zarr"), mode="a")["data/actions"][14, 0] = np.inf
     with pytest.raises(UserError, match=r"x.zarr: data/actions of episode 1 \(row 14\) is not finite"):
-        fit_normalizer(MultiTrajDataset(tmp_path, "x", num_points=16))
+        fit_normalizer(dataset_of(tmp_path, "x", num_points=16))
 
 
 def test_an_unknown_key_names_those_there_are(poses):
     with pytest.raises(UserError, match=r"has no eef_pose; it has actions, eef_pos"):
-        fit_normalizer(poses, per_key={"eef_pose": "identity"})
+        fit_normalizer(poses, NormalizerConfig(per_key={"eef_pose": "identity"}))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +142,7 @@ def test_the_modes_of_a_configuration_reach_the_checkpoint(small_cfg):
 
 
 def test_statistics_of_something_else_are_refused_and_the_difference_is_named(small_data):
-    make = lambda name="a", **options: MultiTrajDataset(
+    make = lambda name="a", **options: dataset_of(
         small_data, {"a": 1} if name == "a" else name, num_points=16, **options
     )
     stored = fit_normalizer(make())
@@ -189,4 +196,4 @@ def test_parts_modes_and_domains_that_are_not_there_are_told(poses):
         ({"per_domain": {"pose": {}}}, "pose is none of the domains poses"),
     ):
         with pytest.raises(UserError, match=says):
-            fit_normalizer(poses, **options)
+            fit_normalizer(poses, NormalizerConfig(**options))

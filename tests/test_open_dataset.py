@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import ROOT, write_store
+from conftest import ROOT, dataset_of, write_store
 
 import ppt_kit as ppt
 from ppt_kit.cameras import intrinsics_from_fovy
 from ppt_kit.data.cache import CacheFolder, RowCache
-from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.store import DecodedColumn
 from ppt_kit.data.writer import ZarrWriter
@@ -90,7 +89,7 @@ def test_ppt_learnings_nested_buffer(tmp_path):
     cloud = second["obs"]["pointcloud"]
     assert np.allclose(cloud[..., :3], arrays["obs/pointcloud/pos"][5:])
     assert np.allclose(cloud[..., 3:6], arrays["obs/pointcloud/color"][5:] / 255)
-    assert "initial_state/robot" not in data.stores["x"].columns
+    assert "initial_state/robot" not in data.domains["x"].store.columns
     five = ppt.open_dataset(tmp_path / "x.zarr", point_channels=5).episode(0)["obs"]["pointcloud"]
     assert np.allclose(five[..., 3], arrays["obs/pointcloud/seg"][:5])
 
@@ -101,10 +100,10 @@ def test_a_nested_action_is_its_parts_or_the_one_asked_for(tmp_path):
     values = np.random.default_rng(0).normal(size=(43, 3))
     for name, part in (("arm", values[:, :2]), ("hand", values[:, 2:])):
         group.create_array(f"data/act/{name}", shape=part.shape, chunks=part.shape, dtype="f8")[:] = part
-    both = MultiTrajDataset(tmp_path, "x", num_points=16, action_key="act")
+    both = dataset_of(tmp_path, "x", num_points=16, action_key="act")
     assert np.allclose(both.episode(0)["action"], values[:12])
-    assert both.layouts["x"]["action"] == {"act/arm": (0, 2), "act/hand": (2, 3)}
-    one = MultiTrajDataset(tmp_path, "x", num_points=16, action_key="act/hand", action_horizon=4)
+    assert both.specs["x"].layout("action") == {"act/arm": (0, 2), "act/hand": (2, 3)}
+    one = dataset_of(tmp_path, "x", num_points=16, action_key="act/hand", action_horizon=4)
     assert np.allclose(one.__getitems__([0])["action"][0, :, 0], values[:4, 2])
 
 
@@ -138,7 +137,7 @@ def test_domains_of_several_formats_in_one_batch(tmp_path):
             demo["obs/eef_pos"] = rng.normal(size=(length, 3))
             demo["obs/normalized_gripper_pos"] = rng.normal(size=(length, 1))
         last = file["data/demo_1/actions"][-1]
-    data = MultiTrajDataset(tmp_path, {"a": 1, "b": 3}, modalities=["state", "language"])
+    data = dataset_of(tmp_path, {"a": 1, "b": 3}, modalities=["state", "language"])
     batch = data.__getitems__([0, len(data) - 1])
     assert batch["domain"].tolist() == [0, 1]
     assert np.allclose(batch["action"][1, 0], last, atol=1e-6)
@@ -151,12 +150,12 @@ def test_domains_that_do_not_fit_together_are_refused(tmp_path):
     for name, more in (("a", {"obs/images/front": image}), ("b", {"obs/images/wrist": image}), ("c", {})):
         with ZarrWriter(tmp_path / f"{name}.zarr") as writer:
             writer.append({**common, **more})
-    with pytest.raises(UserError, match=r"b.zarr has the rgb cameras wrist, .*a.zarr has front.*ignored_keys"):
-        MultiTrajDataset(tmp_path, "a,b")
+    other_cameras = dataset_of(tmp_path, "a,b")
+    assert {name: list(spec.rgb) for name, spec in other_cameras.specs.items()} == {"a": ["front"], "b": ["wrist"]}
     with pytest.raises(UserError, match=r"c.zarr has no rgb.*a has it: .*modalities"):
-        MultiTrajDataset(tmp_path, "a,c")
-    assert len(MultiTrajDataset(tmp_path, "a,c", modalities=["state"])) == 8
-    assert len(MultiTrajDataset(tmp_path, "a,c", ignored_keys=["images/front"])) == 8
+        dataset_of(tmp_path, "a,c")
+    assert len(dataset_of(tmp_path, "a,c", modalities=["state"])) == 8
+    assert len(dataset_of(tmp_path, "a,c", ignored_keys=["images/front"])) == 8
 
 
 # ------------------------------------------------------------------ clouds out of depth
@@ -196,7 +195,7 @@ def test_a_store_without_clouds_gets_them_from_its_depth(tmp_path):
     assert {(round(float(a), 4), round(float(b), 4)) for a, b in cloud[0, :, :2]} == truth
     assert np.allclose(cloud[..., 3:], [1, 0, 0.2])
     again = ppt.open_dataset(tmp_path / "x.zarr", num_points=64, crop_box=[-9, -9, 0.1, 9, 9, 9])
-    assert again.stores["x"].columns["obs/pointcloud/pos"].cache.share() == pytest.approx(2 / 3)
+    assert again.domains["x"].store.columns["obs/pointcloud/pos"].cache.share() == pytest.approx(2 / 3)
     assert np.array_equal(again.episode(0, steps=[1, 2])["obs"]["pointcloud"], cloud)
 
 
@@ -397,11 +396,11 @@ def test_resident_memory_does_not_grow_with_what_is_read(tmp_path):
             writer.append({**low, "obs/pointcloud/pos": clouds, "obs/images/front": images})
     code = f"""
 import numpy as np, psutil, resource
-from ppt_kit.data.dataset import MultiTrajDataset
+import ppt_kit as ppt
 process = psutil.Process()
 limit = process.memory_info().vms + 10**9
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-data = MultiTrajDataset({str(tmp_path)!r}, "big")
+data = ppt.open_dataset({str(tmp_path / "big.zarr")!r})
 rng = np.random.default_rng(0)
 data.__getitems__(rng.integers(0, len(data), 64))
 before = process.memory_info().rss
@@ -551,15 +550,15 @@ def test_ignored_keys_are_columns_groups_or_modalities_and_no_others(tmp_path):
 def test_the_first_command_on_foreign_data_says_what_to_type(tmp_path):
     write_flat(tmp_path / "flat.zarr")
     with pytest.raises(UserError, match=r"no eef_pos.*Type dataset.state_keys=\[state\].*null takes them all"):
-        MultiTrajDataset(tmp_path, "flat", state_keys=["eef_pos"])
+        dataset_of(tmp_path, "flat", state_keys=["eef_pos"])
     with pytest.raises(UserError, match=r"is a dataset itself. Type dataset_path=.* domains=flat"):
-        MultiTrajDataset(tmp_path / "flat.zarr", "flat")
+        dataset_of(tmp_path / "flat.zarr", "flat")
     with pytest.raises(UserError, match=r"holds flat\."):
-        MultiTrajDataset(tmp_path, "flt")
+        dataset_of(tmp_path, "flt")
     with pytest.raises(UserError, match="unknown option stat_keys. Did you mean state_keys"):
         ppt.open_dataset(tmp_path / "flat.zarr", stat_keys=["state"])
     with pytest.raises(UserError, match=r"has no pointcloud.*obs/pointcloud/pos \(N, P, 3\)"):
-        MultiTrajDataset(
+        dataset_of(
             None,
             None,
             stores={"x": open_store(write_action_and(tmp_path / "x.zarr"))},

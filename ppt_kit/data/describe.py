@@ -39,7 +39,7 @@ def describe(dataset: Source) -> pd.DataFrame:
     data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
     lines = []
     for name in data.domains:
-        store = data.stores[name]
+        store = data.domains[name].store
         lengths = np.diff(store.episode_ends, prepend=0)
         sentences = store.sentences or []
         whole = {
@@ -80,8 +80,8 @@ def doctor(dataset: Source, *, batch_size: int = 64) -> pd.DataFrame:
 
 def _stages(data: MultiTrajDataset, name: str, batches: list[np.ndarray]) -> list[dict]:
     """Reading of each modality of one domain, timed on the rows that the batches' windows need."""
-    store, lines = data.stores[name], []
-    for stage, columns in data.read_columns(name).items():
+    store, lines = data.domains[name].store, []
+    for stage, columns in data.domains[name].columns.items():
         times = []
         for batch in batches:
             rows = data.window_rows(batch).get(name)
@@ -124,7 +124,7 @@ def _advice(store: EpisodeStore, columns: list[Column], *, ms: float) -> str:
 def _report(data: MultiTrajDataset, table: pd.DataFrame, *, batch_size: int, seconds: float) -> str:
     lines = []
     for name in data.domains:
-        store = data.stores[name]
+        store = data.domains[name].store
         lines.append(
             f"{name}: {store.format}, {bytes_under(store.path) / 1e9:.2f} GB in {store.path}, {len(store.episode_ends)} episodes, {store.episode_ends[-1]} steps"
         )
