@@ -204,7 +204,7 @@ def _train_on_big_store(folder: str, output_dir: str, limit_gb: float, steps: in
     import psutil
 
     from ppt_kit.data.dataset import MultiTrajDataset
-    from ppt_kit.trainer import UnifiedTrainer
+    from ppt_kit.train.trainer import UnifiedTrainer
 
     resource.setrlimit(resource.RLIMIT_AS, (int(limit_gb * 1e9), int(limit_gb * 1e9)))
     rng, process = np.random.default_rng(1), psutil.Process()

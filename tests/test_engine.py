@@ -23,7 +23,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.launch import free_port
 from ppt_kit.randomness import dropout, sample_seeds
 from ppt_kit.tracking import read_metrics
-from ppt_kit.trainer import UnifiedTrainer
+from ppt_kit.train.trainer import UnifiedTrainer
 
 TRAIN = str(ROOT / "scripts/train.py")
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])

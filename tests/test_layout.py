@@ -18,7 +18,7 @@ LAYERS = {
     "errors": 0, "files": 0, "horizon": 0, "spec": 0, "parts": 0, "schema": 0, "words": 0, "checks": 0, "config": 0, "randomness": 0, "signals": 0,
     "data": 1, "models": 1, "engine": 1, "tracking": 1, "launch": 1,
     "checkpoint": 2, "sim": 2,
-    "trainer": 3, "train": 3,
+    "train": 3,
     "notebook": 4, "__main__": 4, "__init__": 5,
 }  # fmt: skip
 STRANGERS = {"data": {"models", "engine", "tracking", "launch"}, "models": {"data", "engine", "tracking", "launch"}}

@@ -11,7 +11,7 @@ from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
 from ppt_kit.data.writer import ZarrWriter
 from ppt_kit.errors import UserError
-from ppt_kit.trainer import UnifiedTrainer
+from ppt_kit.train.trainer import UnifiedTrainer
 
 
 def normalised(stats, values):
