@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ppt_kit import engine, launch
 from ppt_kit.checkpoint import BackgroundWriter, load_model, load_resume, save_model, save_resume
 from ppt_kit.checks import check_values, domain_names
-from ppt_kit.config import from_mapping
+from ppt_kit.config import from_mapping, typed
 from ppt_kit.data.augment import Augmenter
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
@@ -33,6 +33,7 @@ from ppt_kit.models.policy import MODALITIES, PPTPolicy, build_policy
 from ppt_kit.models.pretrained import load_trunk
 from ppt_kit.signals import StopSignals
 from ppt_kit.tracking import METRICS, Tracker, bar_pace, fingerprint_of, provenance
+from ppt_kit.train.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class _Run:
     augment: Augmenter  # of training batches only
     steps_per_epoch: int | None  # None: an epoch is a pass
     total_steps: int
+    schedule: Schedule
     card: dict
     since: _SinceRow
     best: tuple
@@ -199,7 +201,7 @@ class UnifiedTrainer:
 
     def _check(self) -> tuple[MultiTrajDataset, MultiTrajDataset | None]:
         """Everything that can be wrong before a file is written; the training and the validation set, opened."""
-        engine.check_settings(self.cfg)
+        engine.check_settings(typed(self.cfg))
         if (self.run_dir / METRICS).exists() and self.cfg.train.resume == "never":
             raise UserError(
                 f"{self.run_dir} holds a run already. Go on with it by train.resume=auto, or choose another suffix=…."
@@ -235,20 +237,18 @@ class UnifiedTrainer:
             len(train_set), cfg.batch_size, world_size=world.size, accumulation=cfg.gradient_accumulation_steps,
             seed=cfg.seed, mixture=_mixture(cfg.domains, train_set),
         )  # fmt: skip
-        ppt = engine.Engine(policy, cfg, world)
+        ppt = engine.Engine(policy, typed(cfg), world)
         saved = self._resume(ppt, stats)
         stats = saved.get("normalizer", stats)
         if saved:
             plan = replace(plan, origin=(ppt.step, *saved["position"]))
         steps_per_epoch, total_steps = self._steps(plan)
-        ppt.total_steps = total_steps
+        schedule = Schedule(cfg.optimizer.lr, cfg.optimizer.warmup_steps, total_steps)
         if saved:
-            ppt.schedule = tuple(saved["schedule"])
+            schedule = schedule.resumed(saved["schedule"])
         if saved and saved["global_batch"] != plan.global_batch:
-            _, ppt.total_steps = self._steps(
-                replace(plan, batch_size=saved["global_batch"], world_size=1, accumulation=1)
-            )
-            ppt.change_total_steps(total_steps)
+            _, before = self._steps(replace(plan, batch_size=saved["global_batch"], world_size=1, accumulation=1))
+            schedule = replace(schedule, total_steps=before).stretched(ppt.step, total_steps)
         if world.is_first:
             self._write_config()
         tracker = Tracker(
@@ -259,7 +259,7 @@ class UnifiedTrainer:
         self._say_start(tracker, train_set, policy=policy, stats=stats, plan=plan, total_steps=total_steps, ppt=ppt)
         run = _Run(
             ppt=ppt, tracker=tracker, plan=plan, train_set=train_set, val_set=val_set, augment=self._augmenter(train_set), steps_per_epoch=steps_per_epoch,
-            total_steps=total_steps, card=self._card(train_set, policy=policy, stats=stats), since=_SinceRow(past=saved.get("losses", [])),
+            total_steps=total_steps, schedule=schedule, card=self._card(train_set, policy=policy, stats=stats), since=_SinceRow(past=saved.get("losses", [])),
             best=tuple(saved.get("best", (float("inf"), None))),
             loss=saved.get("loss", float("nan")),
             val_loss=saved.get("val_loss", float("nan")),
@@ -310,7 +310,7 @@ class UnifiedTrainer:
                 began = time.perf_counter()
                 batches = [run.augment(to_device(batch, device)) for batch in micro_batches]
                 since.augmenting += time.perf_counter() - began
-                since.losses.append(ppt.train_step(batches))
+                since.losses.append(ppt.train_step(batches, learning_rate=run.schedule.rate(step)))
                 done, last = step + 1, step + 1 == run.total_steps
                 ends_epoch = run.epoch_of(done) != run.epoch_of(step) or last
                 epoch = run.epoch_of(step) + 1
@@ -362,7 +362,7 @@ class UnifiedTrainer:
         run.tell(
             self.listeners,
             run.tracker.row(
-                "train", step=step, epoch=epoch, loss=run.loss, lr=ppt.learning_rate(step - 1), grad_norm=ppt.gradient_norm(),
+                "train", step=step, epoch=epoch, loss=run.loss, lr=run.schedule.rate(step - 1), grad_norm=ppt.gradient_norm(),
                 samples_per_s=round(count * run.plan.global_batch / seconds, 2), steps_per_s=round(count / seconds, 4),
                 data_wait_s=round(since.waited / count, 6), augment_s=round(since.augmenting / count, 6), **timing, save_s=round(since.saving, 6), skipped=ppt.skipped,
             )
@@ -416,7 +416,7 @@ class UnifiedTrainer:
                 run.best = (measured, epoch)
             content = {"policy": state["weights"], "ema": state["averaged"], "step": step, "epoch": epoch, **run.card}
             onward = {
-                "engine": state, "position": list(run.plan.locate(step)), "global_batch": run.plan.global_batch, "losses": losses, "best": list(run.best), "schedule": list(ppt.schedule), "wandb_id": run.tracker.wandb_id,
+                "engine": state, "position": list(run.plan.locate(step)), "global_batch": run.plan.global_batch, "losses": losses, "best": list(run.best), "schedule": run.schedule.state(), "wandb_id": run.tracker.wandb_id,
                 "loss": run.loss,
                 "val_loss": run.val_loss,
                 "config": run.card["config"], "normalizer": run.card["normalizer"], "generators": {"torch": torch.get_rng_state()},
