@@ -23,7 +23,7 @@ LAYERS = {
 }  # fmt: skip
 STRANGERS = {"data": {"models", "engine", "tracking", "launch"}, "models": {"data", "engine", "tracking", "launch"}}
 OWNERS = {
-    "deepspeed": {"engine.py"}, "torch.distributed": {"engine.py"}, "wandb": {"tracking.py"},
+    "deepspeed": {"engine/"}, "torch.distributed": {"engine/"}, "wandb": {"tracking.py"},
     "mujoco": {"sim/"}, "metaworld": {"sim/"}, "gymnasium": {"sim/"}, "ipywidgets": {"notebook/"}, "IPython": {"notebook/"},
     "fire": set(), "zarr": {"data/"}, "h5py": {"data/"}, "pyarrow": {"data/"},
 }  # fmt: skip

@@ -171,6 +171,11 @@ class PPTPolicy(nn.Module):
         tokens = self.trunk(self._stem_tokens(key, obs, size=len(obs["state"])), None)
         return self.action_norm[key].denormalize(self.heads[key](tokens, None).float())  # type: ignore[operator]
 
+    def blank(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of the same shapes whose loss and gradients are zero: readings of 0, and a weight of 0 for each."""
+        domain = batch["domain"]
+        return _zeros(batch) | {"domain": domain, "weight": torch.zeros(len(domain), device=domain.device)}
+
     def _stem_tokens(self, key: str, obs: Mapping[str, Any], *, size: int) -> torch.Tensor:
         """Tokens (max(size, 1), n, width) of one domain's rows."""
         norm, kind = self.state_norm[key], self.modality_embedding.dtype
@@ -207,6 +212,12 @@ def select(tree: Any, rows: torch.Tensor | None) -> Any:
     if isinstance(tree, Mapping):
         return {name: select(value, rows) for name, value in tree.items()}
     return tree[rows] if isinstance(tree, torch.Tensor) else [tree[int(row)] for row in rows]
+
+
+def _zeros(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _zeros(value) for name, value in tree.items()}
+    return torch.zeros_like(tree) if isinstance(tree, torch.Tensor) else tree
 
 
 def _seeds(seeds: torch.Tensor, rows: torch.Tensor | None, size: int) -> torch.Tensor:
