@@ -19,7 +19,7 @@ _WHERE = {
     "doctor": "data.describe",
     "to_zarr": "data.convert",
     "to_lerobot": "data.convert",
-    "UnifiedTrainer": "trainer",
+    "UnifiedTrainer": "train.trainer",
     "load_policy": "checkpoint",
     "checkpoints": "checkpoint",
     "read_metrics": "tracking",

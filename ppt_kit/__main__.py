@@ -7,7 +7,7 @@ from pathlib import Path
 def main() -> int:
     from ppt_kit.config import from_file
     from ppt_kit.errors import UserError
-    from ppt_kit.trainer import UnifiedTrainer
+    from ppt_kit.train.trainer import UnifiedTrainer
 
     words = [word for word in sys.argv[1:] if not word.startswith("--local")]
     try:

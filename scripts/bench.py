@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from ppt_kit.config import load_config
+from ppt_kit.config import load_config, typed
 from ppt_kit.schema import key
 
 
@@ -82,12 +82,15 @@ def engine(cfg: DictConfig) -> int:
         settings = load_config(
             "", f"batch_size={cfg.batch_size}", f"deepspeed=zero{stage}", f"dataset.num_points={cfg.num_points}"
         )
-        ours = Engine(build_policy(settings, shapes), settings, world, total_steps=10_000)
+        ours = Engine(build_policy(settings, shapes), typed(settings), world)
         pairs = _in_turn(
-            lambda: bare(batch), lambda ours=ours: ours.train_step([batch]), block=cfg.block, rounds=cfg.rounds
+            lambda: bare(batch),
+            lambda ours=ours: ours.train_step([batch], learning_rate=1e-4),
+            block=cfg.block,
+            rounds=cfg.rounds,
         )
         if world.is_first:
-            _print_pairs(f"zero{stage}, {cfg.ranks} rank(s)", pairs, extra=f"{_state_megabytes(ours):>10.1f}")
+            _print_pairs(f"zero{stage}, {cfg.ranks} rank(s)", pairs, extra=f"{ours.optimizer_bytes() / 1e6:>10.1f}")
     return 0
 
 
@@ -204,7 +207,7 @@ def _train_on_big_store(folder: str, output_dir: str, limit_gb: float, steps: in
     import psutil
 
     from ppt_kit.data.dataset import MultiTrajDataset
-    from ppt_kit.trainer import UnifiedTrainer
+    from ppt_kit.train.trainer import UnifiedTrainer
 
     resource.setrlimit(resource.RLIMIT_AS, (int(limit_gb * 1e9), int(limit_gb * 1e9)))
     rng, process = np.random.default_rng(1), psutil.Process()
@@ -286,15 +289,6 @@ def _print_pairs(name: str, pairs: list[tuple[float, float]], *, extra: str) -> 
         f"{name:<22}{bare:>9.1f}{ours:>9.1f}{_ratio(pairs):>8.3f}{f'{ratios[0]:.2f}-{ratios[-1]:.2f}':>18}{extra}",
         flush=True,
     )
-
-
-def _state_megabytes(ours) -> float:
-    """What the optimizer holds on this rank: moments, and masters where ZeRO keeps its own."""
-    outer = ours._deepspeed.optimizer
-    inner = outer.optimizer if ours.stage else ours._optimizer
-    held = [value for entry in inner.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
-    held += [p for group in inner.param_groups for p in group["params"]] if ours.stage in (1, 2) else []
-    return sum(value.numel() * value.element_size() for value in held) / 1e6
 
 
 def _write_bench_store(folder: Path, cfg: DictConfig, kind: str) -> None:

@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> int:
     from ppt_kit.engine import num_cores
     from ppt_kit.notebook.plots import plot_report
     from ppt_kit.sim.evaluate import evaluate, success_table
-    from ppt_kit.trainer import UnifiedTrainer
+    from ppt_kit.train.trainer import UnifiedTrainer
 
     if cfg.train_mode == "distributed":
         raise UserError(

@@ -8,7 +8,7 @@ from ppt_kit.schema import Config
 
 
 def main(cfg: DictConfig) -> int:
-    from ppt_kit.trainer import UnifiedTrainer
+    from ppt_kit.train.trainer import UnifiedTrainer
 
     return UnifiedTrainer(cfg).run()
 

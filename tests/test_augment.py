@@ -16,7 +16,7 @@ from ppt_kit.data.clouds import compose_cloud
 from ppt_kit.errors import UserError
 from ppt_kit.randomness import sample_seeds, uniform
 from ppt_kit.tracking import read_metrics
-from ppt_kit.trainer import UnifiedTrainer
+from ppt_kit.train.trainer import UnifiedTrainer
 
 B, TO, TA, H, W, P = 8, 2, 5, 14, 18, 24
 EVERYTHING = (

@@ -17,13 +17,13 @@ import pytest
 import torch
 from conftest import ROOT, SMALL_WORDS
 
-from ppt_kit.config import load_config
-from ppt_kit.engine import check_settings
+from ppt_kit.config import load_config, typed
+from ppt_kit.engine import Engine, check_settings, join_world
 from ppt_kit.errors import UserError
 from ppt_kit.launch import free_port
 from ppt_kit.randomness import dropout, sample_seeds
 from ppt_kit.tracking import read_metrics
-from ppt_kit.trainer import UnifiedTrainer
+from ppt_kit.train.trainer import UnifiedTrainer
 
 TRAIN = str(ROOT / "scripts/train.py")
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -122,6 +122,49 @@ def test_compiled_dropout_drops_the_same_elements():
     x, seeds = torch.ones(5, 7, 13), torch.from_numpy(sample_seeds(5, 9, np.arange(5)))
     compiled = torch.compile(dropout, fullgraph=True)(x, seeds, rate=0.2, stream="x")
     assert torch.equal(compiled, dropout(x, seeds, rate=0.2, stream="x"))
+
+
+class OnFrozen(torch.nn.Module):
+    """A trained layer on a frozen one that checkpoints leave out, as a policy's pretrained encoder."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5)).requires_grad_(False)
+        self.head = torch.nn.Linear(5, 1)
+
+    def forward(self, batch):
+        return {"loss": (self.head(self.encoder.eval()(batch["x"])) - 1).square().mean()}
+
+    def state_dict(self, *args, **kwargs):
+        whole = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in whole.items() if not name.startswith("encoder.")}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_frozen_part_outside_the_state_dict_is_neither_saved_nor_touched_by_loading(stage):
+    cfg = typed(load_config("quickstart", f"deepspeed=zero{stage}", "batch_size=8"))
+    batches = [{"x": torch.randn(8, 3, generator=torch.Generator().manual_seed(i))} for i in range(6)]
+    one, two = (Engine(OnFrozen(), cfg, join_world()) for _ in range(2))
+    for batch in batches[:3]:
+        one.train_step([batch], learning_rate=1e-2)
+        two.train_step([batch], learning_rate=1e-1)
+    state = one.state()
+    names = {"head.weight", "head.bias"}
+    assert set(state["weights"]) == set(state["averaged"]) == names
+    assert all(set(moment) == names for moment in state["moments"].values())
+    assert not torch.equal(two.state()["weights"]["head.weight"], state["weights"]["head.weight"])
+    two.load_state(state)
+    for batch in batches[3:]:
+        ours, theirs = (engine.train_step([batch], learning_rate=1e-2) for engine in (one, two))
+        assert torch.equal(ours, theirs)
+    for part in ("weights", "averaged"):
+        assert all(torch.equal(one.state()[part][name], two.state()[part][name]) for name in names)
+    other = Engine(
+        torch.nn.ModuleDict({"head": torch.nn.Linear(5, 1), "more": torch.nn.Linear(2, 2)}), cfg, join_world()
+    )
+    with pytest.raises(ValueError, match="more.bias is absent in the checkpoint"):
+        other.load_state(state)
 
 
 AUGMENT = (

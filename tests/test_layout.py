@@ -18,12 +18,12 @@ LAYERS = {
     "errors": 0, "files": 0, "horizon": 0, "spec": 0, "parts": 0, "schema": 0, "words": 0, "checks": 0, "config": 0, "randomness": 0, "signals": 0,
     "data": 1, "models": 1, "engine": 1, "tracking": 1, "launch": 1,
     "checkpoint": 2, "sim": 2,
-    "trainer": 3,
+    "train": 3,
     "notebook": 4, "__main__": 4, "__init__": 5,
 }  # fmt: skip
 STRANGERS = {"data": {"models", "engine", "tracking", "launch"}, "models": {"data", "engine", "tracking", "launch"}}
 OWNERS = {
-    "deepspeed": {"engine.py"}, "torch.distributed": {"engine.py"}, "wandb": {"tracking.py"},
+    "deepspeed": {"engine/"}, "torch.distributed": {"engine/"}, "wandb": {"tracking.py"},
     "mujoco": {"sim/"}, "metaworld": {"sim/"}, "gymnasium": {"sim/"}, "ipywidgets": {"notebook/"}, "IPython": {"notebook/"},
     "fire": set(), "zarr": {"data/"}, "h5py": {"data/"}, "pyarrow": {"data/"},
 }  # fmt: skip

@@ -12,7 +12,7 @@ from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_cons
 from ppt_kit.data.writer import ZarrWriter
 from ppt_kit.errors import UserError
 from ppt_kit.schema import NormalizerConfig
-from ppt_kit.trainer import UnifiedTrainer
+from ppt_kit.train.trainer import UnifiedTrainer
 
 
 def normalised(stats, values):

@@ -20,7 +20,7 @@ from conftest import ROOT, SMALL_WORDS
 from ppt_kit.checkpoint import load_model, load_resume, resume_files
 from ppt_kit.errors import UserError
 from ppt_kit.tracking import read_metrics
-from ppt_kit.trainer import UnifiedTrainer
+from ppt_kit.train.trainer import UnifiedTrainer
 
 TRAIN = str(ROOT / "scripts/train.py")
 STEPS = 60
@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_save_not_the_run(small_cfg, mon
             raise OSError(28, "No space left on device")
         return real(*args)
 
-    monkeypatch.setattr("ppt_kit.trainer.save_resume", full_once)
+    monkeypatch.setattr("ppt_kit.train.loop.save_resume", full_once)
     run = UnifiedTrainer(small_cfg("save_interval=1", "train.total_epochs=3"))
     assert run.run() == 0
     assert "No space left" in (run.run_dir / "train.log").read_text()
@@ -436,7 +436,7 @@ def test_a_stop_that_cannot_save_says_so(small_cfg, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ppt_kit.trainer.save_resume", full)
+    monkeypatch.setattr("ppt_kit.train.loop.save_resume", full)
     run = UnifiedTrainer(small_cfg("train.total_iters=9999", "train.total_epochs=9999", "save_interval=9999"))
     run.listeners.append(lambda row: row["step"] == 5 and signal.raise_signal(signal.SIGTERM))
     assert run.run() == 1

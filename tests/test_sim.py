@@ -40,7 +40,7 @@ def collected(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(collected, tmp_path_factory):
     """A policy that has seen little: what it does is not the point."""
-    from ppt_kit.trainer import UnifiedTrainer
+    from ppt_kit.train.trainer import UnifiedTrainer
 
     words = (
         f"dataset_path={collected[0]}",

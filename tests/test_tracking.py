@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, SMALL_WORDS
 
 from ppt_kit.tracking import read_metrics
-from ppt_kit.trainer import UnifiedTrainer
+from ppt_kit.train.trainer import UnifiedTrainer
 
 
 def wandb_records(path):

@@ -19,7 +19,7 @@ from ppt_kit.data.normalizer import fit_normalizer
 from ppt_kit.errors import UserError
 from ppt_kit.models.policy import build_policy
 from ppt_kit.tracking import Tracker, read_metrics
-from ppt_kit.trainer import UnifiedTrainer
+from ppt_kit.train.trainer import UnifiedTrainer
 
 TRAIN = str(ROOT / "scripts/train.py")
 
@@ -214,10 +214,10 @@ def test_weights_of_domains_are_read(small_cfg):
     }
     counts = {}
     for words, run in runs.items():
-        from ppt_kit.trainer import _mixture
+        from ppt_kit.train.assemble import mixture_of
 
         data = load_dataset(run.cfg, modalities=["state", "pointcloud"])
-        plan = BatchPlan(len(data), 8, mixture=_mixture(run.cfg.domains, data))
+        plan = BatchPlan(len(data), 8, mixture=mixture_of(run.cfg.domains, data))
         counts[words] = np.bincount(data.__getitems__(plan.order(0))["domain"].numpy(), minlength=2)
         run.run()
     assert abs(int(np.diff(counts["{a: 1, b: 1}"])[0])) <= 1

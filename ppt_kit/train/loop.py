@@ -1,0 +1,252 @@
+"""The one training loop, straight down, and the rows, saves and stops it calls."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import time
+from dataclasses import dataclass, field
+
+import torch
+from tqdm.auto import tqdm
+
+from ppt_kit.checkpoint import BackgroundWriter, save_model, save_resume
+from ppt_kit.data.loader import to_device
+from ppt_kit.engine import barrier, from_first
+from ppt_kit.signals import StopSignals
+from ppt_kit.tracking import bar_pace
+from ppt_kit.train.assemble import Run, training_batches, validation_batches
+from ppt_kit.train.progress import resume_content
+
+log = logging.getLogger(__name__)
+
+
+def train(run: Run) -> int:
+    """Trains what is left of a run; 0, 128 + the signal that stopped it, or 1 when a stop could not be saved.
+
+    Raises:
+        FloatingPointError: a loss is not finite, and train.on_nan=stop.
+        OSError: the last save failed.
+    """
+    if run.engine.step >= run.total_steps:
+        log.info("nothing left to train: %s is at step %d of %d", run.run_dir, run.engine.step, run.total_steps)
+        run.tracker.close()
+        return 0
+    loop, code = _Loop(run), 1
+    try:
+        with torch.autograd.set_detect_anomaly(run.cfg.debug), loop.signals:
+            code = loop.go()
+    finally:
+        loop.writer.wait()
+        run.tracker.close(exit_code=code)
+        if code > 1:
+            # no rank leaves while another still closes its files: the launcher ends what is left
+            barrier()
+    return code
+
+
+@dataclass
+class _Pace:
+    """Where the time since the last row of metrics.jsonl went, in seconds of the host."""
+
+    began: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    waited: float = 0.0
+    augmenting: float = 0.0
+    saving: float = 0.0
+    validating: float = 0.0
+
+
+class _Loop:
+    """One run while it trains."""
+
+    def __init__(self, run: Run):
+        self.run, self.signals, self.writer = run, StopSignals(), BackgroundWriter()
+        self._pace, self._saved_at = _Pace(), time.monotonic()
+        # () each, on the device, this rank's: of the steps that are not in progress.losses yet
+        self._losses: list[torch.Tensor] = []
+        # written by the writer's thread, not yet told
+        self._left_rows: list[dict] = []
+
+    def go(self) -> int:
+        """Every step that is left; the exit code."""
+        run, cfg = self.run, self.run.cfg
+        with self._bar() as bar:
+            asked = time.perf_counter()
+            for step, micro_batches in training_batches(run):
+                self._pace.waited += time.perf_counter() - asked
+                self._step(step, micro_batches)
+                done, epoch, last = step + 1, run.epoch_of(step) + 1, step + 1 == run.total_steps
+                ends_epoch = run.epoch_of(done) != run.epoch_of(step) or last
+                bar.update()
+                self._tell()
+                stopped, due = run.engine.any_rank(self.signals.asked is not None, self._is_due())
+                # every log_interval steps: the only place where the host waits for the device
+                if done % cfg.log_interval == 0 or last:
+                    self._row(done, epoch)
+                    bar.set_postfix(loss=f"{run.progress.loss:.4f}", refresh=False)
+                # at the end of every val_interval epochs, and of the last: validate
+                if run.sources.val_set is not None and ends_epoch and (epoch % cfg.train.val_interval == 0 or last):
+                    self._validate(done, epoch)
+                # at the end of save_interval epochs, every save_every_minutes, before a stop: save
+                numbered = ends_epoch and (epoch % cfg.save_interval == 0 or last)
+                if numbered or due or stopped:
+                    self._save(done, epoch, numbered=numbered)
+                if stopped and not last:
+                    return self._stop(done)
+                asked = time.perf_counter()
+        return self._finish()
+
+    def _bar(self) -> tqdm:
+        engine, total = self.run.engine, self.run.total_steps
+        hidden = not engine.world.is_first
+        return tqdm(total=total, initial=engine.step, desc="training", unit="step", disable=hidden, **bar_pace())
+
+    def _step(self, step: int, micro_batches: list[dict]) -> None:
+        """The optimizer step `step`, from 0."""
+        run, began = self.run, time.perf_counter()
+        batches = [run.sources.augment(to_device(batch, run.engine.world.device)) for batch in micro_batches]
+        self._pace.augmenting += time.perf_counter() - began
+        self._losses.append(run.engine.train_step(batches, learning_rate=run.schedule.rate(step)))
+        self._pace.steps += 1
+        run.progress.position, run.progress.skipped = run.plan.locate(step + 1), run.engine.skipped
+
+    def _is_due(self) -> bool:
+        """Whether train.save_every_minutes have passed; rank 0 decides for all."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return self.run.engine.world.is_first and minutes >= (self.run.cfg.train.save_every_minutes or math.inf)
+
+    def _tell(self, *rows: dict) -> None:
+        """Hands rows to the listeners, those the writer's thread left first; always from the training thread."""
+        told: list[dict] = []
+        while self._left_rows:
+            told.append(self._left_rows.pop(0))
+        for row in (*told, *rows):
+            for listener in self.run.listeners:
+                listener(row)
+
+    def _row(self, done: int, epoch: int) -> None:
+        run, pace, progress = self.run, self._pace, self.run.progress
+        losses = self._fetch_losses(done)
+        progress.loss = sum(losses) / len(losses)
+        seconds = max(1e-9, time.perf_counter() - pace.began - pace.saving - pace.validating)
+        timing = {name: round(value / pace.steps, 6) for name, value in run.engine.seconds.items()}
+        row = run.tracker.row(
+            "train",
+            step=done,
+            epoch=epoch,
+            loss=progress.loss,
+            lr=run.schedule.rate(done - 1),
+            grad_norm=run.engine.gradient_norm(),
+            samples_per_s=round(pace.steps * run.plan.global_batch / seconds, 2),
+            steps_per_s=round(pace.steps / seconds, 4),
+            data_wait_s=round(pace.waited / pace.steps, 6),
+            augment_s=round(pace.augmenting / pace.steps, 6),
+            **timing,
+            save_s=round(pace.saving, 6),
+            skipped=progress.skipped,
+        )
+        self._tell(row)
+        run.engine.seconds = dict.fromkeys(run.engine.seconds, 0.0)
+        progress.losses, self._pace = [], _Pace()
+
+    def _fetch_losses(self, done: int) -> list[float]:
+        """The ranks' mean of every step since the last row; waits for the device.
+
+        Raises:
+            FloatingPointError: one is not finite. On every rank, before anything is saved.
+        """
+        run, losses = self.run, self.run.progress.losses
+        if self._losses:
+            losses += run.engine.mean_over_ranks(torch.stack(self._losses)).tolist()
+            self._losses = []
+        bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            raise _told_of_nan(run, step=done - len(losses) + bad, loss=losses[bad])
+        return losses
+
+    def _validate(self, done: int, epoch: int) -> None:
+        run, began = self.run, time.perf_counter()
+        run.progress.val_loss = run.engine.eval_loss(validation_batches(run))
+        self._tell(run.tracker.row("val", step=done, epoch=epoch, loss=run.progress.val_loss))
+        epochs = run.epoch_of(run.total_steps - 1) + 1
+        log.info("epoch %d/%d  loss %.4f  val %.4f", epoch, epochs, run.progress.loss, run.progress.val_loss)
+        self._pace.validating += time.perf_counter() - began
+
+    def _save(self, done: int, epoch: int, *, numbered: bool) -> None:
+        """Copies the state to host memory; a thread writes model.pth, model_{epoch}.pth and resume/ from there."""
+        run, progress, began = self.run, self.run.progress, time.perf_counter()
+        losses = self._fetch_losses(done)
+        loss = sum(losses) / len(losses) if losses else progress.loss
+        state = run.engine.state()
+        self._saved_at = time.monotonic()
+        if state is not None:
+            metric = run.cfg.train.best_metric
+            measured = progress.val_loss if metric == "val_loss" else loss
+            if metric and numbered and measured < progress.best[0]:
+                progress.best = (measured, epoch)
+            self._write(state, {"step": done, "epoch": epoch, "loss": loss}, numbered=numbered)
+        self._pace.saving += time.perf_counter() - began
+
+    def _write(self, state: dict, row: dict, *, numbered: bool) -> None:
+        """Starts the thread; `row` is the one of metrics.jsonl, which it completes."""
+        run, train, row = self.run, self.run.cfg.train, {**row, "val_loss": self.run.progress.val_loss}
+        content = {"policy": state["weights"], "ema": state["averaged"], "step": row["step"], "epoch": row["epoch"]}
+        # copied now: the loop goes on while the thread writes
+        onward, best_epoch = resume_content(state, run.progress, run.card), run.progress.best[1]
+
+        def write() -> None:
+            path = save_model(
+                run.run_dir, content | run.card, epoch=row["epoch"] if numbered else None,
+                keep_last=train.last_k_checkpoints, keep_epoch=best_epoch, safetensors=train.safetensors,
+            )  # fmt: skip
+            self._left_rows.append(run.tracker.row("checkpoint", **row, path=str(path)))
+            run.tracker.sync()
+            save_resume(run.run_dir, onward)
+            log.info("saved %s", path)
+
+        self.writer.submit(write)
+
+    def _stop(self, done: int) -> int:
+        """A signal asked for it, and the state is being saved."""
+        self.writer.wait()
+        number = from_first(self.signals.asked or signal.SIGTERM)
+        name = signal.Signals(number).name
+        failed = from_first(self.writer.failure and str(self.writer.failure))
+        if failed:
+            self._end(done, f"{name}, not saved: {failed}")
+            log.error("stopped by %s after step %d, but the state could not be saved: %s", name, done, failed)
+            return 1
+        self._end(done, name)
+        suffix = self.run.cfg.suffix
+        log.info("stopped by %s after step %d, saved; go on with train.resume=auto suffix=%s", name, done, suffix)
+        return 128 + int(number)
+
+    def _finish(self) -> int:
+        """After the last step."""
+        self.writer.wait()
+        if self.writer.failure is not None:
+            raise self.writer.failure
+        self._end(self.run.total_steps, "finished")
+        log.info("finished after %d steps: %s", self.run.total_steps, self.run.run_dir)
+        return 0
+
+    def _end(self, step: int, reason: str) -> None:
+        self._tell(self.run.tracker.row("end", step=step, reason=reason))
+
+
+def _told_of_nan(run: Run, *, step: int, loss: float) -> FloatingPointError:
+    """Writes down which windows gave a loss that is not finite in the optimizer step `step`, from 0."""
+    windows = run.plan.step_windows(step).tolist()
+    path, in_data = run.run_dir / f"nan_step_{step + 1}.json", run.sources.train_set.not_finite(windows)
+    if run.engine.world.is_first:
+        told = {"step": step + 1, "loss": str(loss), "windows": windows, "not_finite_in_the_data": in_data}
+        path.write_text(json.dumps(told, indent=1))
+        run.tracker.row("end", step=step + 1, reason="the loss is not finite")
+    finite = "The data is finite: lower optimizer.lr, or look at those windows."
+    return FloatingPointError(
+        f"the loss of step {step + 1} is {loss}; its windows are in {path}. The checkpoints are from before. "
+        f"{f'In the data: {in_data[0]}' if in_data else finite} train.on_nan=skip leaves such batches out."
+    )

@@ -1,0 +1,127 @@
+"""UnifiedTrainer: which process does what, whether this is one in a notebook or one rank of many."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from ppt_kit import launch
+from ppt_kit.checks import check_values, domain_names
+from ppt_kit.config import from_mapping
+from ppt_kit.engine import World, from_first, join_world, leave_world
+from ppt_kit.errors import UserError
+from ppt_kit.train.assemble import Sources, build_run, open_sources
+from ppt_kit.train.loop import train
+
+log = logging.getLogger(__name__)
+
+
+class UnifiedTrainer:
+    """Trains the policy of a configuration.
+
+    Constructing one touches no file, device or global, so two live in one kernel.
+
+    Args:
+        cfg: what `ppt_kit.load_config` gives, or part of it: missing keys have the schema's defaults.
+        mode: "single", "distributed" or "auto"; "auto" leaves it to cfg.train_mode.
+    Attributes:
+        cfg: the whole configuration, as a DictConfig.
+        run_dir: <output_dir>/<domains joined by +>/<suffix>.
+        listeners: called with every row that metrics.jsonl gets; live plots hook in here.
+    Raises:
+        UserError: the configuration is not valid, or the mode is unknown.
+    """
+
+    def __init__(self, cfg: DictConfig, mode: str = "auto"):
+        if mode not in ("single", "distributed", "auto"):
+            raise UserError(f"mode={mode!r}: takes single, distributed or auto.")
+        self.cfg = from_mapping(cfg)
+        check_values(self.cfg)
+        self.mode = self.cfg.train_mode if mode == "auto" else mode
+        if self.cfg.suffix is None:
+            OmegaConf.update(self.cfg, "suffix", datetime.now().strftime("%Y%m%d-%H%M%S"))
+        self.run_dir = Path(self.cfg.output_dir) / "+".join(domain_names(self.cfg.domains)) / self.cfg.suffix
+        self.listeners: list[Callable[[dict], None]] = []
+        self._started = time.time()
+
+    def run(self) -> int:
+        """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well."""
+        num_devices, world_size = launch.num_visible_devices(), self.cfg.world_size
+        what = launch.decide(self.mode, world_size=world_size, env=os.environ, num_devices=num_devices)
+        if what == "single":
+            if world_size > 1:
+                log.warning(
+                    "world_size=%d, but one process trains (train_mode=%s, %d devices visible). "
+                    "Type train_mode=distributed for %d.",
+                    world_size, self.mode, num_devices, world_size,
+                )  # fmt: skip
+            return self.run_single_gpu()
+        if what == "rank":
+            return self.run_distributed()
+        return self._run_ranks(num_devices)
+
+    def run_single_gpu(self) -> int:
+        """Trains in this process, on its GPU or its CPU; 0, or 128 + the signal that stopped it."""
+        sources = open_sources(self.cfg, self.run_dir)
+        return self._train(sources, join_world())
+
+    def run_distributed(self) -> int:
+        """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set); as `run_single_gpu`."""
+        launch.end_with_parent()
+        launch.watch_launchers()
+        sources = open_sources(self.cfg, self.run_dir)
+        world = self._setup_distributed(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
+        try:
+            return self._train(sources, world)
+        except UserError:
+            raise
+        except Exception:
+            # a survivor's broken connection must not be the last thing on the screen: the first failure is
+            launch.tell_first_failure(self.run_dir / "failures", rank=world.rank, started=self._started)
+            # leaving the group politely would wait for ranks that are gone
+            os._exit(1)
+        finally:
+            self._cleanup_distributed()
+
+    def _setup_distributed(self, local_rank: int, world_size: int) -> World:
+        self._world = join_world(
+            rank=int(os.environ.get("RANK", local_rank)),
+            local_rank=local_rank,
+            world_size=world_size,
+            rendezvous_timeout_s=self.cfg.rendezvous_timeout_s,
+        )
+        # the ranks' clocks may give different suffixes
+        self.run_dir = Path(from_first(str(self.run_dir)))
+        return self._world
+
+    def _cleanup_distributed(self) -> None:
+        leave_world(self._world)
+
+    def _train(self, sources: Sources, world: World) -> int:
+        return train(build_run(sources, world, self.run_dir, self.listeners))
+
+    def _run_ranks(self, num_devices: int) -> int:
+        """Starts the ranks and waits for them; they get their configuration from a file beside the run folder.
+
+        Not in it: which folder that is, is rank 0's to say, and on another node the clock may have named another one.
+        """
+        launch.local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
+        open_sources(self.cfg, self.run_dir)
+        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        name = f".launch-{self.run_dir.name}-"
+        with tempfile.NamedTemporaryFile("w", dir=self.run_dir.parent, prefix=name, suffix=".yaml") as handed:
+            OmegaConf.save(self.cfg, handed)
+            handed.flush()
+            code = launch.run_ranks(Path(handed.name), world_size=self.cfg.world_size, num_devices=num_devices)
+        first = launch.first_failure(self.run_dir / "failures", started=self._started)
+        if code and first:
+            print(first, file=sys.stderr)
+        return code
