@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
 from ppt_kit import engine, launch
+from ppt_kit.augment.augmenter import Augmenter
 from ppt_kit.checkpoint import BackgroundWriter, load_model, load_resume, save_model, save_resume
 from ppt_kit.checks import check_values, domain_names
 from ppt_kit.config import from_mapping
-from ppt_kit.data.augment import Augmenter
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
@@ -32,6 +32,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.models.policy import MODALITIES, PPTPolicy, build_policy
 from ppt_kit.models.pretrained import load_trunk
 from ppt_kit.signals import StopSignals
+from ppt_kit.spec import Spec
 from ppt_kit.tracking import METRICS, Tracker, bar_pace, fingerprint_of, provenance
 
 log = logging.getLogger(__name__)
@@ -541,10 +542,7 @@ class UnifiedTrainer:
         return {name: stored[name] for name in stats}
 
     def _augmenter(self, dataset: MultiTrajDataset) -> Augmenter:
-        return Augmenter(
-            self.cfg.augment, modalities=dataset.modalities, layouts=dataset.layouts, domains=dataset.domains,
-            point_channels=dataset.point_channels,
-        )  # fmt: skip
+        return Augmenter(self.cfg.augment, {name: _spec_of(dataset, name) for name in dataset.domains})
 
     def _build_policy(self, dataset: MultiTrajDataset, stats: dict) -> PPTPolicy:
         cfg = self.cfg
@@ -601,6 +599,18 @@ class UnifiedTrainer:
             "global batch %d = batch_size %d x %d process(es) x accumulation %d; %d steps in all on %s, %s, %s",
             plan.global_batch, plan.batch_size, world.size, plan.accumulation, total_steps, world.device, cfg.precision, cfg.deepspeed,
         )  # fmt: skip
+
+
+def _spec_of(dataset: MultiTrajDataset, name: str) -> Spec:
+    """Sizes of what the batches hold of one domain; pictures under their stored names."""
+    sizes: dict[str, Any] = {
+        kind: {key: stop - start for key, (start, stop) in layout.items()}
+        for kind, layout in dataset.layouts[name].items()
+    }
+    shape_of, columns = dataset.stores[name].shape, dataset.read_columns(name)
+    sizes |= {kind: {key: shape_of(key)[1:3] for key in columns.get(kind, [])} for kind in ("rgb", "depth")}
+    spec = Spec(**sizes, points=dataset.num_points, channels=dataset.point_channels, language=True)
+    return spec.only(dataset.modalities)
 
 
 def _deciding(part: str, value: Any) -> Any:
