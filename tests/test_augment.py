@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from ppt_kit.augment.augmenter import Augmenter
+from ppt_kit.augment.pictures import IMAGE_NUMBERS, blur, turn_hue
+from ppt_kit.augment.resample import places
 from ppt_kit.config import load_config
-from ppt_kit.data.augment import Augmenter, _blur, _places, _turn_hue
 from ppt_kit.data.clouds import compose_cloud
 from ppt_kit.errors import UserError
 from ppt_kit.randomness import sample_seeds, uniform
+from ppt_kit.spec import MODALITIES, Spec
 from ppt_kit.tracking import read_metrics
 from ppt_kit.train.trainer import UnifiedTrainer
 
@@ -33,14 +36,19 @@ LAYOUTS = {
         "action": {"actions": (0, 8)},
     }
 }
-MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
 
 
 def augmenter(*words, modalities=MODALITIES, layouts=LAYOUTS, point_channels=7):
     cfg = load_config("", f"domains={','.join(layouts)}", *(f"augment.{word}" for word in words))
-    return Augmenter(
-        cfg.augment, modalities=modalities, layouts=layouts, domains=list(layouts), point_channels=point_channels
-    )
+    specs = {name: spec_of(layout, point_channels).only(modalities) for name, layout in layouts.items()}
+    return Augmenter(cfg.augment, specs)
+
+
+def spec_of(layout, channels):
+    """Of a domain that has everything: make_batch's cameras and cloud, the layout's numbers."""
+    widths = {kind: {name: stop - start for name, (start, stop) in layout[kind].items()} for kind in layout}
+    cameras = {"rgb": {"front": (H, W), "wrist": (H, W)}, "depth": {"front": (H, W)}}
+    return Spec(**widths, **cameras, points=P, channels=channels, language=True)
 
 
 def make_batch(size=B, *, step=3, channels=7, image=(H, W), points=P):
@@ -86,8 +94,6 @@ def part_of(batch, start, stop):
 
 def image_number(batch, name, *, camera="front"):
     """(B,) the number in (0, 1) that the camera's option `name` uses."""
-    from ppt_kit.data.augment import IMAGE_NUMBERS
-
     drawn = uniform(batch["noise_seed"], (len(IMAGE_NUMBERS),), stream=f"augment.image.{camera}")
     return drawn[:, IMAGE_NUMBERS.index(name)].double().numpy()
 
@@ -302,7 +308,7 @@ def test_hue_is_that_of_colorsys():
 
 def test_a_third_of_a_turn_makes_red_green():
     planes = torch.tensor([[255.0, 0], [0, 255], [0, 0]]).view(3, 1, 1, 1, 2)
-    turned = _turn_hue(planes, torch.tensor([1 / 3]))[:, 0, 0, 0].T
+    turned = turn_hue(planes, torch.tensor([1 / 3]))[:, 0, 0, 0].T
     torch.testing.assert_close(turned, torch.tensor([[0, 255.0, 0], [0, 0, 255]]), atol=1e-3, rtol=0)
 
 
@@ -326,7 +332,7 @@ def test_blur_is_a_convolution_with_a_gaussian():
 
 def test_blur_keeps_a_flat_picture():
     flat = torch.full((3, 2, 1, 5, 6), 200.0)
-    torch.testing.assert_close(_blur(flat, torch.tensor([0.0, 4.0]), radius=12), flat)
+    torch.testing.assert_close(blur(flat, torch.tensor([0.0, 4.0]), radius=12), flat)
 
 
 @pytest.mark.parametrize("kind", ["rgb", "depth"])
@@ -385,7 +391,7 @@ def test_a_crop_of_depth_takes_the_nearest_pixel():
 def test_a_crop_of_whole_pixels_is_what_torch_resizes():
     image, size = torch.rand(1, 1, 12, 12), 12
     kept, place = torch.tensor([0.5]), torch.tensor([0.5])  # rows and columns 3 to 8
-    at = _places(size, kept=kept, place=place, shift=torch.tensor([0]))
+    at = places(size, kept=kept, place=place, shift=torch.tensor([0]))
     matrix = torch.zeros(size, size)
     matrix[torch.arange(size), at.low[0]] += 1 - at.weight[0]
     matrix[torch.arange(size), at.high[0]] += at.weight[0]
@@ -450,7 +456,7 @@ def test_points_move_and_their_other_columns_stay_with_them(channels):
     batch = make_batch(channels=channels)
     augment = augmenter(*WORLD, "action_parts=none", point_channels=channels)
     before, after = (b["obs"]["pointcloud"].double().numpy() for b in (batch, augment(batch)))
-    turn, shift = world_of(batch, augment.cfg)
+    turn, shift = world_of(batch, augment.options)
     center = np.array([0.5, -1, 2])
     for row in range(B):
         for frame in range(TO):
@@ -467,7 +473,7 @@ def test_positions_follow_the_points_and_displacements_only_turn():
     batch = make_batch()
     augment = augmenter(*WORLD, "action_parts=[position,none,displacement,none]")
     out = augment(batch)
-    turn, shift = world_of(batch, augment.cfg)
+    turn, shift = world_of(batch, augment.options)
     center = np.array([0.5, -1, 2])
     for before, after in ((batch["obs"]["state"], out["obs"]["state"]), (batch["action"], out["action"])):
         moved = np.einsum("bij,btj->bti", turn, before[..., :3].double().numpy() - center) + center + shift[:, None]
@@ -489,7 +495,7 @@ def test_a_quaternions_matrix_is_turned_from_the_left(kind):
     before, after = (b["action"][..., :4].double().numpy() for b in (batch, augment(batch)))
     if kind == "quaternion_xyzw":
         before, after = (np.roll(q, 1, axis=-1) for q in (before, after))
-    turn, _ = world_of(batch, augment.cfg)
+    turn, _ = world_of(batch, augment.options)
     expected = turn[:, None] @ matrix_of_quaternion(before)
     np.testing.assert_allclose(matrix_of_quaternion(after), expected, atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(after, axis=-1), 1, atol=1e-6)
@@ -499,7 +505,7 @@ def test_a_states_quaternion_is_turned_as_the_points_are():
     batch = make_batch()
     augment = augmenter(*WORLD, "action_parts=none")
     before, after = (np.roll(b["obs"]["state"][..., 3:7].double().numpy(), 1, axis=-1) for b in (batch, augment(batch)))
-    turn, _ = world_of(batch, augment.cfg)
+    turn, _ = world_of(batch, augment.options)
     np.testing.assert_allclose(matrix_of_quaternion(after), turn[:, None] @ matrix_of_quaternion(before), atol=2e-6)
 
 
@@ -509,7 +515,7 @@ def test_a_rotation_vectors_matrix_is_turned_from_the_left():
     batch["action"][0, 1, :3] = torch.tensor([1e-5, 0, 0])
     augment = augmenter(*WORLD, "action_parts=[rotation_vector,none]")
     before, after = (b["action"][..., :3].double().numpy() for b in (batch, augment(batch)))
-    turn, _ = world_of(batch, augment.cfg)
+    turn, _ = world_of(batch, augment.options)
     for row in range(B):
         for step in range(TA):
             expected = turn[row] @ matrix_of_vector(before[row, step])
@@ -550,7 +556,7 @@ def test_domains_have_their_own_columns_and_padding_stays_zero():
     parts = "action_parts={small: [displacement,none], large: [none,position,none]}"
     augment = augmenter(*WORLD, parts, layouts=layouts)
     out = augment(batch)
-    turn, shift = world_of(batch, augment.cfg)
+    turn, shift = world_of(batch, augment.options)
     center = np.array([0.5, -1, 2])
 
     def moved(x):

@@ -15,16 +15,22 @@ from packaging.requirements import Requirement
 
 # a module may import from its own layer and from lower ones
 LAYERS = {
-    "errors": 0, "files": 0, "horizon": 0, "spec": 0, "parts": 0, "schema": 0, "words": 0, "checks": 0, "config": 0, "randomness": 0, "signals": 0,
-    "data": 1, "models": 1, "engine": 1, "tracking": 1, "launch": 1,
+    "errors": 0, "files": 0, "horizon": 0, "spec": 0, "parts": 0, "schema": 0, "words": 0, "checks": 0, "config": 0,
+    "randomness": 0, "signals": 0,
+    "augment": 1, "data": 1, "models": 1, "engine": 1, "tracking": 1, "launch": 1,
     "checkpoint": 2, "sim": 2,
     "train": 3,
     "notebook": 4, "__main__": 4, "__init__": 5,
 }  # fmt: skip
-STRANGERS = {"data": {"models", "engine", "tracking", "launch"}, "models": {"data", "engine", "tracking", "launch"}}
+STRANGERS = {
+    "augment": {"data", "models", "engine", "tracking", "launch"},
+    "data": {"models", "engine", "tracking", "launch"},
+    "models": {"data", "engine", "tracking", "launch"},
+}
 OWNERS = {
     "deepspeed": {"engine/"}, "torch.distributed": {"engine/"}, "wandb": {"tracking.py"},
-    "mujoco": {"sim/"}, "metaworld": {"sim/"}, "gymnasium": {"sim/"}, "ipywidgets": {"notebook/"}, "IPython": {"notebook/"},
+    "mujoco": {"sim/"}, "metaworld": {"sim/"}, "gymnasium": {"sim/"},
+    "ipywidgets": {"notebook/"}, "IPython": {"notebook/"},
     "fire": set(), "zarr": {"data/"}, "h5py": {"data/"}, "pyarrow": {"data/"},
 }  # fmt: skip
 

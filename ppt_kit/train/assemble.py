@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ppt_kit.augment.augmenter import Augmenter
 from ppt_kit.checkpoint import load_model
 from ppt_kit.config import typed
-from ppt_kit.data.augment import Augmenter
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
@@ -135,7 +135,6 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(sources.given, run_dir / "config.yaml")
     tracker = start_tracker(cfg, run_dir, engine, settings=config, wandb_id=before.wandb_id if before else None)
-    now = {"global_batch": plan.global_batch, "schedule": schedule.state(), "wandb_id": tracker.wandb_id}
     run = Run(
         run_dir=run_dir,
         sources=sources,
@@ -144,7 +143,9 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
         schedule=schedule,
         tracker=tracker,
         card=card_of(sources.train_set, policy, config=config, stats=stats),
-        progress=replace(before or Progress(), **now),
+        progress=replace(
+            before or Progress(), global_batch=plan.global_batch, schedule=schedule.state(), wandb_id=tracker.wandb_id
+        ),
         listeners=listeners,
     )
     if world.is_first:
@@ -170,10 +171,7 @@ def check_folder(cfg: Config, run_dir: Path) -> None:
 
 def augmenter(cfg: Config, dataset: MultiTrajDataset) -> Augmenter:
     """What changes the training batches."""
-    return Augmenter(
-        cfg.augment, modalities=dataset.modalities, layouts=dataset.layouts, domains=dataset.domains,
-        point_channels=dataset.point_channels,
-    )  # fmt: skip
+    return Augmenter(cfg.augment, dataset.specs)
 
 
 def statistics(sources: Sources) -> dict:
