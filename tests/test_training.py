@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, SMALL_WORDS
 
 from ppt_kit.checkpoint import checkpoints, load_model, load_policy, numbered_models, save_model
+from ppt_kit.config import typed
 from ppt_kit.data.dataset import load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader
 from ppt_kit.data.normalizer import fit_normalizer
@@ -44,7 +45,7 @@ def test_losses_are_those_of_a_plain_torch_loop(small_cfg):
 
     data = load_dataset(cfg, split="train", modalities=["state", "pointcloud"])
     torch.manual_seed(cfg.seed)
-    policy = build_policy(cfg, data.shapes)
+    policy = build_policy(typed(cfg), data.specs)
     policy.set_normalizer(fit_normalizer(data))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1.0, betas=(0.95, 0.999), weight_decay=1e-6)
     plan = BatchPlan(len(data), cfg.batch_size, seed=cfg.seed)
@@ -237,7 +238,7 @@ def test_listeners_get_every_row(small_cfg):
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch):
-    content = {"policy": {}, "config": {}, "shapes": {}, "epoch": 1}
+    content = {"policy": {}, "config": {}, "views": {}, "epoch": 1}
     save_model(tmp_path, content, epoch=1, keep_last=3)
     before = (tmp_path / "model.pth").read_bytes()
 
@@ -259,7 +260,7 @@ def test_the_last_k_are_kept_by_epoch_not_by_name(tmp_path):
 
 def test_damaged_foreign_and_executable_files_are_refused(tmp_path):
     good = tmp_path / "model.pth"
-    save_model(tmp_path, {"policy": {"x": torch.zeros(999)}, "config": {}, "shapes": {}}, epoch=None, keep_last=0)
+    save_model(tmp_path, {"policy": {"x": torch.zeros(999)}, "config": {}, "views": {}}, epoch=None, keep_last=0)
     (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:500])
     torch.save({"weights": 1}, tmp_path / "foreign.pth")
     torch.save({"policy": print}, tmp_path / "code.pth")

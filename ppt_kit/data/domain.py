@@ -80,12 +80,9 @@ def seen_through(
     store, seen = columns.store, View(action=columns.widths(columns.action), language="language" in modalities)
     if "state" in modalities:
         seen = replace(seen, state=columns.widths(columns.state))
-    sizes = {}
-    for kind in ("rgb", "depth"):
-        cameras = getattr(columns, kind) if kind in modalities else {}
-        sizes |= {column: tuple(store.shape(column)[1:3]) for column in cameras.values()}
-        seen = replace(seen, **{kind: cameras})
-    seen = replace(seen, sizes=sizes)
+    rgb, depth = (getattr(columns, kind) if kind in modalities else {} for kind in ("rgb", "depth"))
+    sizes = {column: tuple(store.shape(column)[1:3]) for column in (*rgb.values(), *depth.values())}
+    seen = replace(seen, rgb=rgb, depth=depth, sizes=sizes)
     if "pointcloud" not in modalities:
         return Domain(name, store, seen)
     cloud = dict(columns.cloud)
