@@ -135,7 +135,6 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(sources.given, run_dir / "config.yaml")
     tracker = start_tracker(cfg, run_dir, engine, settings=config, wandb_id=before.wandb_id if before else None)
-    now = {"global_batch": plan.global_batch, "schedule": schedule.state(), "wandb_id": tracker.wandb_id}
     run = Run(
         run_dir=run_dir,
         sources=sources,
@@ -144,7 +143,9 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
         schedule=schedule,
         tracker=tracker,
         card=card_of(sources.train_set, policy, config=config, stats=stats),
-        progress=replace(before or Progress(), **now),
+        progress=replace(
+            before or Progress(), global_batch=plan.global_batch, schedule=schedule.state(), wandb_id=tracker.wandb_id
+        ),
         listeners=listeners,
     )
     if world.is_first:
