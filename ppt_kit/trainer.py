@@ -7,8 +7,6 @@ import logging
 import math
 import os
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
-from ppt_kit import engine, launch
+from ppt_kit import engine
 from ppt_kit.checkpoint import BackgroundWriter, load_model, load_resume, save_model, save_resume
 from ppt_kit.checks import check_values, domain_names
 from ppt_kit.config import from_mapping
@@ -29,9 +27,13 @@ from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
 from ppt_kit.errors import UserError
+from ppt_kit.jobs.decide import decide, local_share, num_visible_devices
+from ppt_kit.jobs.failures import tell_first_failure
+from ppt_kit.jobs.job import run_job
+from ppt_kit.jobs.parents import end_with_parent, watch_launchers
+from ppt_kit.jobs.signals import StopSignals
 from ppt_kit.models.policy import MODALITIES, PPTPolicy, build_policy
 from ppt_kit.models.pretrained import load_trunk
-from ppt_kit.signals import StopSignals
 from ppt_kit.tracking import METRICS, Tracker, bar_pace, fingerprint_of, provenance
 
 log = logging.getLogger(__name__)
@@ -131,8 +133,8 @@ class UnifiedTrainer:
 
     def run(self) -> int:
         """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well."""
-        num_devices = launch.num_visible_devices()
-        what = launch.decide(self.mode, world_size=self.cfg.world_size, env=os.environ, num_devices=num_devices)
+        num_devices = num_visible_devices()
+        what = decide(self.mode, world_size=self.cfg.world_size, env=os.environ, num_devices=num_devices)
         if what == "single":
             if self.cfg.world_size > 1:
                 log.warning(
@@ -151,8 +153,8 @@ class UnifiedTrainer:
 
     def run_distributed(self) -> int:
         """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set); as `run_single_gpu`."""
-        launch.end_with_parent()
-        launch.watch_launchers()
+        end_with_parent()
+        watch_launchers()
         data = self._check()
         world = self._setup_distributed(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
         try:
@@ -161,7 +163,7 @@ class UnifiedTrainer:
             raise
         except Exception:
             # a survivor's broken connection must not be the last thing on the screen: the first failure is
-            launch.tell_first_failure(self.run_dir / "failures", rank=world.rank, started=self._started)
+            tell_first_failure(self.run_dir, rank=world.rank, started=self._started)
             os._exit(1)  # leaving the group politely would wait for ranks that are gone
         finally:
             self._cleanup_distributed()
@@ -180,22 +182,10 @@ class UnifiedTrainer:
         engine.leave_world(self._world)
 
     def _run_ranks(self, num_devices: int) -> int:
-        """Starts the ranks and waits for them; they get their configuration from a file beside the run folder.
-
-        Not in it: which folder that is, is rank 0's to say, and on another node the clock may have named another one.
-        """
-        launch.local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
+        """Starts the ranks and waits for them; what can be wrong is told first, once, and by no rank."""
+        local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
         self._check()
-        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
-        name = f".launch-{self.run_dir.name}-"
-        with tempfile.NamedTemporaryFile("w", dir=self.run_dir.parent, prefix=name, suffix=".yaml") as handed:
-            OmegaConf.save(self.cfg, handed)
-            handed.flush()
-            code = launch.run_ranks(Path(handed.name), world_size=self.cfg.world_size, num_devices=num_devices)
-        first = launch.first_failure(self.run_dir / "failures", started=self._started)
-        if code and first:
-            print(first, file=sys.stderr)
-        return code
+        return run_job(self.cfg, self.run_dir, world_size=self.cfg.world_size, num_devices=num_devices)
 
     def _check(self) -> tuple[MultiTrajDataset, MultiTrajDataset | None]:
         """Everything that can be wrong before a file is written; the training and the validation set, opened."""

@@ -15,13 +15,13 @@ from packaging.requirements import Requirement
 
 # a module may import from its own layer and from lower ones
 LAYERS = {
-    "errors": 0, "files": 0, "horizon": 0, "spec": 0, "parts": 0, "schema": 0, "words": 0, "checks": 0, "config": 0, "randomness": 0, "signals": 0,
-    "data": 1, "models": 1, "engine": 1, "tracking": 1, "launch": 1,
+    "errors": 0, "files": 0, "horizon": 0, "spec": 0, "parts": 0, "schema": 0, "words": 0, "checks": 0, "config": 0, "randomness": 0,
+    "data": 1, "models": 1, "engine": 1, "tracking": 1, "jobs": 1,
     "checkpoint": 2, "sim": 2,
     "trainer": 3,
     "notebook": 4, "__main__": 4, "__init__": 5,
 }  # fmt: skip
-STRANGERS = {"data": {"models", "engine", "tracking", "launch"}, "models": {"data", "engine", "tracking", "launch"}}
+STRANGERS = {"data": {"models", "engine", "tracking", "jobs"}, "models": {"data", "engine", "tracking", "jobs"}}
 OWNERS = {
     "deepspeed": {"engine.py"}, "torch.distributed": {"engine.py"}, "wandb": {"tracking.py"},
     "mujoco": {"sim/"}, "metaworld": {"sim/"}, "gymnasium": {"sim/"}, "ipywidgets": {"notebook/"}, "IPython": {"notebook/"},
