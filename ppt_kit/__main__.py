@@ -1,17 +1,27 @@
-"""One rank of a run, from a configuration file: python -m ppt_kit CONFIG (the launcher's variables say which rank)."""
+"""python -m ppt_kit CONFIG is one rank of a run (the launcher's variables say which), with --supervise FOLDER its launch."""
 
 import sys
 from pathlib import Path
 
 
 def main() -> int:
+    from ppt_kit.jobs.parents import SUPERVISE
+
+    words = [word for word in sys.argv[1:] if not word.startswith("--local")]
+    if words[0] == SUPERVISE:
+        from ppt_kit.jobs.supervise import supervise
+
+        return supervise(Path(words[1]))
+    return _rank(Path(words[0]))
+
+
+def _rank(config_file: Path) -> int:
     from ppt_kit.config import from_file
     from ppt_kit.errors import UserError
     from ppt_kit.train.trainer import UnifiedTrainer
 
-    words = [word for word in sys.argv[1:] if not word.startswith("--local")]
     try:
-        return UnifiedTrainer(from_file(Path(words[0])), mode="distributed").run()
+        return UnifiedTrainer(from_file(config_file), mode="distributed").run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ from conftest import ROOT, SMALL_WORDS
 from ppt_kit.config import load_config, typed
 from ppt_kit.engine import Engine, check_settings, join_world
 from ppt_kit.errors import UserError
-from ppt_kit.launch import free_port
+from ppt_kit.jobs.ranks import free_port
 from ppt_kit.randomness import dropout, sample_seeds
 from ppt_kit.tracking import read_metrics
 from ppt_kit.train.trainer import UnifiedTrainer

@@ -16,16 +16,16 @@ from packaging.requirements import Requirement
 # a module may import from its own layer and from lower ones
 LAYERS = {
     "errors": 0, "files": 0, "horizon": 0, "spec": 0, "parts": 0, "schema": 0, "words": 0, "checks": 0, "config": 0,
-    "randomness": 0, "signals": 0,
-    "augment": 1, "data": 1, "models": 1, "engine": 1, "tracking": 1, "launch": 1,
+    "randomness": 0, "upgrade": 1,
+    "augment": 1, "data": 1, "models": 1, "engine": 1, "tracking": 1, "jobs": 1,
     "checkpoint": 2, "sim": 2,
     "train": 3,
     "notebook": 4, "__main__": 4, "__init__": 5,
 }  # fmt: skip
 STRANGERS = {
-    "augment": {"data", "models", "engine", "tracking", "launch"},
-    "data": {"models", "engine", "tracking", "launch"},
-    "models": {"data", "engine", "tracking", "launch"},
+    "augment": {"data", "models", "engine", "tracking", "jobs"},
+    "data": {"models", "engine", "tracking", "jobs"},
+    "models": {"data", "engine", "tracking", "jobs"},
 }
 OWNERS = {
     "deepspeed": {"engine/"}, "torch.distributed": {"engine/"}, "wandb": {"tracking.py"},

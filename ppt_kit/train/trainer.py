@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -13,11 +11,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ppt_kit import launch
 from ppt_kit.checks import check_values, domain_names
 from ppt_kit.config import from_mapping
 from ppt_kit.engine import World, from_first, join_world, leave_world
 from ppt_kit.errors import UserError
+from ppt_kit.jobs.decide import decide, local_share, num_visible_devices
+from ppt_kit.jobs.failures import tell_first_failure
+from ppt_kit.jobs.job import run_job
+from ppt_kit.jobs.parents import end_with_parent, watch_launchers
 from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.loop import train
 
@@ -54,8 +55,8 @@ class UnifiedTrainer:
 
     def run(self) -> int:
         """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well."""
-        num_devices, world_size = launch.num_visible_devices(), self.cfg.world_size
-        what = launch.decide(self.mode, world_size=world_size, env=os.environ, num_devices=num_devices)
+        num_devices, world_size = num_visible_devices(), self.cfg.world_size
+        what = decide(self.mode, world_size=world_size, env=os.environ, num_devices=num_devices)
         if what == "single":
             if world_size > 1:
                 log.warning(
@@ -75,8 +76,8 @@ class UnifiedTrainer:
 
     def run_distributed(self) -> int:
         """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set); as `run_single_gpu`."""
-        launch.end_with_parent()
-        launch.watch_launchers()
+        end_with_parent()
+        watch_launchers()
         sources = open_sources(self.cfg, self.run_dir)
         world = self._setup_distributed(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
         try:
@@ -85,7 +86,7 @@ class UnifiedTrainer:
             raise
         except Exception:
             # a survivor's broken connection must not be the last thing on the screen: the first failure is
-            launch.tell_first_failure(self.run_dir / "failures", rank=world.rank, started=self._started)
+            tell_first_failure(self.run_dir, rank=world.rank, started=self._started)
             # leaving the group politely would wait for ranks that are gone
             os._exit(1)
         finally:
@@ -109,19 +110,7 @@ class UnifiedTrainer:
         return train(build_run(sources, world, self.run_dir, self.listeners))
 
     def _run_ranks(self, num_devices: int) -> int:
-        """Starts the ranks and waits for them; they get their configuration from a file beside the run folder.
-
-        Not in it: which folder that is, is rank 0's to say, and on another node the clock may have named another one.
-        """
-        launch.local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
+        """Starts the ranks and waits for them; what can be wrong is told first, once, and by no rank."""
+        local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
         open_sources(self.cfg, self.run_dir)
-        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
-        name = f".launch-{self.run_dir.name}-"
-        with tempfile.NamedTemporaryFile("w", dir=self.run_dir.parent, prefix=name, suffix=".yaml") as handed:
-            OmegaConf.save(self.cfg, handed)
-            handed.flush()
-            code = launch.run_ranks(Path(handed.name), world_size=self.cfg.world_size, num_devices=num_devices)
-        first = launch.first_failure(self.run_dir / "failures", started=self._started)
-        if code and first:
-            print(first, file=sys.stderr)
-        return code
+        return run_job(self.cfg, self.run_dir, world_size=self.cfg.world_size, num_devices=num_devices)

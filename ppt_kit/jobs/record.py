@@ -1,0 +1,61 @@
+"""What is written down about a launched run: launch/job.json in its folder."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ppt_kit.files import write_text
+from ppt_kit.jobs.decide import Share
+
+# in a run folder; it holds:
+FOLDER = "launch"
+RECORD, CONFIG, OUTPUT = "job.json", "config.yaml", "output.log"
+
+CLOCK_SLACK_S = 2.0  # Linux knows when it was booted, and with it when a process started, to the second
+
+
+@dataclass(frozen=True)
+class Record:
+    """Of one launch on one node."""
+
+    pid: int  # of the process that supervises the ranks
+    started: float  # when it was, s since 1970
+    host: str
+    ranks: Share
+    command: list[str]
+    parent: int | None = None  # a process that it must not outlive
+    exit_code: int | None = None  # as a shell says it; None: it runs, or was killed
+
+    @classmethod
+    def from_text(cls, text: str) -> Record:
+        """What `text` of another gave."""
+        values = json.loads(text)
+        return cls(**values | {"ranks": Share(**values["ranks"])})
+
+    def text(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self) | {"ranks": self.ranks._asdict()}) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """To `folder`/job.json."""
+        write_text(folder / RECORD, self.text())
+
+    def is_of(self, process: Any) -> bool:
+        """Whether a psutil.Process of that pid is the one meant here, and not a later one that got its number.
+
+        Raises:
+            psutil.Error: the process is gone.
+        """
+        # the first moves when the clock is set
+        same_time = abs(process.create_time() - self.started) <= CLOCK_SLACK_S
+        return self.host == socket.gethostname() and (same_time or process.cmdline() == self.command)
+
+
+def read_record(folder: Path) -> Record | None:
+    """Of the newest launch in `folder`; None when there was none."""
+    path = folder / RECORD
+    return Record.from_text(path.read_text(encoding="utf-8")) if path.exists() else None
