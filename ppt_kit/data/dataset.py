@@ -35,8 +35,8 @@ from omegaconf import DictConfig
 
 from ppt_kit.checks import domain_names
 from ppt_kit.data.clouds import cloud_column, compose_cloud
+from ppt_kit.data.disk.rows import spread
 from ppt_kit.data.formats import attach_cache, cache_folder, find_domain, name_of, open_store
-from ppt_kit.data.rows import spread
 from ppt_kit.data.store import EpisodeStore, check_finite, decoded_part, metres
 from ppt_kit.errors import UserError
 
