@@ -185,7 +185,7 @@ def bigstore(cfg: DictConfig) -> int:
 
 
 def _write_big_store(folder: Path, gigabytes: float) -> None:
-    from ppt_kit.data.writer import ZarrWriter
+    from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 
     steps, rng = 200, np.random.default_rng(0)
     clouds = rng.random((steps, 1024, 3), dtype=np.float32)
@@ -295,7 +295,7 @@ def _write_bench_store(folder: Path, cfg: DictConfig, kind: str) -> None:
     """The same episodes three times: as we write them, as the ancestor did (a compressed chunk a frame), and a file a key."""
     import zarr
 
-    from ppt_kit.data.writer import ZarrWriter
+    from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 
     rng = np.random.default_rng(0)
 

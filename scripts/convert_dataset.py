@@ -16,8 +16,8 @@ def main(cfg: DictConfig) -> None:
     from tqdm import tqdm
 
     from ppt_kit.data.convert import to_lerobot, to_zarr
+    from ppt_kit.data.disk.rows import bytes_under
     from ppt_kit.data.formats import open_store
-    from ppt_kit.data.rows import bytes_under
     from ppt_kit.tracking import bar_pace
 
     start = time.perf_counter()

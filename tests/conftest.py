@@ -18,7 +18,7 @@ def write_store(
     path: Path, *, lengths=(12, 7, 9, 15), state_dim=3, action_dim=4, num_points=16, colors=False, seed=0, attrs=None
 ):
     """A replay buffer whose readings say where they come from: eef_pos[:, 0] is the row, gripper the episode."""
-    from ppt_kit.data.writer import ZarrWriter
+    from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 
     rng, row = np.random.default_rng(seed), 0
     with ZarrWriter(

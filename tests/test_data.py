@@ -12,8 +12,8 @@ from conftest import dataset_of, write_store
 
 from ppt_kit.data.clouds import compose_cloud
 from ppt_kit.data.formats import open_store
+from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 from ppt_kit.data.loader import BatchPlan, Loader, epoch_indices, epoch_order, mixed_order
-from ppt_kit.data.writer import ZarrWriter
 from ppt_kit.errors import UserError
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from ppt_kit.data.clouds import cloud_column
 from ppt_kit.data.convert import to_zarr
+from ppt_kit.data.disk.rows import MOST_OPEN, PlainRows, Segment
 from ppt_kit.data.formats import open_store
-from ppt_kit.data.rows import MOST_OPEN, PlainRows, Segment
 from ppt_kit.data.store import DecodedColumn, PlainColumn
 from ppt_kit.errors import UserError
 

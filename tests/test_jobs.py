@@ -113,7 +113,7 @@ def job_of(small_cfg, tmp_path, monkeypatch):
 
 
 def test_a_job_started_and_waited_for_is_a_run(job_of, small_cfg):
-    from ppt_kit.trainer import UnifiedTrainer
+    from ppt_kit.train.trainer import UnifiedTrainer
 
     job = job_of("train.total_iters=3")
     assert job.running

@@ -30,9 +30,9 @@ from PIL import Image
 from ppt_kit.cameras import Camera
 from ppt_kit.data.convert import to_lerobot, to_zarr
 from ppt_kit.data.dataset import open_dataset
+from ppt_kit.data.disk.video import VideoFrames
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.store import DecodedColumn, EpisodeStore
-from ppt_kit.data.video import VideoFrames
 from ppt_kit.errors import UserError
 
 FPS = 10
@@ -335,7 +335,7 @@ def test_what_was_decoded_on_the_way_is_kept(made, tmp_path):
 
 
 def test_long_runs_come_in_bounded_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppt_kit.data.video.RUN_BYTES", 7 * SIZE[0] * SIZE[1] * 3)
+    monkeypatch.setattr("ppt_kit.data.disk.video.RUN_BYTES", 7 * SIZE[0] * SIZE[1] * 3)
     made = Made(tmp_path / "set", "v3.0")
     column = open_store(made.path, cache_gb=0).columns["obs/images/front"]
     runs = list(column.decode(np.arange(made.ends[-1])))
@@ -424,7 +424,7 @@ def test_a_store_that_was_read_goes_on_in_forked_processes(made, tmp_path):
 @pytest.mark.parametrize("at_once", [3, 4, 100])
 def test_a_film_of_twice_the_rate_gives_every_second_frame(tmp_path, monkeypatch, at_once):
     """Whichever frame begins a piece: one half a frame off must not take the row from the one that is its own."""
-    monkeypatch.setattr("ppt_kit.data.video.RUN_BYTES", at_once * SIZE[0] * SIZE[1] * 3)
+    monkeypatch.setattr("ppt_kit.data.disk.video.RUN_BYTES", at_once * SIZE[0] * SIZE[1] * 3)
     made = Made(tmp_path / "set", "v2.1")
     for e, (begin, end) in enumerate(zip(made.starts, made.ends)):
         write_video(made.video(e), range(2 * begin, 2 * end), "h264-30", fps=2 * FPS)
@@ -752,7 +752,7 @@ def everything(tmp_path: Path, lengths=LENGTHS) -> tuple[EpisodeStore, dict]:
 
 
 def test_to_zarr_keeps_every_value_and_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppt_kit.data.blocks.BLOCK_BYTES", 5 * SIZE[0] * SIZE[1] * 3)  # episodes in several blocks
+    monkeypatch.setattr("ppt_kit.data.disk.blocks.BLOCK_BYTES", 5 * SIZE[0] * SIZE[1] * 3)  # episodes in several blocks
     store, arrays = everything(tmp_path)
     steps: list[int] = []
     to_zarr(store, tmp_path / "out.zarr", progress=steps.append)
@@ -820,7 +820,7 @@ def read_lerobot(path: Path) -> tuple[dict, list[dict], dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("codec", ["av1", "h264", None])
 def test_to_lerobot_is_read_back_by_an_independent_reader(tmp_path, monkeypatch, codec):
-    monkeypatch.setattr("ppt_kit.data.blocks.BLOCK_BYTES", 9 * SIZE[0] * SIZE[1] * 3)
+    monkeypatch.setattr("ppt_kit.data.disk.blocks.BLOCK_BYTES", 9 * SIZE[0] * SIZE[1] * 3)
     store, arrays = everything(tmp_path)
     path = to_lerobot(store, tmp_path / "out", video=codec is not None, codec=codec or "av1", keys=LEROBOT_KEYS)
     info, episodes, rows = read_lerobot(path)
@@ -879,9 +879,9 @@ def test_statistics_are_those_of_numpy(tmp_path):
 
 
 def test_files_hold_several_episodes_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppt_kit.data.lerobot_writer.DATA_FILE_MB", 0)
-    monkeypatch.setattr("ppt_kit.data.lerobot_writer.VIDEO_FILE_MB", 0)
-    monkeypatch.setattr("ppt_kit.data.lerobot_writer.FILES_A_CHUNK", 2)
+    monkeypatch.setattr("ppt_kit.data.formats.lerobot.writer.DATA_FILE_MB", 0)
+    monkeypatch.setattr("ppt_kit.data.formats.lerobot.writer.VIDEO_FILE_MB", 0)
+    monkeypatch.setattr("ppt_kit.data.formats.lerobot.writer.FILES_A_CHUNK", 2)
     store, arrays = everything(tmp_path)
     path = to_lerobot(store, tmp_path / "out", codec="h264", keys=LEROBOT_KEYS)
     assert len(list(path.glob("data/*/*.parquet"))) == 3

@@ -8,8 +8,8 @@ import zarr
 from conftest import dataset_of, write_store
 
 from ppt_kit.data.dataset import open_dataset
+from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
-from ppt_kit.data.writer import ZarrWriter
 from ppt_kit.errors import UserError
 from ppt_kit.schema import NormalizerConfig
 from ppt_kit.train.trainer import UnifiedTrainer

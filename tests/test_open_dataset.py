@@ -15,10 +15,10 @@ from conftest import ROOT, dataset_of, write_store
 
 import ppt_kit as ppt
 from ppt_kit.cameras import intrinsics_from_fovy
-from ppt_kit.data.cache import CacheFolder, RowCache
+from ppt_kit.data.disk.cache import CacheFolder, RowCache
 from ppt_kit.data.formats import open_store
+from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 from ppt_kit.data.store import DecodedColumn
-from ppt_kit.data.writer import ZarrWriter
 from ppt_kit.errors import UserError
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points
-from ppt_kit.data.rows import spread
+from ppt_kit.data.disk.rows import spread
 from ppt_kit.data.store import DecodedColumn, EpisodeStore, metres
 from ppt_kit.errors import UserError
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ppt_kit.data.blocks import blocks, row_bytes, values_of
+from ppt_kit.data.disk.blocks import blocks, row_bytes, values_of
 from ppt_kit.data.formats import open_store, recognise
-from ppt_kit.data.lerobot_writer import LeRobotWriter, Progress, encoder_of, features_of, fps_of, plain
+from ppt_kit.data.formats.lerobot.writer import LeRobotWriter, Progress, encoder_of, features_of, fps_of, plain
+from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 from ppt_kit.data.store import EpisodeStore
-from ppt_kit.data.writer import ZarrWriter
 from ppt_kit.errors import UserError
 from ppt_kit.files import begin_folder, finish_folder
 

@@ -12,7 +12,7 @@ import pandas as pd
 import psutil
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
-from ppt_kit.data.rows import bytes_under, spread
+from ppt_kit.data.disk.rows import bytes_under, spread
 from ppt_kit.data.store import Column, EpisodeStore, decoded_part
 
 BYTES_READ = 1 << 30  # of a column, to give its range; of a larger one an eighth of this

@@ -10,8 +10,8 @@ import numpy as np
 
 from ppt_kit.data.clouds import CloudSource
 from ppt_kit.data.columns import Columns
+from ppt_kit.data.disk.rows import spread
 from ppt_kit.data.formats import attach_cache, cache_folder
-from ppt_kit.data.rows import spread
 from ppt_kit.data.store import EpisodeStore, decoded_part
 from ppt_kit.data.view import View
 from ppt_kit.schema import DatasetConfig
@@ -81,7 +81,7 @@ def seen_through(
     if "state" in modalities:
         seen = replace(seen, state=columns.widths(columns.state))
     rgb, depth = (getattr(columns, kind) if kind in modalities else {} for kind in ("rgb", "depth"))
-    sizes = {column: tuple(store.shape(column)[1:3]) for column in (*rgb.values(), *depth.values())}
+    sizes = {column: _pixels(store, column) for column in (*rgb.values(), *depth.values())}
     seen = replace(seen, rgb=rgb, depth=depth, sizes=sizes)
     if "pointcloud" not in modalities:
         return Domain(name, store, seen)
@@ -94,6 +94,11 @@ def seen_through(
     cloud = {part: cloud[part] for part in wanted if part in cloud}
     range_ = _color_range(store, cloud) if channels >= 6 and seen.made_from is None else 1.0
     return Domain(name, store, replace(seen, cloud=cloud, points=points, channels=channels, color_range=range_))
+
+
+def _pixels(store: EpisodeStore, column: str) -> tuple[int, int]:
+    height, width = store.shape(column)[1:3]
+    return height, width
 
 
 def _made_from(columns: Columns, options: DatasetConfig, *, channels: int) -> CloudSource:

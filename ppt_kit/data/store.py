@@ -23,9 +23,9 @@ from typing import Protocol
 import numpy as np
 
 from ppt_kit.cameras import Camera
-from ppt_kit.data.buffers import empty
-from ppt_kit.data.cache import RowCache
-from ppt_kit.data.rows import PlainRows, spread
+from ppt_kit.data.disk.buffers import empty
+from ppt_kit.data.disk.cache import RowCache
+from ppt_kit.data.disk.rows import PlainRows, spread
 from ppt_kit.errors import UserError
 
 

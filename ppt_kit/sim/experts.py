@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from ppt_kit.config import load_config
-from ppt_kit.data.writer import ZarrWriter
+from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 from ppt_kit.errors import UserError
 from ppt_kit.schema import CollectConfig
 from ppt_kit.sim.env import SimEnv, make_env

@@ -14,11 +14,11 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from ppt_kit.data.cache import CacheFolder, RowCache, default_cache_dir
+from ppt_kit.data.disk.cache import CacheFolder, RowCache, default_cache_dir
 from ppt_kit.data.store import DecodedColumn, EpisodeStore, decoded_part
 from ppt_kit.errors import UserError
 
-FORMATS = ("replay_buffer", "lerobot", "robomimic", "maniskill", "rlds")
+FORMATS = ("replay_buffer.reader", "lerobot.reader", "robomimic", "maniskill", "rlds.reader")
 
 MOST_LOOKED_AT = 200  # neighbours, when a dataset is not found
 # how a dataset called <domain> may be called on disk

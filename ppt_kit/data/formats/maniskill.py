@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from ppt_kit.cameras import Camera, camera_to_world
-from ppt_kit.data.formats._hdf5 import Episodes, is_hdf5, numbered, open_file, reading
+from ppt_kit.data.formats.hdf5 import Episodes, is_hdf5, numbered, open_file, reading
 from ppt_kit.data.store import Column, EpisodeStore
 from ppt_kit.errors import UserError
 

@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ppt_kit.data.formats._hdf5 import Episodes, is_hdf5, numbered, open_file, reading
+from ppt_kit.data.formats.hdf5 import Episodes, is_hdf5, numbered, open_file, reading
 from ppt_kit.data.store import Column, EpisodeStore
 from ppt_kit.errors import UserError
 

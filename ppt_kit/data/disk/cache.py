@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppt_kit.data.rows import PlainRows, Segment
+from ppt_kit.data.disk.rows import PlainRows, Segment
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_text
 

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ppt_kit.data.blocks import blocks, row_bytes, values_of
+from ppt_kit.data.disk.blocks import blocks, row_bytes, values_of
+from ppt_kit.data.disk.video import VideoFrames
 from ppt_kit.data.formats import name_of
 from ppt_kit.data.store import EpisodeStore
-from ppt_kit.data.video import VideoFrames
 from ppt_kit.errors import UserError
 
 DATA_FILE_MB = 100  # LeRobot's own bounds: a file that has reached its bound takes no further episode

@@ -19,7 +19,7 @@ import zarr
 from zarr.storage import ZipStore
 
 from ppt_kit.cameras import Camera, camera_to_world
-from ppt_kit.data.rows import PlainRows, Segment
+from ppt_kit.data.disk.rows import PlainRows, Segment
 from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore, PlainColumn, picture_column
 from ppt_kit.errors import UserError
 

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppt_kit.data.formats import _tfrecord as tfrecord
+from ppt_kit.data.formats.rlds import tfrecord
 from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore
 from ppt_kit.errors import UserError
 

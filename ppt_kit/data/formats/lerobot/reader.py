@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ppt_kit.data.disk.video import RUN_BYTES, VideoFrames, runs_of
 from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore
-from ppt_kit.data.video import RUN_BYTES, VideoFrames, runs_of
 from ppt_kit.errors import UserError
 
 NAME = "LeRobot dataset"

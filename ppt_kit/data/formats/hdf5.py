@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ppt_kit.data.rows import PlainRows, Segment
+from ppt_kit.data.disk.rows import PlainRows, Segment
 from ppt_kit.data.store import Column, DecodedColumn, PlainColumn
 from ppt_kit.errors import UserError
 
