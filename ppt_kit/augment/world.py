@@ -41,7 +41,11 @@ class World:
         return Motion.turn(angles, shift=shift, center=self._center)
 
     def moved(self, kind: str, values: torch.Tensor, *, motion: Motion, domain: torch.Tensor) -> torch.Tensor:
-        """Values (B, T, D) of "state" or "action", each part moved in the domains (B,) that have it; padding stays zero."""
+        """Values (B, T, D) of "state" or "action", each part moved in the domains that have it; padding stays zero.
+
+        Args:
+            domain: (B,) int64, the batch's.
+        """
         parts = self._parts[kind]
         if not parts:
             return values
@@ -109,7 +113,7 @@ def _says_nothing_of(name: str, state_parts: dict, spec: Spec) -> str:
 
 
 def _columns(parts: list[str], start: int, stop: int, *, option: str, what: str) -> list[tuple[str, int]]:
-    """(kind, first column) of the parts that lie behind each other from `start` to `stop`; a last none takes the rest."""
+    """(kind, first column) of the parts that fill `start` to `stop`, one behind the other; a last none takes the rest."""
     found, at = [], start
     for kind in parts:
         if kind != "none":
