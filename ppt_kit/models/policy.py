@@ -151,12 +151,13 @@ class PPTPolicy(nn.Module):
         return {"loss": total / len(batch["domain"])}
 
     @torch.no_grad()
-    def act(self, obs: Mapping[str, Any], domain: str | int = 0) -> torch.Tensor:
+    def act(self, obs: Mapping[str, Any], domain: str | int = 0, *, seeds: torch.Tensor | None = None) -> torch.Tensor:
         """(B, Ta, Da) actions in the dataset's own units.
 
         Args:
             obs: "state" (B, To, Ds) and "pointcloud" (B, To, P, C), as in a batch.
             domain: name, or position in `domains`.
+            seeds: (B,) int64, of what is drawn; a regression draws nothing.
         Raises:
             ValueError: the policy was not trained on that domain, or To differs.
         """
