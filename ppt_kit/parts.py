@@ -57,6 +57,8 @@ def import_beside(name: str, *, option: str) -> ModuleType:
                 "Start from the folder that holds it, or add that folder to PYTHONPATH."
             ) from None
         raise UserError(f"{option}: {name} cannot be imported: {error}.") from None
+    except UserError:  # says what is wrong already, e.g. that there is nothing to render with
+        raise
     except Exception as error:  # a user's file raises whatever it likes
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{where.filename}, line {where.lineno}"

@@ -282,21 +282,28 @@ class Config:
 class CollectConfig:
     """What scripts/collect_demos.py and ppt_kit.collect read."""
 
-    task: str = key("button-press-topdown", "Meta-World task")
+    task: str = key("button-press-topdown", "task of the simulator, e.g. one of Meta-World's 50")
+    simulator: str = key("metaworld", "a simulator's name, or module:Class of one in a file of yours")
+    options: Any = key({}, "further options of the simulator, e.g. options.wind=0.3")
     episodes: int = key(10, "successful demonstrations to keep", low=1)
     dataset_path: str = key("data", "folder that the <domain>.zarr goes into")
     domain: str | None = key(None, "name of the dataset; null = the task's name")
     seed: int = key(0, "seed of the first episode; each try takes the next one", low=0)
     overwrite: bool = key(False, "replace an existing dataset of that name")
-    max_steps: int = key(200, "longest episode (control steps)", low=1)
     max_failures: int = key(50, "expert failures after which collecting gives up", low=0)
-    num_points: int = key(512, "points of a cloud", low=1)
-    use_color: bool = key(False, "store the points' colours")
-    save_images: bool = key(False, "store rgb and metric depth of the camera")
-    camera: str = key("corner2", "camera of the scene; corner2 is moved closer, as DP3 does")
-    image_size: int = key(128, "height and width of the camera image (pixels)", low=16)
-    goal_marker: bool = key(
-        False, "show the goal's marker to the camera: reach needs it, elsewhere it gives the target away"
+    # null leaves a value to the simulator; one that is set and that the simulator does not take is refused
+    max_steps: int | None = key(None, "longest episode (control steps); null = 200 in metaworld", low=1)
+    num_points: int | None = key(None, "points of a cloud, 0 = no cloud; null = 512 in metaworld", low=0)
+    use_color: bool | None = key(None, "store the points' colours; null = false in metaworld")
+    save_images: bool | None = key(None, "store rgb and metric depth of the camera; null = false in metaworld")
+    camera: str | None = key(
+        None, "camera of the scene; null = corner2 in metaworld, which is moved closer, as DP3 does"
+    )
+    image_size: int | None = key(None, "height and width of the camera image (pixels); null = 128 in metaworld", low=16)
+    goal_marker: bool | None = key(
+        None,
+        "show the goal's marker to the camera: reach needs it, elsewhere it gives the target away; "
+        "null = false in metaworld",
     )
 
 

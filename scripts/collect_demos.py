@@ -1,4 +1,4 @@
-"""Demonstrations by a simulator's scripted expert: python scripts/collect_demos.py task=button-press-topdown episodes=10"""
+"""Demonstrations by a simulator's scripted expert: `collect_demos.py task=button-press-topdown episodes=10`."""
 
 import cli
 from omegaconf import DictConfig
@@ -7,11 +7,12 @@ from ppt_kit.schema import CollectConfig
 
 
 def main(cfg: DictConfig) -> None:
-    from ppt_kit.sim.experts import collect_demos
+    from ppt_kit.sim.collect import collect_demos
 
     done = collect_demos(cfg)
     print(
-        f"{done.path}: {done.episodes} demonstrations, {done.steps} steps, {done.discarded} failed expert episodes discarded"
+        f"{done.path}: {done.episodes} demonstrations, {done.steps} steps, "
+        f"{done.discarded} failed expert episodes discarded"
     )
 
 

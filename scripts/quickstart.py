@@ -19,7 +19,8 @@ def main(cfg: DictConfig) -> int:
     from ppt_kit.checkpoint import load_policy
     from ppt_kit.engine import num_cores
     from ppt_kit.notebook.plots import plot_report
-    from ppt_kit.sim.evaluate import evaluate, success_table
+    from ppt_kit.sim.evaluate import evaluate
+    from ppt_kit.sim.results import success_table
     from ppt_kit.train.trainer import UnifiedTrainer
 
     if cfg.train_mode == "distributed":
@@ -66,7 +67,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def _collect_if_needed(cfg: DictConfig, task: str) -> None:
-    from ppt_kit.sim.experts import collect
+    from ppt_kit.sim.collect import collect
 
     path = Path(cfg.dataset_path) / f"{task}.zarr"
     if path.exists():

@@ -16,9 +16,10 @@ from ppt_kit.cameras import crop, depth_to_points, farthest_points, intrinsics_f
 from ppt_kit.checkpoint import load_policy
 from ppt_kit.config import load_config
 from ppt_kit.errors import UserError
+from ppt_kit.sim.collect import collect, expert_episode
 from ppt_kit.sim.env import make_env
-from ppt_kit.sim.evaluate import evaluate, success_table, wilson_interval
-from ppt_kit.sim.experts import collect, expert_episode
+from ppt_kit.sim.evaluate import evaluate
+from ppt_kit.sim.results import success_table, wilson_interval
 
 TASK = "button-press-topdown"
 SPEC = {"simulator": "metaworld", "task": TASK, "num_points": 64, "image_size": 64}
@@ -94,7 +95,7 @@ def test_the_crop_keeps_what_is_inside():
 def test_the_cloud_is_where_the_button_is(env):
     """Independent of the camera: the simulator's own position of the button, three goals."""
     for seed in (1, 2, 3):
-        cloud = env.reset(seed)["pointcloud/pos"]
+        cloud = env.reset(seed)["obs/pointcloud/pos"]
         button = env._env.data.site("buttonStart").xpos
         assert np.linalg.norm(cloud - button, axis=1).min() < 0.06
         assert cloud.shape == (64, 3)
@@ -172,10 +173,41 @@ def test_rows_summary_and_video_are_written(trained, tmp_path):
 
 
 def test_processes_give_the_same_episodes_as_one(trained):
-    one, two = (evaluate(trained, episodes=3, max_steps=10, n_procs=n) for n in (1, 2))
-    for a, b in zip(one.rows, two.rows):
-        assert (a["seed"], a["success"], a["steps"], a["error"]) == (b["seed"], b["success"], b["steps"], b["error"])
-        assert a["return"] == pytest.approx(b["return"], rel=1e-4)
+    """To the bit, actions included, although the parent's torch has other threads than a worker's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        one, two = (evaluate(trained, episodes=3, max_steps=10, n_procs=n) for n in (1, 2))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert one.rows == two.rows
+    assert all(len(row["actions_sha256"]) == 64 for row in one.rows)
+    assert len({row["actions_sha256"] for row in one.rows}) == 3
+
+
+def test_an_episode_repeats_its_actions_whatever_ran_before(trained):
+    """Alone, and as the last of three: nothing of the others is left in policy, executor or simulator."""
+    alone = evaluate(trained, episodes=1, seed=100_002, max_steps=10).rows[0]
+    assert evaluate(trained, episodes=3, max_steps=10).rows[2] == alone
+
+
+def test_a_policy_that_draws_is_given_seeds_of_episode_and_step(trained, monkeypatch):
+    """Counted as training counts its noise: the same for the same episode and step, else different."""
+    from ppt_kit.randomness import sample_seeds
+
+    asked = []
+    act = trained.act
+
+    def listen(obs, domain, *, seeds):
+        asked.append(seeds)
+        return act(obs, domain, seeds=seeds)
+
+    monkeypatch.setattr(trained, "act", listen)
+    evaluate(trained, episodes=2, max_steps=5, execute_steps=4)
+    expected = [sample_seeds(seed, step, np.arange(1))[0] for seed in (100_000, 100_001) for step in (0, 4)]
+    assert [seeds.tolist() for seeds in asked] == [[seed] for seed in expected]
+    assert len(set(expected)) == 4
 
 
 def test_an_exception_is_an_error_and_not_a_failure(trained):
@@ -205,9 +237,9 @@ def test_an_exception_is_an_error_and_not_a_failure(trained):
 
 
 def test_a_dead_worker_is_an_error_and_hangs_nothing(trained, monkeypatch):
-    from ppt_kit.sim import evaluate as module
+    from ppt_kit.sim import episodes as module
 
-    monkeypatch.setattr(module, "_run_in_worker", kill_itself)
+    monkeypatch.setattr(module, "run_in_worker", kill_itself)
     rows = evaluate(trained, episodes=2, max_steps=5, n_procs=2).rows
     assert all(row["success"] is None and "worker process died" in row["error"] for row in rows)
 

@@ -71,6 +71,15 @@ class View:
         }  # fmt: skip
         return {kind: columns for kind, columns in read.items() if columns}
 
+    def needs(self) -> list[str]:
+        """Stored columns that a simulator must give to be seen."""
+        names = [name for kind, columns in self.columns().items() if kind != "action" for name in columns]
+        if self.made_from is None:
+            return names
+        kinds = ("depths", "images") if self.made_from.with_color else ("depths",)
+        made = [f"obs/{kind}/{camera}" for kind in kinds for camera in self.made_from.cameras]
+        return [name for name in names if name not in self.cloud.values()] + made
+
     def observe(self, read: Read, *, kinds: Iterable[str] | None = None) -> dict[str, Any]:
         """obs of N frames, without the sentence: state (N, Ds), pointcloud (N, P, C), rgb and depth {camera: (N, H, W, c)}.
 

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
-from ppt_kit.sim.evaluate import Evaluation, success_table
+from ppt_kit.sim.results import Evaluation, success_table
 from ppt_kit.tracking import read_metrics
 
 

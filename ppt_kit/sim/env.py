@@ -1,38 +1,66 @@
-"""What a simulator offers, so that collecting, rolling out and evaluating do not know which one it is."""
+"""What a simulator offers, and simulators by name: collecting, rolling out and evaluating do not know which one it is."""
 
 from __future__ import annotations
 
-import ctypes.util
-import os
-import sys
-from collections.abc import Mapping
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from ppt_kit.errors import UserError
+from ppt_kit.parts import find_part
+
+# each is imported when it is first asked for
+SIMULATORS: dict[str, Any] = {"metaworld": "ppt_kit.sim.metaworld:MetaWorldEnv"}
+
+# what an environment must offer for each use; the rest of SimEnv it may leave out
+NEEDED = {
+    "collecting": ("reset", "step", "expert_action", "spec", "max_steps", "description"),
+    "evaluating": ("reset", "step", "max_steps"),
+    "filming": ("render",),
+}
 
 
 class SimEnv(Protocol):
-    """One task in one simulator. The same seed gives the same episode, to the bit."""
+    """One task in one simulator. The same seed gives the same episode, to the bit.
 
-    max_steps: int
+    A simulator is a class that is called with `task="…"` and options, all as keywords; a user's own is named by
+    `module:Class`. Nothing is inherited: a class with these names is one. Collecting needs reset, step, expert_action,
+    spec, max_steps and description; evaluating needs reset, step and max_steps; videos need render. camera_info and
+    close may be left out.
+
+    Readings have the names of an EpisodeStore's columns (ppt_kit/data/store.py) and the shape of one row:
+
+        obs/<name>                 (...) numbers: proprioception, e.g. obs/eef_pos (3,) m
+        obs/pointcloud/pos         (P, 3) m, the same P in every step; obs/pointcloud/colors (P, 3) uint8 beside it
+        obs/images/<camera>        (H, W, 3) uint8
+        obs/depths/<camera>        (H, W, 1) m
+
+    Any part of them may be missing, but every step gives the same names, shapes and types.
+    """
+
+    max_steps: int  # longest episode (control steps)
     description: str  # the task in words
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
-        """Starts an episode; stored key -> reading, e.g. eef_pos (3,) m, pointcloud/pos (P, 3) m."""
+        """Starts an episode; its first readings."""
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool]:
-        """One control step: readings, reward, success so far."""
+        """One control step with an action (Da,): readings, reward, success so far."""
 
     def expert_action(self) -> np.ndarray:
         """(Da,) what the scripted expert does now."""
 
+    def spec(self) -> dict[str, Any]:
+        """What `make_env` needs to build this environment again: "simulator", "task" and options, as numbers and words.
+
+        It is recorded with every dataset, and a policy is evaluated in what it says.
+        """
+
     def render(self, size: int = 256) -> np.ndarray:
         """(size, size, 3) uint8 picture for people."""
-
-    def spec(self) -> dict[str, Any]:
-        """What `make_env` needs to build this environment again; recorded with every dataset."""
 
     def camera_info(self) -> dict[str, np.ndarray]:
         """<camera>/intrinsics (3, 3) and <camera>/extrinsics (4, 4) camera to world."""
@@ -41,46 +69,70 @@ class SimEnv(Protocol):
         """Frees the renderer."""
 
 
-def make_env(spec: Mapping[str, Any]) -> SimEnv:
+def make_env(spec: Mapping[str, Any], *, uses: Sequence[str] = ()) -> SimEnv:
     """The environment that `spec()` describes.
 
+    Args:
+        spec: "simulator": a name in SIMULATORS or module:Class; the rest are its options, "task" among them.
+        uses: what it is wanted for, of NEEDED.
     Raises:
-        UserError: an unknown simulator or task, or nothing to render with.
+        UserError: no such simulator, an option it does not take, or something that a use needs is not there.
     """
-    options = {name: value for name, value in spec.items() if name != "simulator"}
-    if spec.get("simulator") != "metaworld":
-        raise UserError(f"simulator {spec.get('simulator')!r} is not known; there is metaworld.")
-    _need_renderer()
-    from ppt_kit.sim.metaworld import MetaWorldEnv
-
-    return MetaWorldEnv(**options)
-
-
-def _need_renderer() -> None:
-    """Chooses how MuJoCo renders, before mujoco is imported; on a machine without a display that is EGL or OSMesa."""
-    if "mujoco" in sys.modules or os.environ.get("MUJOCO_GL") or sys.platform != "linux" or os.environ.get("DISPLAY"):
-        return
-    for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
-        if ctypes.util.find_library(library):
-            os.environ["MUJOCO_GL"] = name
-            os.environ.setdefault("LP_NUM_THREADS", "1")  # the software renderer takes every core otherwise
-            return
-    raise UserError(
-        "nothing to render with: neither EGL nor OSMesa is installed. Type apt-get install libegl1 libgl1-mesa-dri"
-    )
+    make, options = find_simulator(spec)
+    env = make(**options)
+    for use in uses:
+        missing = [name for name in NEEDED[use] if not hasattr(env, name)]
+        if missing:
+            raise UserError(
+                f"simulator={spec['simulator']} has no {', '.join(missing)}: {use} needs {', '.join(NEEDED[use])}. "
+                "ppt_kit/sim/env.py says what each is."
+            )
+    return env
 
 
-def check_rendering() -> None:
-    """Renders an empty scene.
+def find_simulator(spec: Mapping[str, Any]) -> tuple[Callable[..., SimEnv], dict[str, Any]]:
+    """The class that `spec` names, and the options it is to be called with.
 
     Raises:
-        UserError: nothing to render with, or the driver does not work.
+        UserError: there is none, it does not take one of the options, or needs one that is not given.
     """
-    _need_renderer()
-    import mujoco
+    options = dict(spec)
+    name = options.pop("simulator", None)
+    if not isinstance(name, str):
+        raise UserError(f"simulator={name}: names none. It takes {', '.join(SIMULATORS)}, or module:Class of yours.")
+    make = find_part(name, SIMULATORS, option="simulator")
+    if not callable(make):
+        raise UserError(f"simulator={name}: is no class, but {make!r}.")
+    parameters = inspect.signature(make).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        _refuse_unknown(name, options, takes=list(parameters))
+    needed = [
+        each.name
+        for each in parameters.values()
+        if each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    missing = [option for option in needed if option not in options]
+    if missing:
+        raise UserError(f"simulator={name} needs {', '.join(missing)}. Type e.g. options.{missing[0]}=…")
+    return make, options
 
-    try:
-        with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16) as renderer:
-            renderer.render()
-    except Exception as error:  # the drivers raise their own kinds
-        raise UserError(f"MuJoCo cannot render here ({error}). Type apt-get install libegl1 libgl1-mesa-dri") from None
+
+def close_env(env: SimEnv) -> None:
+    """Frees what the environment holds, where it has something to free."""
+    if hasattr(env, "close"):
+        env.close()
+
+
+def copied(reading: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A reading as arrays of our own: a simulator may give views of numbers that its next step changes."""
+    return {name: np.array(value) for name, value in reading.items()}
+
+
+def _refuse_unknown(name: str, options: Mapping[str, Any], *, takes: list[str]) -> None:
+    unknown = [option for option in options if option not in takes]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], takes, 1)
+        raise UserError(
+            f"{unknown[0]}={options[unknown[0]]}: simulator={name} takes no {unknown[0]}; "
+            f"it takes {', '.join(takes) or 'no option at all'}." + (f" Did you mean {near[0]}?" if near else "")
+        )

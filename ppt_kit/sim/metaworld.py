@@ -6,14 +6,19 @@ import difflib
 import warnings
 from typing import Any
 
-import mujoco
 import numpy as np
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-from metaworld.policies import ENV_POLICY_MAP
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points, intrinsics_from_fovy
 from ppt_kit.errors import UserError
+from ppt_kit.sim.rendering import need_renderer
 
+need_renderer()  # before mujoco is imported, which reads the choice then
+
+import mujoco  # noqa: E402
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
+from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
+
+TASKS = sorted(name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS)
 CROP_BOX = np.array([[-0.55, 0.3, 0.005], [0.55, 1.1, 0.6]])  # m: the table, without its surface and the walls
 CORNER2_POSITION = (0.6, 0.295, 0.8)  # m: where DP3 moves the camera to; the stock place leaves 530 points in the box
 
@@ -23,9 +28,15 @@ class MetaWorldEnv:
 
     Args:
         task: with or without the -v3.
+        camera: of the scene; corner2 is moved closer, as DP3 does.
+        image_size: height and width of its image (pixels).
+        num_points: of a cloud; 0 = no cloud, and without images nothing is rendered.
+        use_color: give the points' colours.
+        save_images: give rgb and metric depth of the camera.
         goal_marker: draw the goal's sphere; it is drawn into depth too, so into the cloud.
+        max_steps: longest episode (control steps).
     Raises:
-        UserError: no such task or camera.
+        UserError: no such task or camera, or colours without a cloud.
     """
 
     def __init__(
@@ -40,30 +51,16 @@ class MetaWorldEnv:
         goal_marker: bool = False,
         max_steps: int = 200,
     ):
+        if use_color and not num_points:
+            raise UserError("use_color=true, but num_points=0: there is no cloud to colour. Set num_points above 0.")
         self.task, self.max_steps = task.removesuffix("-v3"), max_steps
         self._options: dict[str, Any] = {
             "camera": camera, "image_size": image_size, "num_points": num_points, "use_color": use_color,
             "save_images": save_images, "goal_marker": goal_marker,
         }  # fmt: skip
-        name = f"{self.task}-v3"
-        if name not in ALL_V3_ENVIRONMENTS:
-            known = [other.removesuffix("-v3") for other in ALL_V3_ENVIRONMENTS]
-            near = difflib.get_close_matches(self.task, known, 1)
-            raise UserError(
-                f"task={task}: Meta-World has no such task."
-                + (f" Did you mean {near[0]}?" if near else f" It has {', '.join(known)}.")
-            )
         self.description = self.task.replace("-", " ")
-        self._env: Any = ALL_V3_ENVIRONMENTS[name]()
-        self._env._freeze_rand_vec, self._env.seeded_rand_vec = (
-            False,
-            True,
-        )  # goals from env.seed(k), not from one frozen vector
-        self._env._set_task_called, self._env._partially_observable = True, False
-        self._env.max_path_length = (
-            max_steps + 1
-        )  # beyond it the simulator raises, and a failure would count as an error
-        self._expert: Any = _new_expert(name)
+        self._env = _new_env(self.task, max_steps=max_steps)
+        self._expert = _new_expert(self.task)
         self._set_camera(camera)
         self._renderers: dict[int, mujoco.Renderer] = {}
         self._scene = mujoco.MjvOption()
@@ -75,7 +72,8 @@ class MetaWorldEnv:
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         self._env.seed(seed)
         self._raw, _ = self._env.reset()
-        self._expert = _new_expert(f"{self.task}-v3")  # some experts remember the last episode
+        # some experts remember the last episode
+        self._expert = _new_expert(self.task)
         self._success = False
         self._refresh_markers()
         return self._observe()
@@ -87,14 +85,16 @@ class MetaWorldEnv:
 
     def expert_action(self) -> np.ndarray:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns that its actions leave [-1, 1]; they are clipped here
+            # it warns that its actions leave [-1, 1]; they are clipped here
+            warnings.simplefilter("ignore")
             return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
 
     def render(self, size: int = 256) -> np.ndarray:
         renderer = self._renderer(size)
         renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
         picture = renderer.render()
-        hangs = self._env.data.cam_xmat[self._camera].reshape(3, 3)[2, 1] < 0  # corner2 is mounted upside down
+        # corner2 is mounted upside down
+        hangs = self._env.data.cam_xmat[self._camera].reshape(3, 3)[2, 1] < 0
         return np.ascontiguousarray(picture[::-1, ::-1] if hangs else picture)
 
     def spec(self) -> dict[str, Any]:
@@ -111,24 +111,38 @@ class MetaWorldEnv:
         self._env.close()
 
     def _observe(self) -> dict[str, np.ndarray]:
-        obs = {"eef_pos": self._raw[:3].astype(np.float32), "normalized_gripper_pos": self._raw[3:4].astype(np.float32)}
+        reading = {
+            "obs/eef_pos": self._raw[:3].astype(np.float32),
+            "obs/normalized_gripper_pos": self._raw[3:4].astype(np.float32),
+        }
+        if not (self._options["num_points"] or self._options["save_images"]):
+            return reading
+        depth, rgb = self._pictures()
+        if self._options["num_points"]:
+            reading |= self._cloud(depth, rgb)
+        if self._options["save_images"]:
+            camera = self._options["camera"]
+            reading |= {f"obs/images/{camera}": rgb, f"obs/depths/{camera}": depth[..., None]}
+        return reading
+
+    def _pictures(self) -> tuple[np.ndarray, np.ndarray]:
+        """Depth (H, W) in metres, and rgb (H, W, 3) uint8, which is empty where nobody asks for it."""
         renderer = self._renderer(self._options["image_size"])
         renderer.enable_depth_rendering()
         renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
         depth = renderer.render().copy()
         renderer.disable_depth_rendering()
         needs_color = self._options["use_color"] or self._options["save_images"]
-        rgb = renderer.render().copy() if needs_color else None
+        return depth, renderer.render().copy() if needs_color else np.zeros((0, 0, 3), np.uint8)
+
+    def _cloud(self, depth: np.ndarray, rgb: np.ndarray) -> dict[str, np.ndarray]:
         points = depth_to_points(depth, self._intrinsics, self._extrinsics())
         inside = crop(points, CROP_BOX)
         chosen = inside[farthest_points(points[inside], self._options["num_points"])]
-        obs["pointcloud/pos"] = points[chosen]
-        if self._options["use_color"] and rgb is not None:
-            obs["pointcloud/colors"] = rgb.reshape(-1, 3)[chosen]
-        if self._options["save_images"] and rgb is not None:
-            camera = self._options["camera"]
-            obs[f"images/{camera}"], obs[f"depths/{camera}"] = rgb, depth[..., None]
-        return obs
+        cloud = {"obs/pointcloud/pos": points[chosen]}
+        if self._options["use_color"]:
+            cloud["obs/pointcloud/colors"] = rgb.reshape(-1, 3)[chosen]
+        return cloud
 
     def _set_camera(self, name: str) -> None:
         model = self._env.model
@@ -165,6 +179,25 @@ class MetaWorldEnv:
             self._env._set_pos_site(name, np.asarray(position))
 
 
-def _new_expert(name: str) -> Any:
-    made: Any = ENV_POLICY_MAP[name]
+def _new_env(task: str, *, max_steps: int) -> Any:
+    """Meta-World's own environment of the task, its goals drawn from the seed and shown to the expert."""
+    if task not in TASKS:
+        near = difflib.get_close_matches(task, TASKS, 1)
+        raise UserError(
+            f"task={task}: Meta-World has no such task."
+            + (f" Did you mean {near[0]}?" if near else f" It has {', '.join(TASKS)}.")
+        )
+    env: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+    # goals come from env.seed(k), not from one frozen vector
+    env._freeze_rand_vec, env.seeded_rand_vec = False, True
+    env._set_task_called, env._partially_observable = True, False
+    # made while goals were hidden, it clips the goal to 0, 0, 0: dropped, it is made again
+    env.__dict__.pop("sawyer_observation_space", None)
+    # beyond it the simulator raises, and a failure would count as an error
+    env.max_path_length = max_steps + 1
+    return env
+
+
+def _new_expert(task: str) -> Any:
+    made: Any = ENV_POLICY_MAP[f"{task}-v3"]
     return made()

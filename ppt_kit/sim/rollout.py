@@ -1,22 +1,25 @@
-"""One episode of a policy in a simulator, and its video."""
+"""One episode of a policy in a simulator."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from ppt_kit.data.clouds import compose_cloud
-from ppt_kit.models.act import ChunkExecutor
+from ppt_kit.data.view import View
+from ppt_kit.models.chunks import ChunkExecutor
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.sim.env import SimEnv
+from ppt_kit.randomness import sample_seeds
+from ppt_kit.sim.env import SimEnv, copied
 
-VIDEO_SIZE, VIDEO_FPS = 256, 30
+VIDEO_SIZE = 256  # pixels
 
 
 @dataclass
@@ -24,10 +27,11 @@ class Episode:
     """How one episode went."""
 
     seed: int
-    success: bool
-    steps: int
-    total_reward: float
+    success: bool = False
+    steps: int = 0
+    total_reward: float = 0.0
     subtasks: dict[str, bool] = field(default_factory=dict)
+    actions_sha256: str = ""  # of the bytes of the executed actions: the same episode again has the same
     frames: list[np.ndarray] = field(default_factory=list)  # (size, size, 3) uint8, only when filmed
 
 
@@ -43,65 +47,75 @@ def rollout(
 ) -> Episode:
     """Runs the policy until it succeeds or env.max_steps are over.
 
+    The same checkpoint, seed and options give the same actions, to the bit, in any process on one kind of machine.
+
     Args:
-        policy: loaded by `load_policy`: its card says which state keys and points it was trained on.
-        zero_keys: parts of obs ("state", "pointcloud") replaced by zeros: the control experiment.
+        policy: loaded by `load_policy`: its card says how it saw the data.
+        zero_keys: modalities replaced by zeros: the control experiment.
         film: keep a frame a step.
     """
-    history: deque[dict] = deque(maxlen=policy.observation_horizon)
+    episode, digest = Episode(seed), hashlib.sha256()
+    view = View.from_plain(policy.card["views"][domain])
+    history: deque[dict] = deque(maxlen=policy.horizon.observation)
     executor.reset()
-    device = next(policy.parameters()).device
-
-    def ask() -> np.ndarray:
-        padded = [history[0]] * (policy.observation_horizon - len(history)) + list(history)
-        obs = {
-            name: torch.from_numpy(np.stack([frame[name] for frame in padded])[None]).to(device) for name in padded[0]
-        }
-        for name in zero_keys:
-            obs[name] = torch.zeros_like(obs[name])
-        return policy.act(obs, domain)[0].cpu().numpy()
-
-    reading, total, success, steps, frames = env.reset(seed), 0.0, False, 0, []
-    while steps < env.max_steps and not success:
-        steps += 1
+    reading = env.reset(seed)
+    while episode.steps < env.max_steps and not episode.success:
         if film:
-            frames.append(env.render(VIDEO_SIZE))
-        history.append(policy_view(reading, policy.card["sources"][domain]))
-        reading, reward, success = env.step(executor.next_action(ask))
-        total += reward
+            episode.frames.append(env.render(VIDEO_SIZE))
+        history.append(_seen(view, env, reading))
+        seeds = torch.from_numpy(sample_seeds(seed, episode.steps, np.arange(1)))
+        action = executor.next_action(partial(_ask, policy, history, domain=domain, zero_keys=zero_keys, seeds=seeds))
+        digest.update(action.tobytes())
+        reading, reward, success = env.step(action)
+        episode.steps += 1
+        episode.success = bool(success)
+        episode.total_reward += float(reward)
     if film:
-        frames.append(env.render(VIDEO_SIZE))
-    return Episode(
-        seed=seed, success=success, steps=steps, total_reward=total, subtasks={"success": success}, frames=frames
-    )
+        episode.frames.append(env.render(VIDEO_SIZE))
+    episode.subtasks, episode.actions_sha256 = {"success": episode.success}, digest.hexdigest()
+    return episode
 
 
-def policy_view(reading: dict[str, np.ndarray], source: dict[str, Any]) -> dict[str, np.ndarray]:
-    """state (Ds,) and pointcloud (P, C) of a simulator's reading, made as the training data's were (`describe_source`).
-
-    Raises:
-        KeyError: the simulator has no such state key.
-    """
-    cloud = compose_cloud(
-        reading["pointcloud/pos"],
-        color=reading.get("pointcloud/colors"),
-        channels=source["point_channels"],
-        num_points=source["num_points"],
-    )
-    state = np.concatenate([np.asarray(reading[key], np.float32).ravel() for key in source["state_keys"]])
-    return {"state": state, "pointcloud": cloud}
+def _seen(view: View, env: SimEnv, reading: Mapping[str, Any]) -> dict[str, Any]:
+    """obs of one frame, as the training data's were."""
+    frame = view.live(copied(reading), env.camera_info() if view.made_from else None)
+    return {**frame, "language": env.description} if view.language else frame
 
 
-def write_video(path: Path, frames: Sequence[np.ndarray], *, fps: int = VIDEO_FPS) -> Path:
-    """An H.264 file of (H, W, 3) uint8 frames; H and W even."""
-    import av
+def _ask(
+    policy: PPTPolicy, history: Sequence[dict], *, domain: str, zero_keys: Sequence[str], seeds: torch.Tensor
+) -> np.ndarray:
+    """(Ta, Da) the policy's next chunk after `history`, whose first frame is repeated where it is short."""
+    padded = [history[0]] * (policy.horizon.observation - len(history)) + list(history)
+    device = next(policy.parameters()).device
+    obs = {name: _stacked([frame[name] for frame in padded], device) for name in padded[0]}
+    for name in zero_keys:
+        obs[name] = _zeroed(obs[name])
+    with _one_thread():
+        return policy.act(obs, domain, seeds=seeds.to(device))[0].cpu().numpy()
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-    return path
+
+def _stacked(frames: Sequence[Any], device: torch.device) -> Any:
+    """One modality of (To) frames as a batch of one: (1, To, …), per camera, or the last sentence."""
+    if isinstance(frames[0], dict):
+        return {name: _stacked([frame[name] for frame in frames], device) for name in frames[0]}
+    if isinstance(frames[0], str):
+        return [frames[-1]]
+    return torch.from_numpy(np.stack(frames)[None]).to(device)
+
+
+def _zeroed(readings: Any) -> Any:
+    if isinstance(readings, dict):
+        return {name: _zeroed(value) for name, value in readings.items()}
+    return torch.zeros_like(readings) if isinstance(readings, torch.Tensor) else [""] * len(readings)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch with one thread: the last bits of its sums depend on their number, and workers have fewer than their parent."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
