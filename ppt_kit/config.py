@@ -7,6 +7,7 @@ values of another type and numbers out of range are refused here, before any fil
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import typing
 from pathlib import Path
@@ -171,13 +172,13 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def typed(cfg: Any, *, schema: type = Config) -> Any:
+def typed(cfg: Any) -> Any:
     """The dataclass object of a configuration: plain attributes, lists and dictionaries.
 
     Args:
-        cfg: what `load_config`, `from_file` or `from_mapping` gave, a part of such, or the dataclass object itself.
+        cfg: what `load_config`, `from_file` or `from_mapping` gave, a plain mapping of Config's keys, or the object itself.
     """
-    if isinstance(cfg, schema):
+    if dataclasses.is_dataclass(cfg):
         return cfg
-    known = OmegaConf.is_config(cfg) and OmegaConf.get_type(cfg) is schema
-    return OmegaConf.to_object(cfg if known else from_mapping(cfg, schema=schema))
+    known = OmegaConf.is_config(cfg) and dataclasses.is_dataclass(OmegaConf.get_type(cfg))
+    return OmegaConf.to_object(cfg if known else from_mapping(cfg))

@@ -27,7 +27,7 @@ class Rows:
 
     def inside(self) -> tuple[np.ndarray, np.ndarray]:
         """(M, To) and (M, Ta) with the episode's first and last row repeated beyond its edges."""
-        return tuple(np.clip(rows, self.first, self.last) for rows in (self.seen, self.acted))  # type: ignore[return-value]
+        return tuple(np.clip(rows, self.first, self.last) for rows in (self.seen, self.acted))
 
     @property
     def action_is_pad(self) -> np.ndarray:

@@ -49,7 +49,7 @@ def build_part(
     Raises:
         UserError: there is no such part, it is none of this kind, or it does not take one of the options.
     """
-    part = find_part(kind, known, option=f"{option}.kind")
+    part: Any = find_part(kind, known, option=f"{option}.kind")
     if not (isinstance(part, type) and issubclass(part, base)):
         raise UserError(
             f"{option}.kind={kind}: {kind} of {place_of(part)} is not derived from {base.__module__}.{base.__name__}."
