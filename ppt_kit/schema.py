@@ -275,6 +275,7 @@ class ConvertConfig:
     target: str | None = key(None, "where to write it; required")
     to: str = key("zarr", "zarr replay buffer, or LeRobotDataset v3.0", choices=("zarr", "lerobot"))
     keys: list[str] = key([], "columns to write; [] = all")
+    format: str | None = key(None, "format of the source: null = recognised by what is on disk; else as dataset.format")
     filter_key: str | None = key(None, "part of the source: a robomimic mask, a LeRobot or RLDS split; null = all")
     fps: float | None = key(None, "control steps a second, for lerobot; null = as recorded", low=0.001)
     video: bool = key(True, "lerobot: cameras as video; false = as PNG, which loses nothing")
