@@ -1,4 +1,4 @@
-"""Parts by name: one of ours, or `module:Class` of a file that lies beside the user's notebook."""
+"""Parts by name: one of ours, or `module:Name` (a whole `module`) of a file that lies beside the user's notebook."""
 
 from __future__ import annotations
 
@@ -14,26 +14,36 @@ from typing import Any
 from ppt_kit.errors import UserError
 
 
-def find_part(word: str, known: Mapping[str, Any], *, option: str) -> Any:
+class NoModule(UserError):
+    """There is no module of that name."""
+
+
+def find_part(word: str, known: Mapping[str, Any], *, option: str, modules: bool = False) -> Any:
     """What `word` names.
 
     Args:
         word: a name in `known`, or `module:Name`, as my_lab.heads:MyHead.
-        known: name -> the part itself, or `module:Name` of one that is imported when it is first used.
+        known: name -> the part itself, or `module:Name` (or `module`) of one that is imported when it is first used.
         option: what the user sets it with, e.g. policy.head.kind.
+        modules: whether a whole module of the user's can be a part too, as my_lab.csv_episodes.
     Raises:
         UserError: there is none; the line says where it was looked for.
     """
-    if ":" not in word:
-        if word not in known:
-            near = difflib.get_close_matches(word, known, 1)
-            raise UserError(
-                f"{option}={word}: takes {', '.join(known)}, or module:Name of a file of yours."
-                + (f" Did you mean {near[0]}?" if near else "")
-            )
-        part = known[word]
-        return _attribute(part, option=option) if isinstance(part, str) else part
-    return _attribute(word, option=option)
+    part = known.get(word, word)
+    if not isinstance(part, str):
+        return part
+    if ":" in part:
+        return _attribute(part, option=option)
+    if word in known:
+        return import_beside(part, option=f"{option}={word}")
+    near = difflib.get_close_matches(word, known, 1)
+    did_you_mean = f" Did you mean {near[0]}?" if near else ""
+    if not modules:
+        raise UserError(f"{option}={word}: takes {', '.join(known)}, or module:Name of a file of yours.{did_you_mean}")
+    try:
+        return import_beside(word, option=f"{option}={word}")
+    except NoModule as error:
+        raise UserError(f"{error} Ours are {', '.join(known)}.{did_you_mean}") from None
 
 
 def import_beside(name: str, *, option: str) -> ModuleType:
@@ -51,15 +61,17 @@ def import_beside(name: str, *, option: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UserError(
+            raise NoModule(
                 f"{option}: no module {name}. Looked in the current folder {here}, then on Python's path "
                 f"({', '.join(path for path in sys.path if path not in ('', here))}). "
                 "Start from the folder that holds it, or add that folder to PYTHONPATH."
             ) from None
         raise UserError(f"{option}: {name} cannot be imported: {error}.") from None
-    except UserError:  # says what is wrong already, e.g. that there is nothing to render with
+    # says what is wrong already, e.g. that there is nothing to render with
+    except UserError:
         raise
-    except Exception as error:  # a user's file raises whatever it likes
+    # a user's file raises whatever it likes
+    except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{where.filename}, line {where.lineno}"
         raise UserError(f"{option}: {name} cannot be imported: {type(error).__name__}: {error} ({place}).") from None

@@ -61,6 +61,9 @@ class DatasetConfig:
     crop_box: list[float] | None = key(
         None, "clouds made from depth: lower and upper corner x0,y0,z0,x1,y1,z1 (m); null = all that is seen"
     )
+    format: str | None = key(
+        None, "null = recognised by what is on disk; else one of ours by name, or module:Name of yours"
+    )
     filter_key: str | None = key(None, "read this part of the dataset only: a robomimic mask, an RLDS split")
     cache_dir: str | None = key(
         None, "folder for decoded rows (video, compressed arrays); null = $PPT_KIT_CACHE or ~/.cache/ppt_kit"
@@ -340,6 +343,7 @@ class ConvertConfig:
     target: str | None = key(None, "where to write it; required")
     to: str = key("zarr", "zarr replay buffer, or LeRobotDataset v3.0", choices=("zarr", "lerobot"))
     keys: list[str] = key([], "columns to write; [] = all")
+    format: str | None = key(None, "format of the source: null = recognised by what is on disk; else as dataset.format")
     filter_key: str | None = key(None, "part of the source: a robomimic mask, a LeRobot or RLDS split; null = all")
     fps: float | None = key(None, "control steps a second, for lerobot; null = as recorded", low=0.001)
     video: bool = key(True, "lerobot: cameras as video; false = as PNG, which loses nothing")

@@ -21,7 +21,8 @@ def main(cfg: DictConfig) -> None:
     from ppt_kit.tracking import bar_pace
 
     start = time.perf_counter()
-    store = open_store(cfg.source, filter_key=cfg.filter_key, cache_gb=0)  # each row is read once
+    # each row is read once: none is kept
+    store = open_store(cfg.source, format=cfg.format, filter_key=cfg.filter_key, cache_gb=0)
     target = Path(cfg.target).expanduser()
     # delayed: what is refused at the door is one line without a bar
     with tqdm(

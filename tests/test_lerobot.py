@@ -879,9 +879,9 @@ def test_statistics_are_those_of_numpy(tmp_path):
 
 
 def test_files_hold_several_episodes_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppt_kit.data.formats.lerobot.writer.DATA_FILE_MB", 0)
-    monkeypatch.setattr("ppt_kit.data.formats.lerobot.writer.VIDEO_FILE_MB", 0)
-    monkeypatch.setattr("ppt_kit.data.formats.lerobot.writer.FILES_A_CHUNK", 2)
+    monkeypatch.setattr("ppt_kit.data.formats.lerobot.files.DATA_FILE_MB", 0)
+    monkeypatch.setattr("ppt_kit.data.formats.lerobot.files.VIDEO_FILE_MB", 0)
+    monkeypatch.setattr("ppt_kit.data.formats.lerobot.files.FILES_A_CHUNK", 2)
     store, arrays = everything(tmp_path)
     path = to_lerobot(store, tmp_path / "out", codec="h264", keys=LEROBOT_KEYS)
     assert len(list(path.glob("data/*/*.parquet"))) == 3

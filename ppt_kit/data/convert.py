@@ -1,7 +1,7 @@
 """Any dataset that opens -> a zarr replay buffer, or a LeRobotDataset v3.0. Finished or not there at all.
 
-Both are written beside their name and renamed once they are whole and on disk; episodes are copied in blocks, so that the
-longest one need not fit into memory.
+Both are written beside their name and renamed once they are whole and on disk; episodes are copied in blocks, so that
+the longest one need not fit into memory.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import numpy as np
 
 from ppt_kit.data.disk.blocks import blocks, row_bytes, values_of
 from ppt_kit.data.formats import open_store, recognise
-from ppt_kit.data.formats.lerobot.writer import LeRobotWriter, Progress, encoder_of, features_of, fps_of, plain
+from ppt_kit.data.formats.lerobot.encoders import encoder_of
+from ppt_kit.data.formats.lerobot.features import features_of, fps_of
+from ppt_kit.data.formats.lerobot.writer import LeRobotWriter, Progress
 from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
-from ppt_kit.data.store import EpisodeStore
+from ppt_kit.data.store import EpisodeStore, plain
 from ppt_kit.errors import UserError
 from ppt_kit.files import begin_folder, finish_folder
 
@@ -35,7 +37,9 @@ def to_zarr(
     keys: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes a replay buffer with the store's own column names; values stay what they are, depths become float32 (N, H, W, 1).
+    """Writes a replay buffer with the store's own column names.
+
+    Values stay what they are; depths become float32 (N, H, W, 1).
 
     Args:
         source: an opened store, or the path of a dataset in any format.
@@ -43,8 +47,8 @@ def to_zarr(
         keys: columns to write; None = all.
         progress: called with the number of steps just written.
     Raises:
-        UserError: something stands there and `overwrite` is false, a key is unknown, the name ends as another format's does,
-            or the disk is full; nothing is left then, and what stood there stays.
+        UserError: something stands there and `overwrite` is false, a key is unknown, the name ends as another format's
+            does, or the disk is full; nothing is left then, and what stood there stays.
     """
     store, path = _opened(source), Path(path)
     chosen = _chosen(store, keys)
@@ -52,24 +56,13 @@ def to_zarr(
     inner = next((key for key in chosen for other in chosen if key.startswith(f"{other}/")), None)
     if inner:
         raise UserError(f"{store.path}: {inner} lies inside another column, which zarr has no room for. Leave one out.")
-    attrs = {name: value for name, value in store.attrs.items() if name not in ("filter_key", "skipped")}
-    if store.sentences is not None:
-        attrs["descriptions"] = list(store.sentences)
-    constants = _calibration(store)
-    attrs |= {"camera_convention": "opengl"} if constants else {}
     with _all_or_nothing(store, path, overwrite=overwrite):
-        with ZarrWriter(
-            path, attrs=json.loads(json.dumps(attrs, default=plain)), overwrite=overwrite, key="target"
-        ) as writer:
-            writer.constants |= constants
+        with ZarrWriter(path, attrs=_attrs(store), overwrite=overwrite, key="target") as writer:
+            writer.constants |= _calibration(store)
             for episode in range(len(store.episode_ends)):
-                begin, end = store.bounds(episode)
-                for key in chosen:
-                    for rows in blocks(begin, end, row_bytes=row_bytes(store, key)):
-                        writer.append_rows(key, values_of(store, key, rows))
-                sentence = {} if store.sentences is None else {"episode_descriptions": store.sentences[episode]}
-                writer.end_episode(end - begin, meta=sentence)
+                _copy_episode(store, episode, chosen, writer)
                 if progress is not None:
+                    begin, end = store.bounds(episode)
                     progress(end - begin)
     return path
 
@@ -87,8 +80,8 @@ def to_lerobot(
 ) -> Path:
     """Writes a LeRobotDataset v3.0. Numbers stay what they are; pictures lose what the video codec loses.
 
-    actions becomes `action`, obs/<name> `observation.<name>`, obs/images/<camera> `observation.images.<camera>`; LeRobot's own
-    columns (timestamp, frame_index, episode_index, index, task_index) are counted anew.
+    actions becomes `action`, obs/<name> `observation.<name>`, obs/images/<camera> `observation.images.<camera>`;
+    LeRobot's own columns (timestamp, frame_index, episode_index, index, task_index) are counted anew.
 
     Args:
         source: an opened store, or the path of a dataset in any format.
@@ -96,25 +89,23 @@ def to_lerobot(
         fps: control steps a second; None = what the dataset says of itself.
         video: false = pictures as PNG in the tables, which lose nothing.
         codec: "av1", "h264", "hevc", or the name of one of FFmpeg's encoders.
-        keys: columns to write; None = all. LeRobot has no feature for depth and clouds: where the store has some, name the
-            columns to write, and those among them become arrays in the tables.
+        keys: columns to write; None = all. LeRobot has no feature for depth and clouds: where the store has some, name
+            the columns to write, and those among them become arrays in the tables.
         progress: called with the number of steps just written.
     Raises:
-        UserError: as to_zarr, or a column that LeRobot has no feature for, no fps, no such encoder, a size it cannot encode.
+        UserError: as to_zarr, or a column that LeRobot has no feature for, no fps, no such encoder, a size it cannot
+            encode.
     """
     store, path = _opened(source), Path(path)
     _check_ending(path, to="lerobot")
     fps = fps_of(store, fps)
-    features = features_of(store, _chosen(store, keys, refuse_arrays=True), video=video, fps=fps)
+    features = features_of(store, _chosen(store, keys, refuse_arrays=True), video=video)
     encoder = encoder_of(codec) if any(feature.kind == "video" for feature in features) else ""
     if store.cameras:
         log.warning("%s: LeRobot has no place for the cameras' calibration: it is left out", path)
     with _all_or_nothing(store, path, overwrite=overwrite), _beside(path, overwrite=overwrite) as folder:
         LeRobotWriter(folder, store, features, fps=fps, encoder=encoder).write(progress)
     return path
-
-
-# ------------------------------------------------------------------------------------------------ rows of a store
 
 
 def _opened(source: EpisodeStore | str | Path) -> EpisodeStore:
@@ -132,23 +123,41 @@ def _chosen(store: EpisodeStore, keys: Sequence[str] | None, *, refuse_arrays: b
     if left and refuse_arrays:
         rest = [key for key in store.columns if key not in left]
         raise UserError(
-            f"{store.path}: LeRobot has no feature for {', '.join(left)}. Type keys=[{','.join(rest)}] to leave them out, "
-            "or name them among the keys to have them written as arrays."
+            f"{store.path}: LeRobot has no feature for {', '.join(left)}. Type keys=[{','.join(rest)}] to leave them "
+            "out, or name them among the keys to have them written as arrays."
         )
     return store.keys()
 
 
+def _attrs(store: EpisodeStore) -> dict:
+    """What was recorded with the data, as a replay buffer's own attributes: plain JSON."""
+    attrs = {name: value for name, value in store.attrs.items() if name not in ("filter_key", "skipped")}
+    if store.sentences is not None:
+        attrs["descriptions"] = list(store.sentences)
+    attrs |= {"camera_convention": "opengl"} if store.cameras else {}
+    return json.loads(json.dumps(attrs, default=plain))
+
+
+def _copy_episode(store: EpisodeStore, episode: int, keys: list[str], writer: ZarrWriter) -> None:
+    begin, end = store.bounds(episode)
+    for key in keys:
+        for rows in blocks(begin, end, row_bytes=row_bytes(store, key)):
+            writer.append_rows(key, values_of(store, key, rows))
+    sentence = {} if store.sentences is None else {"episode_descriptions": store.sentences[episode]}
+    writer.end_episode(end - begin, meta=sentence)
+
+
 def _calibration(store: EpisodeStore) -> dict[str, np.ndarray]:
-    """The cameras as /meta of a replay buffer has them: one pose of those that stand still, one a row of those that move."""
+    """The cameras as /meta of a replay buffer has them.
+
+    One pose of those that stand still, one a row of those that move.
+    """
     found = {}
     for name, camera in store.cameras.items():
         for what, values in (("intrinsics", camera.intrinsics), ("extrinsics", camera.extrinsics)):
             still = values.ndim == 3 and (values == values[0]).all()
             found[f"camera_info/{name}/{what}"] = values[0] if still else values
     return found
-
-
-# ------------------------------------------------------------------------------------------------ all or nothing
 
 
 def _check_ending(path: Path, *, to: str) -> None:

@@ -241,7 +241,9 @@ def open_dataset(path: str | Path | Mapping[str, str | Path], **options: Any) ->
     Raises:
         UserError: nothing is there, no format recognises it, or it is damaged.
     """
-    paths = path if isinstance(path, Mapping) else {name_of(Path(path).expanduser()): path}
+    paths = (
+        path if isinstance(path, Mapping) else {name_of(Path(path).expanduser(), format=options.get("format")): path}
+    )
     known = [field.name for field in dataclasses.fields(DatasetConfig)]
     for option in options:
         if option not in (*known, *BESIDE):
@@ -265,7 +267,10 @@ def load_dataset(
         UserError: no such domain, or see MultiTrajDataset.
     """
     options = cfg if isinstance(cfg, Config) else typed(cfg)
-    paths = {name: find_domain(options.dataset_path, name) for name in domain_names(options.domains)}
+    paths = {
+        name: find_domain(options.dataset_path, name, format=options.dataset.format)
+        for name in domain_names(options.domains)
+    }
     stores = open_stores(paths, options.dataset)
     return MultiTrajDataset(stores, options.dataset, split=split, seed=options.seed, modalities=modalities)
 
@@ -273,7 +278,8 @@ def load_dataset(
 def open_stores(paths: Mapping[str, str | Path], options: DatasetConfig) -> dict[str, EpisodeStore]:
     """Domain -> the opened episodes at its path."""
     opening: dict[str, Any] = {
-        "filter_key": options.filter_key, "cache_dir": options.cache_dir, "cache_gb": options.cache_gb,
+        "format": options.format, "filter_key": options.filter_key, "cache_dir": options.cache_dir,
+        "cache_gb": options.cache_gb,
     }  # fmt: skip
     return {name: open_store(path, **opening) for name, path in paths.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,20 @@ from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
 from ppt_kit.data.disk.rows import bytes_under, spread
 from ppt_kit.data.store import Column, EpisodeStore, decoded_part
 
-BYTES_READ = 1 << 30  # of a column, to give its range; of a larger one an eighth of this
+# of a column, to give its range; of a larger one an eighth of this
+BYTES_READ = 1 << 30
 DECODED_BYTES_READ = 64 << 20
 ROWS_AT_LEAST = 24
-STARVING_MS = 20.0  # a batch that takes longer than a common training step
+# of a column in memory at a time
+BYTES_AT_ONCE = 64 << 20
+# a batch that takes longer than a common training step
+STARVING_MS = 20.0
 BATCHES = 8
+# the columns of `describe`, as they are shown
+SHOWN = (
+    "format", "episodes", "steps", "length_min", "length_median", "length_max", "shape", "dtype", "min", "max", "nans",
+    "infs", "rows_read", "languages", "language", "stored_as", "layout",
+)  # fmt: skip
 
 Source = MultiTrajDataset | str | Path | Mapping[str, str | Path]
 
@@ -27,32 +36,27 @@ Source = MultiTrajDataset | str | Path | Mapping[str, str | Path]
 def describe(dataset: Source) -> pd.DataFrame:
     """What a dataset holds, one line a stored column.
 
-    Ranges and counts of values that are not finite are those of `rows_read` rows: all, unless the column is large or has to
-    be decoded; then evenly spread ones, and nans and infs are <NA> where none was seen among them.
+    Ranges and counts of values that are not finite are those of `rows_read` rows: all, unless the column is large or
+    has to be decoded; then evenly spread ones, and nans and infs are <NA> where none was seen among them.
 
     Args:
         dataset: an opened one, or what `open_dataset` takes.
     Returns:
-        A table indexed by (domain, key): format, episodes, steps, length_min, length_median, length_max, shape (of one row),
-        dtype, min, max, nans, infs, rows_read, languages (distinct), language (the first), stored_as, layout.
+        A table indexed by (domain, key): format, episodes, steps, length_min, length_median, length_max, shape (of one
+        row), dtype, min, max, nans, infs, rows_read, languages (distinct), language (the first), stored_as, layout.
     """
     data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
-    lines = []
-    for name in data.domains:
-        store = data.domains[name].store
-        lengths = np.diff(store.episode_ends, prepend=0)
-        sentences = store.sentences or []
-        whole = {
-            "domain": name, "format": store.format, "episodes": len(lengths), "steps": int(store.episode_ends[-1]),
-            "length_min": int(lengths.min()), "length_median": float(np.median(lengths)), "length_max": int(lengths.max()),
-            "languages": len(set(sentences)), "language": sentences[0] if sentences else "",
-        }  # fmt: skip
-        lines += [{**whole, "key": key, **_column_line(store, key)} for key in store.columns]
-    order = (
-        "format", "episodes", "steps", "length_min", "length_median", "length_max", "shape", "dtype", "min", "max", "nans", "infs",
-        "rows_read", "languages", "language", "stored_as", "layout",
-    )  # fmt: skip
-    return pd.DataFrame(lines).set_index(["domain", "key"])[list(order)]
+    lines = [
+        {
+            "domain": name,
+            "key": key,
+            **_store_line(data.domains[name].store),
+            **_column_line(data.domains[name].store.columns[key]),
+        }
+        for name in data.domains
+        for key in data.domains[name].store.columns
+    ]
+    return pd.DataFrame(lines).set_index(["domain", "key"])[list(SHOWN)]
 
 
 def doctor(dataset: Source, *, batch_size: int = 64) -> pd.DataFrame:
@@ -62,8 +66,8 @@ def doctor(dataset: Source, *, batch_size: int = 64) -> pd.DataFrame:
         dataset: an opened one, or what `open_dataset` takes.
         batch_size: windows a batch.
     Returns:
-        What was measured, one line a stage: domain, stage, columns, layout, gigabytes, ms_first (the first batch, as cold as
-        the caches are), ms (median of the later batches), advice.
+        What was measured, one line a stage: domain, stage, columns, layout, gigabytes, ms_first (the first batch, as
+        cold as the caches are), ms (median of the later batches), advice.
     """
     data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
     rng = np.random.default_rng(0)
@@ -78,31 +82,82 @@ def doctor(dataset: Source, *, batch_size: int = 64) -> pd.DataFrame:
     return table
 
 
+def _store_line(store: EpisodeStore) -> dict[str, Any]:
+    lengths, sentences = np.diff(store.episode_ends, prepend=0), store.sentences or []
+    return {
+        "format": store.format,
+        "episodes": len(lengths),
+        "steps": int(store.episode_ends[-1]),
+        "length_min": int(lengths.min()),
+        "length_median": float(np.median(lengths)),
+        "length_max": int(lengths.max()),
+        "languages": len(set(sentences)),
+        "language": sentences[0] if sentences else "",
+    }
+
+
+def _column_line(column: Column) -> dict[str, Any]:
+    rows = _rows_to_read(column)
+    low, high, nans, infs = np.inf, -np.inf, 0, 0
+    for part in np.array_split(rows, max(1, len(rows) * _row_bytes(column) // BYTES_AT_ONCE)):
+        values = column.read(part)
+        if values.dtype.kind not in "biuf" or not values.size:
+            continue
+        nans, infs = nans + int(np.isnan(values).sum()), infs + int(np.isinf(values).sum())
+        fine = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        if fine.size:
+            low, high = min(low, float(fine.min())), max(high, float(fine.max()))
+    known, sampled = high >= low, len(rows) < column.shape[0]
+    return {
+        "shape": column.shape[1:],
+        "dtype": str(column.dtype),
+        "min": low if known else np.nan,
+        "max": high if known else np.nan,
+        "nans": pd.NA if sampled and not nans else nans,
+        "infs": pd.NA if sampled and not infs else infs,
+        "rows_read": len(rows),
+        "stored_as": column.stored_as,
+        "layout": column.layout,
+    }
+
+
 def _stages(data: MultiTrajDataset, name: str, batches: list[np.ndarray]) -> list[dict]:
     """Reading of each modality of one domain, timed on the rows that the batches' windows need."""
     store, lines = data.domains[name].store, []
-    for stage, columns in data.domains[name].columns.items():
-        times = []
-        for batch in batches:
-            rows = data.window_rows(batch).get(name)
-            if rows is None:
-                continue
-            wanted = rows[1 if stage == "action" else 0].ravel()
-            began = time.perf_counter()
-            for column in columns:
-                store.read(column, wanted)
-            times.append((time.perf_counter() - began) * 1e3)
+    for stage, keys in data.domains[name].columns.items():
+        times = _read_times(data, name, keys, batches, actions=stage == "action")
         later = float(np.median(times[1:])) if len(times) > 1 else float("nan")
+        columns = [store.columns[key] for key in keys]
         lines.append(
             {
-                "domain": name, "stage": stage, "columns": ", ".join(columns),
-                "layout": "; ".join(sorted({store.columns[column].layout for column in columns})),
-                "gigabytes": sum(_decoded_bytes(store.columns[column]) for column in columns) / 1e9,
-                "ms_first": times[0] if times else float("nan"), "ms": later,
-                "advice": _advice(store, [store.columns[column] for column in columns], ms=later),
+                "domain": name,
+                "stage": stage,
+                "columns": ", ".join(keys),
+                "layout": "; ".join(sorted({column.layout for column in columns})),
+                "gigabytes": sum(_decoded_bytes(column) for column in columns) / 1e9,
+                "ms_first": times[0] if times else float("nan"),
+                "ms": later,
+                "advice": _advice(store, columns, ms=later),
             }
-        )  # fmt: skip
+        )
     return lines
+
+
+def _read_times(
+    data: MultiTrajDataset, name: str, keys: Iterable[str], batches: list[np.ndarray], *, actions: bool
+) -> list[float]:
+    """How long the rows of each batch take that the domain has a part in (ms)."""
+    times = []
+    for batch in batches:
+        rows = data.window_rows(batch).get(name)
+        if rows is None:
+            continue
+        wanted = rows[1 if actions else 0].ravel()
+        began = time.perf_counter()
+        for key in keys:
+            data.domains[name].store.read(key, wanted)
+        times.append((time.perf_counter() - began) * 1e3)
+    return times
 
 
 def _advice(store: EpisodeStore, columns: list[Column], *, ms: float) -> str:
@@ -115,9 +170,15 @@ def _advice(store: EpisodeStore, columns: list[Column], *, ms: float) -> str:
         return f"decoded every time: set dataset.cache_gb above {size / 1e9:.1f} to keep what was decoded"
     share, limit = float(np.mean([cache.share() for cache in caches])), caches[0].folder.limit
     if size > limit:
-        return f"{size / 1e9:.1f} GB when decoded, the cache takes {limit / 1e9:.1f}: set dataset.cache_gb={int(np.ceil(size / 1e9 * 1.2))}, or convert to zarr"
+        return (
+            f"{size / 1e9:.1f} GB when decoded, the cache takes {limit / 1e9:.1f}: "
+            f"set dataset.cache_gb={int(np.ceil(size / 1e9 * 1.2))}, or convert to zarr"
+        )
     if share < 1 and ms > STARVING_MS:
-        return f"{share:.0%} of it is in the cache {caches[0].folder.root}: faster once a pass has been made, or after `python scripts/convert_dataset.py source={store.path} target=… to=zarr`"
+        return (
+            f"{share:.0%} of it is in the cache {caches[0].folder.root}: faster once a pass has been made, or after "
+            f"`python scripts/convert_dataset.py source={store.path} target=… to=zarr`"
+        )
     return ""
 
 
@@ -126,46 +187,28 @@ def _report(data: MultiTrajDataset, table: pd.DataFrame, *, batch_size: int, sec
     for name in data.domains:
         store = data.domains[name].store
         lines.append(
-            f"{name}: {store.format}, {bytes_under(store.path) / 1e9:.2f} GB in {store.path}, {len(store.episode_ends)} episodes, {store.episode_ends[-1]} steps"
+            f"{name}: {store.format}, {bytes_under(store.path) / 1e9:.2f} GB in {store.path}, "
+            f"{len(store.episode_ends)} episodes, {store.episode_ends[-1]} steps"
         )
-    for line in table.to_dict("records"):
+    stages = table.to_dict("records")
+    for line in stages:
         lines.append(
-            f"  {line['domain']} {line['stage']:<10} {line['gigabytes']:8.2f} GB  first batch {line['ms_first']:8.1f} ms, "
-            f"then {line['ms']:8.1f} ms  {line['layout']}"
+            f"  {line['domain']} {line['stage']:<10} {line['gigabytes']:8.2f} GB  "
+            f"first batch {line['ms_first']:8.1f} ms, then {line['ms']:8.1f} ms  {line['layout']}"
         )
     lines.append(
-        f"batches of {batch_size} windows: {seconds * 1e3:.1f} ms each, {batch_size / seconds:.0f} windows/s with one loader"
+        f"batches of {batch_size} windows: {seconds * 1e3:.1f} ms each, {batch_size / seconds:.0f} windows/s "
+        "with one loader"
     )
-    advice = [
-        f"{line['domain']} {line['stage']}: {line['advice']}" for line in table.to_dict("records") if line["advice"]
-    ]
+    advice = [f"{line['domain']} {line['stage']}: {line['advice']}" for line in stages if line["advice"]]
     free, held = psutil.virtual_memory().available, float(table["gigabytes"].sum()) * 1e9
     if held > free:
         advice.append(
-            f"{held / 1e9:.1f} GB are read and {free / 1e9:.1f} GB of memory are free for the page cache: passes read from the disk; "
-            "leave modalities out with dataset.ignored_keys, or use fewer episodes"
+            f"{held / 1e9:.1f} GB are read and {free / 1e9:.1f} GB of memory are free for the page cache: passes read "
+            "from the disk; leave modalities out with dataset.ignored_keys, or use fewer episodes"
         )
     lines += ["to change:", *(f"  {text}" for text in advice)] if advice else ["nothing to change"]
     return "\n".join(lines)
-
-
-def _column_line(store: EpisodeStore, key: str) -> dict[str, Any]:
-    column = store.columns[key]
-    rows = _rows_to_read(column)
-    low, high, nans, infs = np.inf, -np.inf, 0, 0
-    for part in np.array_split(rows, max(1, len(rows) * _row_bytes(column) // (64 << 20))):
-        values = column.read(part)
-        if values.dtype.kind not in "biuf" or not values.size:
-            continue
-        nans, infs = nans + int(np.isnan(values).sum()), infs + int(np.isinf(values).sum())
-        fine = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-        if fine.size:
-            low, high = min(low, float(fine.min())), max(high, float(fine.max()))
-    known, sampled = high >= low, len(rows) < column.shape[0]
-    return {
-        "shape": column.shape[1:], "dtype": str(column.dtype), "min": low if known else np.nan, "max": high if known else np.nan,
-        "nans": pd.NA if sampled and not nans else nans, "infs": pd.NA if sampled and not infs else infs, "rows_read": len(rows), "stored_as": column.stored_as, "layout": column.layout,
-    }  # fmt: skip
 
 
 def _rows_to_read(column: Column) -> np.ndarray:

@@ -10,7 +10,8 @@ Every format opens into an EpisodeStore whose columns have these names, so that 
     anything else                stays under its own name: rewards, simulator states
 
 A column is either plain (its rows lie on disk as bytes: reading is a memory copy) or decoded (compressed chunks,
-video, pictures, tables: decoding costs, so decoded rows are kept in a cache on disk, see cache.py).
+video, pictures, tables: decoding costs, so decoded rows are kept in a cache on disk, see disk/cache.py). What a format
+of one's own has read into memory is an ArrayColumn.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,13 +33,37 @@ from ppt_kit.errors import UserError
 class Column(Protocol):
     """Rows of one array, time-major over all episodes."""
 
-    shape: tuple[int, ...]  # (N, ...)
+    # (N, ...)
+    shape: tuple[int, ...]
     dtype: np.dtype
-    stored_as: str  # the dataset's own name for it
-    layout: str  # how it lies on disk, in words: "plain, 12 chunks of 64 MiB", "video av1"
+    # the dataset's own name for it
+    stored_as: str
+    # how it lies on disk, in words: "plain, 12 chunks of 64 MiB", "video av1"
+    layout: str
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """(len(rows), ...) rows in the order asked for, repeats included."""
+
+
+class ArrayColumn:
+    """Rows that are in memory, or in a memory map.
+
+    Args:
+        values: (N, ...) numbers, time-major over all episodes.
+    Raises:
+        UserError: they are no numbers.
+    """
+
+    def __init__(self, values: np.ndarray | Sequence, *, stored_as: str, layout: str = "in memory"):
+        self._values = np.asarray(values)
+        self.shape, self.dtype, self.stored_as, self.layout = (
+            self._values.shape, self._values.dtype, stored_as, layout,
+        )  # fmt: skip
+        if self.dtype.kind not in "biuf" or not self.shape:
+            raise UserError(f"{stored_as}: {self.dtype} of shape {self.shape}; a column is (N, ...) numbers.")
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self._values[np.asarray(rows)]
 
 
 class PlainColumn:
@@ -60,8 +85,9 @@ class DecodedColumn:
 
     Args:
         shape: (N, ...).
-        decode: called by several threads; takes (M,) sorted, distinct rows; gives runs (first row, values (n, ...)) that cover them, in any order,
-            and may give more rows than asked for where those had to be decoded on the way.
+        decode: called by several threads; takes (M,) sorted, distinct rows; gives runs (first row, values (n, ...))
+            that cover them, in any order, and may give more rows than asked for where those had to be decoded on the
+            way.
     """
 
     def __init__(
@@ -150,18 +176,26 @@ def picture_column(column: Column) -> Column:
 class EpisodeStore:
     """One opened dataset.
 
+    Attributes:
+        format: for people: "zarr replay buffer", "robomimic HDF5", …
+        episode_ends: (E,) int64, one past the last row of each episode.
+        attrs: what was recorded with the data: simulator, task, seeds, fps.
+        sentences: one an episode.
+        episode_names: the dataset's own, where it has some: demo_12.
+        read_by: what else than the files the decoded rows depend on: the state of a user's own format.
     Raises:
         UserError: no episode, an empty one, or columns whose length is not where the last episode ends.
     """
 
     path: Path
-    format: str  # for people: "zarr replay buffer", "robomimic HDF5", …
-    episode_ends: np.ndarray  # (E,) int64, one past the last row of each episode
+    format: str
+    episode_ends: np.ndarray
     columns: dict[str, Column]
-    attrs: dict = field(default_factory=dict)  # what was recorded with the data: simulator, task, seeds, fps
-    sentences: list[str] | None = None  # one an episode
+    attrs: dict = field(default_factory=dict)
+    sentences: list[str] | None = None
     cameras: dict[str, Camera] = field(default_factory=dict)
-    episode_names: Sequence[str] | None = None  # the dataset's own, where it has some: demo_12
+    episode_names: Sequence[str] | None = None
+    read_by: str = ""
 
     def __post_init__(self) -> None:
         self.episode_ends = np.asarray(self.episode_ends, dtype=np.int64)
@@ -178,8 +212,9 @@ class EpisodeStore:
             if column.shape[0] != ends[-1]:
                 found = sorted({other.shape[0] for other in self.columns.values()})
                 raise UserError(
-                    f"{self.path}: {column.stored_as} has {column.shape[0]} rows, but {self.episode_name(len(ends) - 1)} ends at "
-                    f"{ends[-1]} (lengths found: {found}). The dataset is damaged or was not written to its end."
+                    f"{self.path}: {column.stored_as} has {column.shape[0]} rows, but "
+                    f"{self.episode_name(len(ends) - 1)} ends at {ends[-1]} (lengths found: {found}). "
+                    "The dataset is damaged or was not written to its end."
                 )
 
     def keys(self) -> list[str]:
@@ -216,7 +251,7 @@ class EpisodeStore:
 
 
 def metres(depth: np.ndarray) -> np.ndarray:
-    """(N, H, W, 1) float32 out of stored depth: whole numbers are millimetres, as depth cameras and robot datasets have them."""
+    """(N, H, W, 1) float32 out of stored depth; whole numbers are millimetres, as depth cameras have them."""
     depth = depth.astype(np.float32) / 1000 if depth.dtype.kind in "iu" else depth.astype(np.float32, copy=False)
     return depth if depth.ndim == 4 else depth[..., None]
 
@@ -235,6 +270,11 @@ def check_finite(store: EpisodeStore, key: str, rows: np.ndarray, values: np.nda
     if bad.any():
         row = int(rows[int(np.argmax(bad))])
         raise UserError(
-            f"{store.path}: {store.columns[key].stored_as} of {store.episode_name(store.episode_of(row))} (row {row}) is not finite. "
-            "Leave that episode out of the dataset, or repair it."
+            f"{store.path}: {store.columns[key].stored_as} of {store.episode_name(store.episode_of(row))} (row {row}) "
+            "is not finite. Leave that episode out of the dataset, or repair it."
         )
+
+
+def plain(value: Any) -> Any:
+    """What of `attrs` JSON cannot take, as it can: arrays as lists, anything else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

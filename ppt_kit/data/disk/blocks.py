@@ -8,7 +8,8 @@ import numpy as np
 
 from ppt_kit.data.store import EpisodeStore, metres
 
-BLOCK_BYTES = 64 << 20  # rows of one column in memory at a time
+# rows of one column in memory at a time
+BLOCK_BYTES = 64 << 20
 
 
 def values_of(store: EpisodeStore, key: str, rows: np.ndarray) -> np.ndarray:

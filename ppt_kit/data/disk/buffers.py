@@ -1,5 +1,7 @@
-"""Memory for batches, used again once nobody holds the batch: fresh memory costs a page fault every 4 KiB, more than the
-copy into it (a batch of two cameras: 2-4 times)."""
+"""Memory for batches, used again once nobody holds the batch.
+
+Fresh memory costs a page fault every 4 KiB, more than the copy into it (a batch of two cameras: 2-4 times).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ import threading
 
 import numpy as np
 
-SMALLEST = 1 << 20  # bytes; below, the allocator keeps what was freed
-MOST_HELD = 16  # buffers that may lie ready
+# bytes; below, the allocator keeps what was freed
+SMALLEST = 1 << 20
+# buffers that may lie ready
+MOST_HELD = 16
 
 _held: list[np.ndarray] = []
 _lock = threading.Lock()
@@ -30,5 +34,6 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         else:
             buffer = np.empty(size, np.uint8)
         _held.append(buffer)
-        del _held[:-MOST_HELD]  # the ones that were not asked for for longest
+        # the ones that were not asked for for longest go
+        del _held[:-MOST_HELD]
         return buffer[:size].view(dtype).reshape(shape)

@@ -1,9 +1,9 @@
 """Decoded rows on disk: bounded, shared by every process of a machine, gone when the disk is needed.
 
-One sparse file a column holds its rows at their places, one small file says which are there. A row is written before it is
-said to be there, and the bytes of a row are the same whoever decodes it, so ranks fill one cache together without a lock.
-Once the bound is reached, further rows are decoded each time: a shuffled pass asks for every row once, and taking out the
-oldest would only make room for what is needed no sooner.
+One sparse file a column holds its rows at their places, one small file says which are there. A row is written before it
+is said to be there, and the bytes of a row are the same whoever decodes it, so ranks fill one cache together without a
+lock. Once the bound is reached, further rows are decoded each time: a shuffled pass asks for every row once, and taking
+out the oldest would only make room for what is needed no sooner.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from ppt_kit.files import write_text
 
 log = logging.getLogger(__name__)
 
-RECOUNT_BYTES = 64 << 20  # what one process writes between two looks at what all have written
+# what one process writes between two looks at what all have written
+RECOUNT_BYTES = 64 << 20
 MOST_ENTRIES = 100_000
-IN_USE_S = 3600.0  # another dataset's cache that was opened this recently is not taken away
+# another dataset's cache that was opened this recently is not taken away
+IN_USE_S = 3600.0
 
 
 class CacheFolder:
@@ -120,7 +122,8 @@ class RowCache:
         paths = folder.path / f"{name}.rows", folder.path / f"{name}.have"
         try:
             self._rows, self._have = _sparse(paths[0], shape[0] * self._row_bytes), _sparse(paths[1], shape[0])
-            if hasattr(os, "posix_fallocate"):  # it is mapped: a hole that finds no room later would kill the process
+            # it is mapped: a hole that finds no room later would kill the process
+            if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._have, 0, max(1, shape[0]))
         except OSError as error:
             raise folder.refused(error) from None
@@ -210,7 +213,8 @@ def _bytes_under(folder: Path) -> float:
     total = 0
     for path in folder.rglob("*"):
         try:
-            total += path.lstat().st_blocks * 512  # what it takes, not how long it is: the files are sparse
+            # what it takes, not how long it is: the files are sparse
+            total += path.lstat().st_blocks * 512
         except OSError:
             continue
     return float(total)

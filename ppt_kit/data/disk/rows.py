@@ -1,9 +1,9 @@
 """Rows that lie one after the other in files, as plain bytes.
 
-Small columns are read through memory maps, the fastest way there is. Of large ones, big rows are read with pread: the pages
-stay the page cache's, so that the process does not come to hold (and on a cluster is not charged for, or refused) the
-dataset it goes through. While reading is slow, because the disk has to be asked, the disk hears of all of a batch's rows
-before the first is waited for.
+Small columns are read through memory maps, the fastest way there is. Of large ones, big rows are read with pread: the
+pages stay the page cache's, so that the process does not come to hold (and on a cluster is not charged for, or refused)
+the dataset it goes through. While reading is slow, because the disk has to be asked, the disk hears of all of a batch's
+rows before the first is waited for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-BIG_ROW_BYTES = 4096  # from here on a Python step a row costs less than numpy's gathering it twice
-MAPPED_BYTES = 384 << 20  # columns up to this size are mapped
-SLOW_S = 3e-4  # a run of rows that takes longer than this did not come out of the page cache
-MOST_OPEN = 64  # files of one column that are open at once: a map holds a descriptor too, and 1024 are usual
+# from here on a Python step a row costs less than numpy's gathering it twice
+BIG_ROW_BYTES = 4096
+# columns up to this size are mapped
+MAPPED_BYTES = 384 << 20
+# a run of rows that takes longer than this did not come out of the page cache
+SLOW_S = 3e-4
+# files of one column that are open at once: a map holds a descriptor too, and 1024 are usual
+MOST_OPEN = 64
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class PlainRows:
         self._file_of = np.array([numbers[segment.path] for segment in self.segments], np.int64)
         self._offsets = np.array([segment.offset for segment in self.segments], np.int64)
         self._maps: dict[int, np.ndarray] = {}
-        self._slow = True  # until the first read shows how it is
+        # until the first read shows how it is
+        self._slow = True
 
     def read_into(self, out: np.ndarray, rows: np.ndarray) -> None:
         """Fills out (M, ...) with the rows (M,), any order, repeats allowed.
@@ -124,7 +129,8 @@ class PlainRows:
             mine = self._file_of == number
             if (self._offsets[mine] + np.diff(self._starts)[mine] * self._row_bytes).max() > mapped.size:
                 raise OSError(f"{self._files[number]} is shorter than its dataset says")
-            self._maps[number] = mapped.view(np.ndarray)  # np.memmap's own indexing is ten times slower
+            # np.memmap's own indexing is ten times slower
+            self._maps[number] = mapped.view(np.ndarray)
         return self._maps[number]
 
 

@@ -14,10 +14,12 @@ from av.video.reformatter import VideoReformatter
 
 from ppt_kit.errors import UserError
 
-RUN_BYTES = 32 << 20  # what one run of frames holds at most
+# what one run of frames holds at most
+RUN_BYTES = 32 << 20
 # a keyframe this near ahead is reached sooner by decoding on than by seeking, which starts the decoder anew
 NEAR_FRAMES = 4
-FAR_FRAMES = 64  # where the file does not say where its keyframes are, what lies farther ahead is sought
+# where the file does not say where its keyframes are, what lies farther ahead is sought
+FAR_FRAMES = 64
 
 
 class VideoFrames:
@@ -31,41 +33,18 @@ class VideoFrames:
 
     def __init__(self, path: str | Path, *, fps: float | None = None):
         self.path = Path(path)
+        self._container = self._opened()
         try:
-            self._container = av.open(str(self.path))
-        except (av.FFmpegError, OSError) as error:
-            raise UserError(
-                f"{self.path}: not a video that can be opened ({_reason(error)}): missing or cut off."
-            ) from None
-        try:
-            self._stream = self._container.streams.video[0]
-        except IndexError:
+            self._read_head(fps)
+        except UserError:
             self._container.close()
-            raise UserError(f"{self.path}: holds no video.") from None
-        context = self._stream.codec_context
-        if context is None:  # the list of its frames ends before it says how they are coded
-            self._container.close()
-            raise UserError(f"{self.path}: not a video that can be decoded: its index is cut off or damaged.")
-        # a second thread decodes frames ahead that nobody asked for, and slower where every core has a loader already:
-        # 554 frames/s with one thread, 435 with two slice threads, 367 with two frame threads (640x480 H.264, two busy cores)
-        context.thread_type, context.thread_count = "SLICE", 1
-        if context.codec.name == "libdav1d":
-            context.flags |= Flags.low_delay  # gives a frame as soon as it is whole; AV1 frames need no waiting
-        self.codec = str(context.codec.canonical_name)
-        self.height, self.width = context.height, context.width
-        self._tick = self._stream.time_base or Fraction(1, 90_000)
-        self._start = self._stream.start_time or 0
-        self.fps = float(fps or self._stream.average_rate or self._stream.guessed_rate or 0)
-        if not (self.fps > 0 and self.height > 0 and self.width > 0):
-            self._container.close()
-            raise UserError(f"{self.path}: a video without a size or a frame rate: it is damaged.")
-        self.num_frames = max(len(self._stream.index_entries), self._stream.frames)
-        if self.num_frames <= 1 and self._container.duration:  # Matroska does not count them
-            self.num_frames = round(self._container.duration / av.time_base * self.fps)
+            raise
         self._rgb = VideoReformatter()
         self._packets: Iterator[Any] = iter(())
-        self._waiting: list[Any] = []  # decoded, not yet asked for
-        self._keyframe = 0  # ticks of the keyframe that was sought last
+        # decoded, not yet asked for
+        self._waiting: list[Any] = []
+        # ticks of the keyframe that was sought last
+        self._keyframe = 0
 
     def __enter__(self) -> VideoFrames:
         return self
@@ -100,7 +79,8 @@ class VideoFrames:
                 yield int(numbers[begin]), pictures[begin:end]
         if not given.all():
             raise UserError(
-                f"{self.path}: frame {wanted[~given][0]} is not there: the video is cut off, or its rate is not {self.fps:g} fps."
+                f"{self.path}: frame {wanted[~given][0]} is not there: the video is cut off, or its rate is not "
+                f"{self.fps:g} fps."
             )
 
     def decode_times(self, times_s: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -113,7 +93,8 @@ class VideoFrames:
             UserError: a frame cannot be decoded; the line names it.
         """
         run = _Run(max(1, RUN_BYTES // (self.height * self.width * 3)), self.height, self.width)
-        last: int | None = None  # ticks of the newest frame given
+        # ticks of the newest frame given
+        last: int | None = None
         for time in np.asarray(times_s, np.float64).tolist():
             # the nearest frame has come once one lies less than a quarter of a frame before the time
             target = self._start + (time - 0.25 / self.fps) / float(self._tick)
@@ -138,6 +119,42 @@ class VideoFrames:
         if run.count:
             yield run.take()
 
+    def _opened(self) -> Any:
+        try:
+            return av.open(str(self.path))
+        except (av.FFmpegError, OSError) as error:
+            raise UserError(
+                f"{self.path}: not a video that can be opened ({_reason(error)}): missing or cut off."
+            ) from None
+
+    def _read_head(self, fps: float | None) -> None:
+        """Codec, size, rate and length."""
+        if not self._container.streams.video:
+            raise UserError(f"{self.path}: holds no video.")
+        self._stream = self._container.streams.video[0]
+        context = self._stream.codec_context
+        # the list of its frames ends before it says how they are coded
+        if context is None:
+            raise UserError(f"{self.path}: not a video that can be decoded: its index is cut off or damaged.")
+        # a second thread decodes frames ahead that nobody asked for, and slower where every core has a loader already:
+        # 554 frames/s with one thread, 435 with two slice threads, 367 with two frame threads (640x480 H.264, two
+        # busy cores)
+        context.thread_type, context.thread_count = "SLICE", 1
+        if context.codec.name == "libdav1d":
+            # gives a frame as soon as it is whole; AV1 frames need no waiting
+            context.flags |= Flags.low_delay
+        self.codec = str(context.codec.canonical_name)
+        self.height, self.width = context.height, context.width
+        self._tick = self._stream.time_base or Fraction(1, 90_000)
+        self._start = self._stream.start_time or 0
+        self.fps = float(fps or self._stream.average_rate or self._stream.guessed_rate or 0)
+        if not (self.fps > 0 and self.height > 0 and self.width > 0):
+            raise UserError(f"{self.path}: a video without a size or a frame rate: it is damaged.")
+        self.num_frames = max(len(self._stream.index_entries), self._stream.frames)
+        # Matroska does not count them
+        if self.num_frames <= 1 and self._container.duration:
+            self.num_frames = round(self._container.duration / av.time_base * self.fps)
+
     def _worth_seeking(self, target: float, last: int | None) -> bool:
         """Whether a keyframe lies between what was decoded last and the target, and not just ahead."""
         if last is None:
@@ -157,8 +174,8 @@ class VideoFrames:
     def _seek(self, target: float) -> None:
         """Goes to the last keyframe that is shown at or before the target.
 
-        Containers seek by the time of decoding, which lies before the time of showing: where the keyframe found is shown
-        after the target, the one before it is taken.
+        Containers seek by the time of decoding, which lies before the time of showing: where the keyframe found is
+        shown after the target, the one before it is taken.
         """
         # + 1: a keyframe that is the very frame wanted is shown up to a quarter of a frame after the target
         latest = target + 0.75 / self.fps / float(self._tick)
@@ -167,7 +184,8 @@ class VideoFrames:
             self._container.seek(asked, stream=self._stream, backward=True, any_frame=False)
             packets = self._container.demux(self._stream)
             first = next((packet for packet in packets if packet.pts is not None), None)
-            if first is None:  # nothing from there on
+            # nothing from there on
+            if first is None:
                 self._packets, self._keyframe = iter(()), 0
                 return
             shown = int(first.pts or 0)
@@ -188,7 +206,8 @@ class VideoFrames:
             packet = next(self._packets, None)
             if packet is None:
                 return
-            if packet.is_corrupt:  # the file ends inside it
+            # the file ends inside it
+            if packet.is_corrupt:
                 raise self._damaged(float((packet.pts - self._start) * self._tick), "its data is incomplete")
             self._waiting += packet.decode()
 
@@ -205,7 +224,8 @@ class VideoFrames:
 
     def _damaged(self, time: float, why: str) -> UserError:
         return UserError(
-            f"{self.path}: frame {round(time * self.fps)} ({time:.3f} s) cannot be decoded: {why}. The file is cut off or damaged."
+            f"{self.path}: frame {round(time * self.fps)} ({time:.3f} s) cannot be decoded: {why}. "
+            "The file is cut off or damaged."
         )
 
 

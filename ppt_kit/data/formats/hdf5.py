@@ -20,7 +20,8 @@ from ppt_kit.data.disk.rows import PlainRows, Segment
 from ppt_kit.data.store import Column, DecodedColumn, PlainColumn
 from ppt_kit.errors import UserError
 
-WHOLE_BYTES = 1 << 18  # so much is decoded at once: below it the call costs more than the bytes
+# so much is decoded at once: below it the call costs more than the bytes
+WHOLE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class Leaf:
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    offset: int | None  # where its bytes lie in the file, when they lie in one piece and unfiltered
-    chunk_rows: int | None  # how many rows are compressed together; None: it is not chunked
+    # where its bytes lie in the file, when they lie in one piece and unfiltered
+    offset: int | None
+    # how many rows are compressed together; None: it is not chunked
+    chunk_rows: int | None
 
     def rows_at_once(self) -> int:
         """How many rows are best decoded together."""
@@ -194,7 +197,8 @@ class Episodes:
             if not leaf.like(first[name]):
                 raise UserError(
                     f"{self.path}: the rows of {group}/{name} are {leaf.shape[1:]} {leaf.dtype}, "
-                    f"those of {self.groups[0]} {first[name].shape[1:]} {first[name].dtype}. They cannot be one dataset."
+                    f"those of {self.groups[0]} {first[name].shape[1:]} {first[name].dtype}. "
+                    "They cannot be one dataset."
                 )
 
 
@@ -217,7 +221,8 @@ def _leaves(
         if where not in types or not types[where][0].equal(kind):
             types[where] = kind, child.dtype
         dtype = types[where][1]
-        if shape and dtype.kind in "biuf":  # not texts, not single values
+        # not texts, not single values
+        if shape and dtype.kind in "biuf":
             offset, chunk_rows = child.get_offset(), None
             if offset is None:
                 plist = child.get_create_plist()

@@ -7,9 +7,9 @@ Observations have one row more than there are actions; the last, after the last 
     sensor_param/<camera>/…       -> the store's cameras, one pose a row
     an array instead of a group   -> obs/state (obs mode "state")
     anything else                 -> obs/<name>: obs/agent/qpos
-Where w is 0 a cloud has no point (the camera saw nothing there). So that P stays, its place is taken by a point that is one:
-the cloud's own, over and over in order, and position, colour and segmentation alike. A cloud without any stays as it is.
-`env_states` are the simulator's and left out. filter_key="success" reads the successful episodes alone.
+Where w is 0 a cloud has no point (the camera saw nothing there). So that P stays, its place is taken by a point that is
+one: the cloud's own, over and over in order, and position, colour and segmentation alike. A cloud without any stays as
+it is. `env_states` are the simulator's and left out. filter_key="success" reads the successful episodes alone.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         episodes = Episodes(path, file, names, wanted=WANTED)
     if not any(name.split("/")[0] == "obs" for name in episodes.names):
         raise UserError(
-            f'{path}: holds no observations (obs mode "none"). Make them with `python -m mani_skill.trajectory.replay_trajectory '
-            f"--traj-path {path} --save-traj --use-first-env-state -o pointcloud` (or -o rgbd, -o state), and open what that writes."
+            f'{path}: holds no observations (obs mode "none"). Make them with '
+            f"`python -m mani_skill.trajectory.replay_trajectory --traj-path {path} --save-traj --use-first-env-state "
+            "-o pointcloud` (or -o rgbd, -o state), and open what that writes."
         )
     action = next((name for name in episodes.names if name.split("/")[0] == "actions"), None)
     if action is None:

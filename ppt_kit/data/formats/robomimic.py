@@ -1,8 +1,9 @@
 """robomimic's HDF5, and those of robosuite, robocasa, MimicGen and LIBERO, which share its layout.
 
-`/data/demo_i` holds `actions (T, A)`, `obs/<key>` and, if recorded, `states`, `rewards`, `dones`; `next_obs` repeats obs and
-is left out, and so is what is no array of numbers. Demos are in the order of their numbers. Of `obs`,
-    uint8 (T, H, W, 3) or (T, 3, H, W)      -> obs/images/<camera>, always (N, H, W, 3); the camera is the key less _image or _rgb
+`/data/demo_i` holds `actions (T, A)`, `obs/<key>` and, if recorded, `states`, `rewards`, `dones`; `next_obs` repeats
+obs and is left out, and so is what is no array of numbers. Demos are in the order of their numbers. Of `obs`,
+    uint8 (T, H, W, 3) or (T, 3, H, W)      -> obs/images/<camera>, always (N, H, W, 3); the camera is the key less
+                                               _image or _rgb
     <camera>_depth, float (T, H, W[, 1])    -> obs/depths/<camera>, metres as recorded
     anything else                           -> obs/<key>
 `/mask/<name>` lists demos: filter_key=<name> reads those alone, in the order of their numbers.
@@ -58,8 +59,8 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         if filter_key is not None:
             attrs["filter_key"] = filter_key
     return EpisodeStore(
-        path=path, format=NAME, episode_ends=episodes.ends, columns=_columns(episodes), attrs=attrs, episode_names=demos,
-        sentences=[text or "" for text in sentences] if any(sentences) else None,
+        path=path, format=NAME, episode_ends=episodes.ends, columns=_columns(episodes), attrs=attrs,
+        episode_names=demos, sentences=[text or "" for text in sentences] if any(sentences) else None,
     )  # fmt: skip
 
 
@@ -75,7 +76,8 @@ def _columns(episodes: Episodes) -> dict[str, Column]:
                 convert = _channels_last if row[2] != 3 else None
             elif name.endswith("_depth") and first.dtype.kind == "f" and (len(row) == 2 or row[2:] == (1,)):
                 key = f"obs/depths/{name[4:].removesuffix('_depth')}"
-        if key in columns:  # agentview_image and agentview_rgb: the second keeps its whole name
+        # agentview_image and agentview_rgb: the second keeps its whole name
+        if key in columns:
             key = f"{key.rsplit('/', 1)[0]}/{name[4:]}"
         columns[key] = episodes.column(
             name, convert=convert, row_shape=(row[1], row[2], row[0]) if convert is not None else None

@@ -32,7 +32,8 @@ FLAT = {
     "action": "actions", "actions": "actions",
 }  # fmt: skip
 RENAMED = {"obs/pointcloud/color": "obs/pointcloud/colors"}
-MOST_FILES = 100_000  # of a plain array; above that its chunk files are read through zarr and cached
+# of a plain array; above that its chunk files are read through zarr and cached
+MOST_FILES = 100_000
 
 
 def recognises(path: Path) -> bool:
@@ -57,19 +58,12 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         ends = np.asarray(source.root["meta/episode_ends"][:], dtype=np.int64)
         found = dict(_walk(source.root["data"]))
         meta = {name: np.asarray(array[...]) for name, array in _walk(source.root["meta"])}
-    except Exception as error:  # zip files, codecs and JSON have exceptions of their own
+    # zip files, codecs and JSON have exceptions of their own
+    except Exception as error:
         raise UserError(
             f"{path}: not a replay buffer that can be read: it needs meta/episode_ends and a group data "
             f"({type(error).__name__}: {str(error)[:120]})."
         ) from None
-    flat = not any(name.startswith("obs/") for name in found)
-    columns: dict[str, Column] = {}
-    for name, array in found.items():
-        if name.startswith(("initial_state/", "states/")):  # the simulator's own, not observations
-            continue
-        key = _flat_key(name, array) if flat else RENAMED.get(name, name)
-        column = _column(source, name, array, ends=ends)
-        columns[key] = picture_column(column) if key.startswith("obs/images/") else column
     attrs = json.loads(json.dumps(dict(source.root.attrs)))
     sentences = attrs.get("descriptions")
     if sentences is None and "episode_descriptions" in meta:
@@ -77,12 +71,16 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
     if sentences is not None and len(sentences) != len(ends):
         raise UserError(f"{path}: {len(sentences)} descriptions for {len(ends)} episodes. The dataset is damaged.")
     return EpisodeStore(
-        path=path, format=NAME, episode_ends=ends, columns=columns, attrs=attrs, sentences=sentences, cameras=_cameras(meta, attrs),
+        path=path, format=NAME, episode_ends=ends, columns=_columns(source, found, ends=ends), attrs=attrs,
+        sentences=sentences, cameras=_cameras(meta, attrs),
     )  # fmt: skip
 
 
 class _Source:
-    """The opened group; a zip is opened again in a forked process: two that share a file's position read each other's bytes."""
+    """The opened group.
+
+    A zip is opened again in a forked process: two that share a file's position read each other's bytes.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -97,6 +95,19 @@ class _Source:
         if self._pid != os.getpid():
             self._open()
         return self.root[f"data/{name}"]
+
+
+def _columns(source: _Source, arrays: dict[str, Any], *, ends: np.ndarray) -> dict[str, Column]:
+    flat = not any(name.startswith("obs/") for name in arrays)
+    columns: dict[str, Column] = {}
+    for name, array in arrays.items():
+        # the simulator's own, not observations
+        if name.startswith(("initial_state/", "states/")):
+            continue
+        key = _flat_key(name, array) if flat else RENAMED.get(name, name)
+        column = _column(source, name, array, ends=ends)
+        columns[key] = picture_column(column) if key.startswith("obs/images/") else column
+    return columns
 
 
 def _flat_key(name: str, array: Any) -> str:
@@ -140,7 +151,8 @@ def _plain_rows(folder: Path, array: Any) -> PlainRows | None:
     segments = []
     for first in range(0, total, chunk):
         file = folder / separator.join([str(first // chunk)] + ["0"] * (len(meta["shape"]) - 1))
-        if not file.is_file():  # zarr leaves out chunks that hold the fill value alone
+        # zarr leaves out chunks that hold the fill value alone
+        if not file.is_file():
             return None
         if file.stat().st_size < min(chunk, total - first) * row_bytes:
             raise UserError(
@@ -161,11 +173,12 @@ def _decoder(source: _Source, name: str, array: Any, *, ends: np.ndarray):
             try:
                 _refuse_cut_chunks(source.path / "data" / name, stored, index)
                 yield first, np.asarray(stored[first : first + chunk])
-            except Exception as error:  # every codec has exceptions of its own
+            # every codec has exceptions of its own
+            except Exception as error:
                 episode = int(np.searchsorted(ends, first, side="right"))
                 raise UserError(
-                    f"{source.path}: data/{name} of episode {episode} (rows {first} to {min(first + chunk, stored.shape[0]) - 1}) "
-                    f"cannot be decoded: {error}"
+                    f"{source.path}: data/{name} of episode {episode} "
+                    f"(rows {first} to {min(first + chunk, stored.shape[0]) - 1}) cannot be decoded: {error}"
                 ) from None
 
     return decode

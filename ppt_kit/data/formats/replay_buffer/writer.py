@@ -1,7 +1,7 @@
 """Writes the zarr replay buffer: beside its name while episodes come in, under its name once it is whole.
 
-What this writes is zarr v2 without compression, in chunks of whole rows, so that an array is plain bytes: reading a row is
-a memory copy, and any zarr reader reads it too.
+What this writes is zarr v2 without compression, in chunks of whole rows, so that an array is plain bytes: reading a row
+is a memory copy, and any zarr reader reads it too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class ZarrWriter:
         self._arrays: dict[str, _ChunkWriter] = {}
         self._ends: list[int] = []
         self._meta: dict[str, list] = {}
-        self.constants: dict[str, np.ndarray] = {}  # stored as /meta/<name>, the same for every episode
+        # stored as /meta/<name>, the same for every episode
+        self.constants: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> ZarrWriter:
         self._beside = begin_folder(self.path, key=self._key)
@@ -76,7 +77,10 @@ class ZarrWriter:
         self.end_episode(lengths.pop(), meta=meta)
 
     def append_rows(self, name: str, values: np.ndarray) -> None:
-        """Rows (n, ...) of one array of the episode that `end_episode` ends: for what does not fit into memory at once."""
+        """Rows (n, ...) of one array of the episode that `end_episode` ends.
+
+        For what does not fit into memory at once.
+        """
         self._rows_of(name, values).append(values)
 
     def end_episode(self, length: int, *, meta: Mapping[str, Any] | None = None) -> None:
@@ -105,7 +109,8 @@ class ZarrWriter:
                 self._finish()
         finally:
             for writer in self._arrays.values():
-                with suppress(OSError):  # on a full disk closing fails too; what is whole was closed before
+                # on a full disk closing fails too; what is whole was closed before
+                with suppress(OSError):
                     writer.close()
             shutil.rmtree(self._beside, ignore_errors=True)
 

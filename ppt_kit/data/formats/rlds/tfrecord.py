@@ -1,8 +1,8 @@
 """TFRecord's framing and the wire form of tf.train.Example: just enough to find lists in a record and to read them.
 
-A record is length (u64), masked crc32c of the length (u32), data, masked crc32c of the data (u32), little-endian. Its data is
-a tf.train.Example: a map from names to lists of bytes, float32 or int64. Finding reads the fields' headers and steps over
-what they hold, so that a map of the file is hardly touched.
+A record is length (u64), masked crc32c of the length (u32), data, masked crc32c of the data (u32), little-endian. Its
+data is a tf.train.Example: a map from names to lists of bytes, float32 or int64. Finding reads the fields' headers and
+steps over what they hold, so that a map of the file is hardly touched.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import mmap
 import struct
 from collections.abc import Iterator
 
-import google_crc32c  # comes with zarr
+import google_crc32c
 import numpy as np
 
-BYTES, FLOATS, INTS = 1, 2, 3  # the fields of tf.train.Feature
+# the fields of tf.train.Feature
+BYTES, FLOATS, INTS = 1, 2, 3
 
 # of protobuf
 VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5
