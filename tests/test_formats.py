@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppt_kit.data.clouds import cloud_column
+from ppt_kit.data.clouds import CloudSource
 from ppt_kit.data.convert import to_zarr
 from ppt_kit.data.disk.rows import MOST_OPEN, PlainRows, Segment
 from ppt_kit.data.formats import open_store
@@ -406,7 +406,7 @@ def test_clouds_from_a_camera_that_moves_are_the_same_after_a_conversion(tmp_pat
     copy = open_store(to_zarr(source, tmp_path / "a.zarr"))
     assert copy.cameras["base"].extrinsics.shape == (13, 4, 4)
     clouds = [
-        cloud_column(store, ["base"], num_points=9, with_color=True, crop_box=None).read(np.arange(13))
+        CloudSource(["base"], with_color=True).column(store, num_points=9).read(np.arange(13))
         for store in (source, copy)
     ]
     assert (clouds[0][0] != clouds[0][7]).any()

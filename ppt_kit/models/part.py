@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ppt_kit.errors import UserError
 from ppt_kit.horizon import Horizon
@@ -49,21 +49,23 @@ def build_part(
     Raises:
         UserError: there is no such part, it is none of this kind, or it does not take one of the options.
     """
-    part: Any = find_part(kind, known, option=f"{option}.kind")
+    part = find_part(kind, known, option=f"{option}.kind")
     if not (isinstance(part, type) and issubclass(part, base)):
         raise UserError(
             f"{option}.kind={kind}: {kind} of {place_of(part)} is not derived from {base.__module__}.{base.__name__}."
         )
-    takes = inspect.signature(part).parameters
-    names = [name for name in list(takes)[1:] if takes[name].kind is not inspect.Parameter.VAR_KEYWORD]
-    anything = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
-    for name in options or {}:
-        if name not in names and not anything:
+    makes, options = cast(Callable, part), dict(options or {})
+    signature = inspect.signature(makes)
+    takes = list(signature.parameters.values())
+    names = [each.name for each in takes[1:] if each.kind is not each.VAR_KEYWORD]
+    for name in options if all(each.kind is not each.VAR_KEYWORD for each in takes) else ():
+        if name not in names:
             has = f"it takes {', '.join(names)}" if names else "it takes none"
             raise UserError(f"{option}.options.{name}: {kind} has no such option; {has}.")
     try:
-        return part(sizes, **(options or {}))
+        signature.bind(sizes, **options)
     except TypeError as error:
         raise UserError(
             f"{option}.kind={kind}: {error}. A part is made as {part.__name__}(sizes, **options)."
         ) from None
+    return makes(sizes, **options)
