@@ -396,11 +396,11 @@ def test_resident_memory_does_not_grow_with_what_is_read(tmp_path):
             writer.append({**low, "obs/pointcloud/pos": clouds, "obs/images/front": images})
     code = f"""
 import numpy as np, psutil, resource
-import ppt_kit as ppt
+from ppt_kit.data.dataset import open_dataset
 process = psutil.Process()
 limit = process.memory_info().vms + 10**9
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-data = ppt.open_dataset({str(tmp_path / "big.zarr")!r})
+data = open_dataset({str(tmp_path / "big.zarr")!r})
 rng = np.random.default_rng(0)
 data.__getitems__(rng.integers(0, len(data), 64))
 before = process.memory_info().rss
@@ -558,18 +558,13 @@ def test_the_first_command_on_foreign_data_says_what_to_type(tmp_path):
     with pytest.raises(UserError, match="unknown option stat_keys. Did you mean state_keys"):
         ppt.open_dataset(tmp_path / "flat.zarr", stat_keys=["state"])
     with pytest.raises(UserError, match=r"has no pointcloud.*obs/pointcloud/pos \(N, P, 3\)"):
-        dataset_of(
-            None,
-            None,
-            stores={"x": open_store(write_action_and(tmp_path / "x.zarr"))},
-            state_keys=[],
-            modalities=["pointcloud"],
-        )
+        ppt.open_dataset(write_action_and(tmp_path / "x.zarr"), state_keys=[], modalities=["pointcloud"])
 
 
 def test_a_policy_trained_on_all_there_is_knows_what_that_was(small_cfg):
     words = ("dataset.state_keys=null", "dataset.num_points=null", "train.total_iters=1")
     run = ppt.UnifiedTrainer(small_cfg(*words))
     run.run()
-    source = ppt.load_policy(run.run_dir).card["sources"]["a"]
-    assert (source["state_keys"], source["num_points"]) == (["eef_pos", "normalized_gripper_pos"], 16)
+    view = ppt.load_policy(run.run_dir).card["views"]["a"]
+    assert view["state"] == {"obs/eef_pos": 3, "obs/normalized_gripper_pos": 1}
+    assert (view["points"], view["channels"]) == (16, 3)
