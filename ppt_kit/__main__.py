@@ -1,4 +1,4 @@
-"""python -m ppt_kit CONFIG is one rank of a run (the launcher's variables say which), with --supervise FOLDER its launch."""
+"""python -m ppt_kit CONFIG: one rank of a run (the launcher's variables say which); --supervise FOLDER: its launch."""
 
 import sys
 from pathlib import Path

@@ -154,7 +154,7 @@ def test_a_format_that_breaks_at_its_import_names_the_line(lab):
     ("old", "new", "told"),
     [
         ("NAME =", "TITLE =", "has no NAME. Write NAME ="),
-        ("LOOKED_FOR", "looked_for", "has no LOOKED_FOR. Write LOOKED_FOR = \"a file that ends in .csv\"; it has looked_for."),
+        ("LOOKED_FOR", "looked_for", 'has no LOOKED_FOR. Write LOOKED_FOR = "a file that ends in .csv"; it has looked_for.'),
         ("def recognises", "def recognizes", "has no recognises. Write def recognises(path): …; it has recognizes."),
         ("def open_store", "def open", "has no open_store. Write def open_store(path, *, filter_key=None)"),
         ('NAME = "CSV of my lab"', "NAME = 3", "NAME is 3, not a text."),
@@ -162,9 +162,9 @@ def test_a_format_that_breaks_at_its_import_names_the_line(lab):
         ("(path, *, filter_key=None)", "(path)", "open_store(path) cannot be called"),
         ('(".csv",)', '".csv"', "ENDINGS is '.csv'. Write them with their dots"),
         ('(".csv",)', '("csv",)', "ENDINGS is ('csv',)"),
-        ("ArrayColumn(table[:, 1:3], stored_as=\"x, y\")", "table[:, 1:3]", "ndarray as the column obs/state. Wrap it:"),
+        ('ArrayColumn(table[:, 1:3], stored_as="x, y")', "table[:, 1:3]", "ndarray as the column obs/state. Wrap it:"),
         ("return EpisodeStore(", "return dict(", "gave dict, not an EpisodeStore"),
-        ('table[:, 1:3], stored_as="x, y"', 'table[:, 1:3].astype(str), stored_as="x, y"', "a column is (N, ...) numbers"),
+        ("table[:, 1:3]", "table[:, 1:3].astype(str)", "a column is (N, ...) numbers"),
         ("return path.suffix", "path.suffix", "does not recognise it. It holds"),
     ],
 )  # fmt: skip

@@ -199,7 +199,7 @@ def _supervisor_of(record: Record) -> psutil.Process | None:
 
 
 def _spawn(command: list[str], *, output: Path | None) -> subprocess.Popen:
-    """A supervising process, which waits for its record, in a session of its own: no signal of a terminal reaches it."""
+    """A supervising process, which waits for its record; in a session of its own, where no terminal's signal comes."""
     if output is None:
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     with open(output, "wb") as file:

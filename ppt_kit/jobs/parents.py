@@ -17,7 +17,7 @@ LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "ppt_kit", "train.py"
 
 
 def end_with_parent() -> None:
-    """Linux tells this process to stop (SIGTERM: save, then leave) when the one that started it is gone, even by kill -9.
+    """Linux tells this process to stop (SIGTERM: save, then leave) when the one that started it is gone, however.
 
     To be called by what the parent's main thread started: the signal comes when that thread ends.
     """
