@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.errors import UserError
 from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, Config, leaves_of, show
+from ppt_kit.spec import MODALITIES
 
 
 def domain_names(domains: Any) -> list[str]:
@@ -94,6 +95,10 @@ def _check_together(cfg: DictConfig) -> None:
         )
     if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
         raise UserError(f"optimizer.betas={list(cfg.optimizer.betas)}: takes two numbers in [0, 1), e.g. [0.95,0.999].")
+    if not any(cfg.policy.stems[name].kind for name in MODALITIES):
+        raise UserError(
+            "policy.stems: every kind is null, so the policy sees nothing. Set one, e.g. policy.stems.state.kind=mlp."
+        )
     if cfg.policy.width % cfg.policy.num_heads:
         raise UserError(
             f"policy.width={cfg.policy.width} is not a multiple of policy.num_heads={cfg.policy.num_heads}."
