@@ -62,7 +62,9 @@ class DatasetConfig:
         None, "clouds made from depth: lower and upper corner x0,y0,z0,x1,y1,z1 (m); null = all that is seen"
     )
     format: str | None = key(
-        None, "null = recognised by what is on disk; else one of ours by name, or module:Name of yours"
+        None,
+        "null = recognised by what is on disk; or replay_buffer, lerobot, robomimic, maniskill, rlds; or module or "
+        "module:Name of a file of yours",
     )
     filter_key: str | None = key(None, "read this part of the dataset only: a robomimic mask, an RLDS split")
     cache_dir: str | None = key(

@@ -154,7 +154,7 @@ def test_a_format_that_breaks_at_its_import_names_the_line(lab):
     ("old", "new", "told"),
     [
         ("NAME =", "TITLE =", "has no NAME. Write NAME ="),
-        ("LOOKED_FOR", "looked_for", 'has no LOOKED_FOR. Write LOOKED_FOR = "a file that ends in .csv"; it has looked_for.'),
+        ("LOOKED_FOR", "looked_for", "has no LOOKED_FOR. Write LOOKED_FOR = "),
         ("def recognises", "def recognizes", "has no recognises. Write def recognises(path): …; it has recognizes."),
         ("def open_store", "def open", "has no open_store. Write def open_store(path, *, filter_key=None)"),
         ('NAME = "CSV of my lab"', "NAME = 3", "NAME is 3, not a text."),
