@@ -186,6 +186,32 @@ def test_processes_give_the_same_episodes_as_one(trained):
     assert len({row["actions_sha256"] for row in one.rows}) == 3
 
 
+class OneThread(torch.nn.Module):
+    """Fails where torch has more threads: then the last bits of sums depend on the process."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, *args):
+        assert torch.get_num_threads() == 1
+        return self.whole(*args)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_policy_is_asked_with_one_thread(trained, monkeypatch, processes):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before, trunk = torch.get_num_threads(), trained.trunk
+    torch.set_num_threads(3)
+    trained.trunk = OneThread(trunk)
+    try:
+        rows = evaluate(trained, episodes=2, max_steps=2, n_procs=processes).rows
+    finally:
+        trained.trunk = trunk
+        torch.set_num_threads(before)
+    assert [row["error"] for row in rows] == [None, None]
+
+
 def test_an_episode_repeats_its_actions_whatever_ran_before(trained):
     """Alone, and as the last of three: nothing of the others is left in policy, executor or simulator."""
     alone = evaluate(trained, episodes=1, seed=100_002, max_steps=10).rows[0]

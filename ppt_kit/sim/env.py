@@ -1,4 +1,4 @@
-"""What a simulator offers, and simulators by name: collecting, rolling out and evaluating do not know which one it is."""
+"""What a simulator offers, and simulators by name: collecting and evaluating do not know which one it is."""
 
 from __future__ import annotations
 

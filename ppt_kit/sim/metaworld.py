@@ -12,7 +12,8 @@ from ppt_kit.cameras import crop, depth_to_points, farthest_points, intrinsics_f
 from ppt_kit.errors import UserError
 from ppt_kit.sim.rendering import need_renderer
 
-need_renderer()  # before mujoco is imported, which reads the choice then
+# before mujoco is imported, which reads the choice then
+need_renderer()
 
 import mujoco  # noqa: E402
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
@@ -65,7 +66,8 @@ class MetaWorldEnv:
         self._renderers: dict[int, mujoco.Renderer] = {}
         self._scene = mujoco.MjvOption()
         if not goal_marker:
-            self._scene.sitegroup[:] = 0  # markers are sites, and sites are drawn into depth
+            # markers are sites, and sites are drawn into depth
+            self._scene.sitegroup[:] = 0
         self._raw = np.zeros(39)
         self._success = False
 

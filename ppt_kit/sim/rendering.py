@@ -40,5 +40,6 @@ def check_rendering() -> None:
     try:
         with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16) as renderer:
             renderer.render()
-    except Exception as error:  # the drivers raise their own kinds
+    # the drivers raise their own kinds
+    except Exception as error:
         raise UserError(f"MuJoCo cannot render here ({error}). {REMEDY}") from None

@@ -112,7 +112,7 @@ def _zeroed(readings: Any) -> Any:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch with one thread: the last bits of its sums depend on their number, and workers have fewer than their parent."""
+    """torch with one thread: the last bits of sums depend on their number, and workers have fewer than their parent."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
