@@ -33,7 +33,7 @@ from ppt_kit.models.policy import MODALITIES, PPTPolicy, build_policy
 from ppt_kit.models.pretrained import load_trunk
 from ppt_kit.signals import StopSignals
 from ppt_kit.spec import Spec
-from ppt_kit.tracking import METRICS, Tracker, bar_pace, fingerprint_of, provenance
+from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, bar_pace, fingerprint_of, provenance
 
 log = logging.getLogger(__name__)
 
@@ -252,11 +252,13 @@ class UnifiedTrainer:
             ppt.change_total_steps(total_steps)
         if world.is_first:
             self._write_config()
-        tracker = Tracker(
-            self.run_dir, active=world.is_first, job_name=cfg.job_name, wandb_project=cfg.wandb.project,
-            wandb_mode="disabled" if cfg.debug else cfg.wandb.mode, settings=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
-            tensorboard=cfg.tensorboard, resumed_step=ppt.step, wandb_id=saved.get("wandb_id"),
+        mirrors = MirrorOptions(
+            wandb_mode="disabled" if cfg.debug else cfg.wandb.mode, wandb_project=cfg.wandb.project,
+            wandb_id=saved.get("wandb_id"), settings=OmegaConf.to_container(cfg), tensorboard=cfg.tensorboard,
         )  # fmt: skip
+        tracker = Tracker(
+            self.run_dir, active=world.is_first, job_name=cfg.job_name, mirrors=mirrors, resumed_step=ppt.step
+        )
         self._say_start(tracker, train_set, policy=policy, stats=stats, plan=plan, total_steps=total_steps, ppt=ppt)
         run = _Run(
             ppt=ppt, tracker=tracker, plan=plan, train_set=train_set, val_set=val_set, augment=self._augmenter(train_set), steps_per_epoch=steps_per_epoch,

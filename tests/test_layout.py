@@ -28,7 +28,7 @@ STRANGERS = {
     "models": {"data", "engine", "tracking", "launch"},
 }
 OWNERS = {
-    "deepspeed": {"engine.py"}, "torch.distributed": {"engine.py"}, "wandb": {"tracking.py"},
+    "deepspeed": {"engine.py"}, "torch.distributed": {"engine.py"}, "wandb": {"tracking/"},
     "mujoco": {"sim/"}, "metaworld": {"sim/"}, "gymnasium": {"sim/"},
     "ipywidgets": {"notebook/"}, "IPython": {"notebook/"},
     "fire": set(), "zarr": {"data/"}, "h5py": {"data/"}, "pyarrow": {"data/"},
