@@ -1,4 +1,4 @@
-"""One camera model for colour, depth and cloud: metric depth -> points in the world -> crop -> farthest-point sampling."""
+"""One camera model for colour, depth and cloud: metric depth -> points in the world -> crop -> sampling."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def crop(points: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def farthest_points(points: np.ndarray, count: int) -> np.ndarray:
-    """(count,) indices of points (N, 3) that lie far from each other, from the first on; repeated in order when N < count.
+    """(count,) indices of points (N, 3) that lie far from each other, from the first on.
+
+    Where N < count, all of them, repeated in order.
 
     Raises:
         ValueError: there is no point.

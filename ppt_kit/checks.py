@@ -51,48 +51,38 @@ def check_values(tree: DictConfig, schema: type = Config) -> None:
         UserError: the first that does not hold.
     """
     for dotted, (_, leaf) in leaves_of(schema).items():
-        value, meta = OmegaConf.select(tree, dotted), leaf.metadata
-        if meta["choices"] and value not in meta["choices"]:
-            near = difflib.get_close_matches(str(value), [str(choice) for choice in meta["choices"]], 1)
-            raise UserError(
-                f"{dotted}={value}: takes {', '.join(show(choice) for choice in meta['choices'])}."
-                + (f" Did you mean {near[0]}?" if near else "")
-            )
+        value = OmegaConf.select(tree, dotted)
+        _check_choice(dotted, value, leaf.metadata["choices"])
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                raise UserError(f"{dotted}={value}: takes a finite number.")
-            if meta["low"] is not None and value < meta["low"]:
-                raise UserError(f"{dotted}={value}: must be at least {meta['low']:g}.")
-            if meta["high"] is not None and value > meta["high"]:
-                raise UserError(f"{dotted}={value}: must be at most {meta['high']:g}.")
+            _check_range(dotted, value, low=leaf.metadata["low"], high=leaf.metadata["high"])
     if schema is Config:
         _check_together(tree)
 
 
+def _check_choice(dotted: str, value: Any, choices: tuple) -> None:
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{dotted}={value}: takes {', '.join(show(choice) for choice in choices)}.{hint}")
+
+
+def _check_range(dotted: str, value: float, *, low: float | None, high: float | None) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"{dotted}={value}: takes a finite number.")
+    if low is not None and value < low:
+        raise UserError(f"{dotted}={value}: must be at least {low:g}.")
+    if high is not None and value > high:
+        raise UserError(f"{dotted}={value}: must be at most {high:g}.")
+
+
 def _check_together(cfg: DictConfig) -> None:
-    domain_names(cfg.domains)
-    if not isinstance(cfg.domains, str) and OmegaConf.is_dict(cfg.domains):
-        bad = {name: weight for name, weight in cfg.domains.items() if not _positive(weight)}
-        if bad:
-            raise UserError(
-                f"domains: the weight of {next(iter(bad))} is {next(iter(bad.values()))!r}. Weights are numbers above 0."
-            )
+    _check_domains(cfg.domains)
     if cfg.dataset.point_channels not in (3, 4, 5, 6, 7):
         raise UserError(f"dataset.point_channels={cfg.dataset.point_channels}: takes 3, 4, 5, 6 or 7.")
     _check_normalizer(cfg)
-    if cfg.dataset.crop_box is not None and len(cfg.dataset.crop_box) != 6:
-        raise UserError(f"dataset.crop_box={list(cfg.dataset.crop_box)}: takes six numbers, x0,y0,z0,x1,y1,z1.")
-    if cfg.dataset.crop_box is not None and not all(
-        low < high for low, high in zip(cfg.dataset.crop_box[:3], cfg.dataset.crop_box[3:])
-    ):
-        raise UserError(
-            f"dataset.crop_box={list(cfg.dataset.crop_box)}: the lower corner comes first, x0,y0,z0,x1,y1,z1 with x0 < x1, y0 < y1, z0 < z1."
-        )
-    if cfg.dataset.hist_action_cond and cfg.dataset.action_horizon < cfg.dataset.observation_horizon:
-        raise UserError(
-            f"dataset.hist_action_cond=true starts the chunk at t-To+1, but dataset.action_horizon={cfg.dataset.action_horizon} ends "
-            f"before t. Set dataset.action_horizon to at least dataset.observation_horizon={cfg.dataset.observation_horizon}."
-        )
+    if cfg.dataset.crop_box is not None:
+        _check_crop_box(list(cfg.dataset.crop_box))
+    _check_horizons(cfg.dataset)
     if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
         raise UserError(f"optimizer.betas={list(cfg.optimizer.betas)}: takes two numbers in [0, 1), e.g. [0.95,0.999].")
     if not any(cfg.policy.stems[name].kind for name in MODALITIES):
@@ -103,6 +93,39 @@ def _check_together(cfg: DictConfig) -> None:
         raise UserError(
             f"policy.width={cfg.policy.width} is not a multiple of policy.num_heads={cfg.policy.num_heads}."
         )
+    _check_train(cfg)
+    if cfg.suffix is not None and ("/" in cfg.suffix or cfg.suffix in ("", ".", "..")):
+        raise UserError(f"suffix={cfg.suffix!r} must be one folder's name.")
+    _check_augment(cfg.augment, domain_names(cfg.domains))
+
+
+def _check_domains(domains: Any) -> None:
+    domain_names(domains)
+    if not isinstance(domains, str) and OmegaConf.is_dict(domains):
+        for name, weight in domains.items():
+            if not _positive(weight):
+                raise UserError(f"domains: the weight of {name} is {weight!r}. Weights are numbers above 0.")
+
+
+def _check_crop_box(box: list[float]) -> None:
+    if len(box) != 6:
+        raise UserError(f"dataset.crop_box={box}: takes six numbers, x0,y0,z0,x1,y1,z1.")
+    if not all(low < high for low, high in zip(box[:3], box[3:])):
+        raise UserError(
+            f"dataset.crop_box={box}: the lower corner comes first, x0,y0,z0,x1,y1,z1 with x0 < x1, y0 < y1, z0 < z1."
+        )
+
+
+def _check_horizons(dataset: DictConfig) -> None:
+    if dataset.hist_action_cond and dataset.action_horizon < dataset.observation_horizon:
+        raise UserError(
+            "dataset.hist_action_cond=true starts the chunk at t-To+1, "
+            f"but dataset.action_horizon={dataset.action_horizon} ends before t. Set dataset.action_horizon "
+            f"to at least dataset.observation_horizon={dataset.observation_horizon}."
+        )
+
+
+def _check_train(cfg: DictConfig) -> None:
     if cfg.train.freeze_trunk and not cfg.train.pretrained_dir:
         raise UserError(
             "train.freeze_trunk=true, but train.pretrained_dir is empty: the trunk would stay random. "
@@ -110,15 +133,13 @@ def _check_together(cfg: DictConfig) -> None:
         )
     if cfg.train.best_metric == "val_loss" and not (cfg.train.val_interval and cfg.dataset.val_ratio):
         raise UserError(
-            "train.best_metric=val_loss, but nothing is validated. Set train.val_interval and dataset.val_ratio above 0."
+            "train.best_metric=val_loss, but nothing is validated. "
+            "Set train.val_interval and dataset.val_ratio above 0."
         )
     if cfg.train.resume == "auto" and cfg.suffix is None:
         raise UserError(
             "train.resume=auto, but suffix is empty: no run folder to resume. Type suffix=<the run's name>."
         )
-    if cfg.suffix is not None and ("/" in cfg.suffix or cfg.suffix in ("", ".", "..")):
-        raise UserError(f"suffix={cfg.suffix!r} must be one folder's name.")
-    _check_augment(cfg.augment, domain_names(cfg.domains))
 
 
 def _check_augment(augment: DictConfig, domains: list[str]) -> None:
@@ -131,7 +152,8 @@ def _check_augment(augment: DictConfig, domains: list[str]) -> None:
             )
     if augment.blur_sigma and not augment.blur_probability:
         raise UserError(
-            f"augment.blur_sigma={augment.blur_sigma:g}, but augment.blur_probability=0: nothing would be blurred. Set it above 0."
+            f"augment.blur_sigma={augment.blur_sigma:g}, but augment.blur_probability=0: "
+            "nothing would be blurred. Set it above 0."
         )
     if not OmegaConf.is_dict(augment.state_parts):
         raise UserError(
@@ -139,19 +161,27 @@ def _check_augment(augment: DictConfig, domains: list[str]) -> None:
         )
     for state_key, parts in augment.state_parts.items():
         _check_parts(parts, f"augment.state_parts.{state_key}")
-    if OmegaConf.is_dict(augment.action_parts):
-        if set(augment.action_parts) != set(domains):
+    _check_action_parts(augment, domains)
+
+
+def _check_action_parts(augment: DictConfig, domains: list[str]) -> None:
+    given = augment.action_parts
+    if OmegaConf.is_dict(given):
+        if set(given) != set(domains):
             raise UserError(
-                f"augment.action_parts={show(augment.action_parts)}: as {{domain: parts}} it takes one entry for each of {', '.join(domains)}."
+                f"augment.action_parts={show(given)}: as {{domain: parts}} it takes one entry "
+                f"for each of {', '.join(domains)}."
             )
-        for domain, parts in augment.action_parts.items():
+        for domain, parts in given.items():
             _check_parts(parts, f"augment.action_parts.{domain}")
-    elif augment.action_parts is not None:
-        _check_parts(augment.action_parts, "augment.action_parts")
+    elif given is not None:
+        _check_parts(given, "augment.action_parts")
     elif moves_world(augment):
         raise UserError(
-            "augment.rotation_deg or augment.translation_m moves the world, but augment.action_parts is empty: how the actions follow is not known. "
-            "Type e.g. augment.action_parts=[displacement,none] for steps of the hand and a gripper, [position,quaternion_xyzw,none] for its poses. "
+            "augment.rotation_deg or augment.translation_m moves the world, "
+            "but augment.action_parts is empty: how the actions follow is not known. "
+            "Type e.g. augment.action_parts=[displacement,none] for steps of the hand and a gripper, "
+            "[position,quaternion_xyzw,none] for its poses. "
             "Joint actions cannot follow: set rotation and translation to [0,0,0], "
             "or type augment.action_parts=none if the actions hold in any frame."
         )
@@ -163,10 +193,8 @@ def _check_parts(parts: Any, name: str) -> None:
     wrong = next((part for part in names if part not in PART_WIDTHS), None)
     if wrong is not None or not names:
         near = difflib.get_close_matches(str(wrong), PART_WIDTHS, 1)
-        raise UserError(
-            f"{name}={show(parts)}: takes a list of {', '.join(PART_WIDTHS)}."
-            + (f" Did you mean {near[0]}?" if near else "")
-        )
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{name}={show(parts)}: takes a list of {', '.join(PART_WIDTHS)}.{hint}")
 
 
 def _check_normalizer(cfg: DictConfig) -> None:

@@ -89,15 +89,26 @@ def renamed(values: Any) -> Any:
     return values
 
 
+def typed(cfg: Any) -> Any:
+    """The dataclass object of a configuration: plain attributes, lists and dictionaries.
+
+    Args:
+        cfg: what `load_config`, `from_file` or `from_mapping` gave, a plain mapping of Config's keys, or the object itself.
+    """
+    if dataclasses.is_dataclass(cfg):
+        return cfg
+    known = OmegaConf.is_config(cfg) and dataclasses.is_dataclass(OmegaConf.get_type(cfg))
+    return OmegaConf.to_object(cfg if known else from_mapping(cfg))
+
+
 def describe_keys(schema: type = Config, *, defaults: DictConfig | None = None) -> str:
     """One line a key: name, default, what it means. `defaults` replaces the schema's own."""
     rows = []
     for dotted, (kind, leaf) in leaves_of(schema).items():
         value = OmegaConf.select(defaults, dotted) if defaults is not None else default_of(leaf)
-        choices = (
-            f" [{'|'.join(show(choice) for choice in leaf.metadata['choices'])}]" if leaf.metadata["choices"] else ""
-        )
-        rows.append((dotted, show(value), type_name(kind), leaf.metadata["doc"] + choices))
+        choices = "|".join(show(choice) for choice in leaf.metadata["choices"])
+        meaning = leaf.metadata["doc"] + (f" [{choices}]" if choices else "")
+        rows.append((dotted, show(value), type_name(kind), meaning))
     widths = [min(44, max(len(row[i]) for row in rows)) for i in range(3)]
     return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {doc}" for a, b, c, doc in rows)
 
@@ -112,7 +123,8 @@ def _compose(name: str, config_path: str | Path | None, group_words: list[str]) 
     try:
         with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
             return compose(Path(name).stem if name.endswith(".yaml") else name, overrides=[*group_words, *search])
-    except Exception as error:  # Hydra and YAML raise many kinds; each is about the user's file
+    # Hydra and YAML raise many kinds; each is about the user's file
+    except Exception as error:
         raise UserError(f"{folder / name}: cannot be read: {_first_line(error)}") from None
 
 
@@ -127,9 +139,8 @@ def _folder_of(name: str, config_path: str | Path | None) -> Path:
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     near = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(
-        f"--config-name={name}: no {name}.yaml in {' or '.join(map(_short, folders))}; there is {', '.join(known)}.{hint}"
-    )
+    places = " or ".join(map(_short, folders))
+    raise UserError(f"--config-name={name}: no {name}.yaml in {places}; there is {', '.join(known)}.{hint}")
 
 
 def _split_groups(pairs: list[tuple[str, str]], folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
@@ -158,7 +169,8 @@ def _flatten(values: Any, leaves: dict, prefix: str = "") -> list[str]:
     found = []
     for name in values:
         dotted = f"{prefix}{name}"
-        inner = values._get_node(name)  # the node itself: an interpolation is resolved later
+        # the node itself: an interpolation is resolved later
+        inner = values._get_node(name)
         nested = OmegaConf.is_dict(inner) and dotted not in leaves
         found += _flatten(inner, leaves, f"{dotted}.") if nested and len(inner) else [dotted]
     return found
@@ -170,15 +182,3 @@ def _short(folder: Path) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
-
-
-def typed(cfg: Any) -> Any:
-    """The dataclass object of a configuration: plain attributes, lists and dictionaries.
-
-    Args:
-        cfg: what `load_config`, `from_file` or `from_mapping` gave, a plain mapping of Config's keys, or the object itself.
-    """
-    if dataclasses.is_dataclass(cfg):
-        return cfg
-    known = OmegaConf.is_config(cfg) and dataclasses.is_dataclass(OmegaConf.get_type(cfg))
-    return OmegaConf.to_object(cfg if known else from_mapping(cfg))

@@ -11,9 +11,12 @@ import zlib
 import numpy as np
 import torch
 
-_SEED_1 = -0x00AE502812AA7333  # the 64-bit finalizer constant of MurmurHash3 (Appleby, public domain), as signed
-_SEED_2 = -0x61C8864680B583EB  # 2^64 / golden ratio, as signed
-_MIX_1 = 0x21F0AAAD  # these two: the 32-bit mixer of least bias that is known (Wellons, "hash-prospector"), as signed
+# the 64-bit finalizer constant of MurmurHash3 (Appleby, public domain), as signed
+_SEED_1 = -0x00AE502812AA7333
+# 2^64 / golden ratio, as signed
+_SEED_2 = -0x61C8864680B583EB
+# the 32-bit mixer of least bias that is known (Wellons, "hash-prospector"), as signed
+_MIX_1 = 0x21F0AAAD
 _MIX_2 = -0x2CA5D269
 
 
@@ -40,8 +43,10 @@ def uniform(seeds: torch.Tensor, shape: tuple[int, ...], *, stream: str) -> torc
     # in 32 bits: half the memory of 64, and torch.compile cannot bound 64-bit products of its own
     first, second = _row_keys(seeds, _stream_key(stream))
     bits = torch.arange(math.prod(shape), device=seeds.device, dtype=torch.int32) + first[:, None]
-    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * _MIX_1  # the mask makes the shift a logical one
-    bits = bits ^ second[:, None]  # the second key: rows whose first keys are neighbours share nothing
+    # the mask makes the shift a logical one
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * _MIX_1
+    # the second key: rows whose first keys are neighbours share nothing
+    bits = bits ^ second[:, None]
     bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * _MIX_2
     bits = bits ^ ((bits >> 15) & 0x1FFFF)
     return _open_interval(bits).view(-1, *shape)
@@ -61,8 +66,9 @@ def dropout(x: torch.Tensor, seeds: torch.Tensor, *, rate: float, stream: str) -
 
 
 def _open_interval(bits: torch.Tensor) -> torch.Tensor:
-    """int32 -> float32, evenly spread over the odd multiples of 2^-24, so never 0 nor 1: `normal` would be infinite there."""
-    return (((bits >> 9) & 0x7FFFFF).float() + 0.5).div_(1 << 23)  # exact: 24 bits are what float32 holds
+    """int32 -> float32, evenly over the odd multiples of 2^-24, so never 0 nor 1: `normal` would be infinite there."""
+    # exact: 24 bits are what float32 holds
+    return (((bits >> 9) & 0x7FFFFF).float() + 0.5).div_(1 << 23)
 
 
 @torch.compiler.assume_constant_result

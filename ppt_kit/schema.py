@@ -230,7 +230,8 @@ class AugmentConfig:
         None,
         "world: what the action's numbers are, in order, e.g. [displacement,none]: "
         + ", ".join(f"{name} ({width})" for name, width in PART_WIDTHS.items())
-        + "; a last none takes the rest; {domain: parts} where domains differ; none alone = the world's frame is not in them",
+        + "; a last none takes the rest; {domain: parts} where domains differ; "
+        + "none alone = the world's frame is not in them",
     )
 
 
@@ -367,10 +368,12 @@ def leaves_of(schema: type, prefix: str = "") -> dict[str, tuple[Any, dataclasse
 
 
 def default_of(leaf: dataclasses.Field) -> Any:
+    """A list or dictionary is a new one at each call."""
     return leaf.default if leaf.default_factory is dataclasses.MISSING else leaf.default_factory()
 
 
 def unwrap(kind: Any) -> tuple[bool, Any]:
+    """(whether None is allowed, the type beside it): (True, int) of `int | None`."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
         return len(inner) < len(typing.get_args(kind)), inner[0]
@@ -378,6 +381,7 @@ def unwrap(kind: Any) -> tuple[bool, Any]:
 
 
 def type_name(kind: Any) -> str:
+    """A type as --help and errors name it: "whole number or null"."""
     optional, inner = unwrap(kind)
     if typing.get_origin(inner) is list:
         name = "list of " + {str: "text", float: "numbers", int: "whole numbers"}[typing.get_args(inner)[0]]
@@ -387,6 +391,7 @@ def type_name(kind: Any) -> str:
 
 
 def show(value: Any) -> str:
+    """A value as a user types it: true, null, [1,2]."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
     if isinstance(value, bool):

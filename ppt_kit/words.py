@@ -32,6 +32,11 @@ def parse_words(words: typing.Sequence[str]) -> list[tuple[str, str]]:
 
 
 def set_word(tree: DictConfig, dotted: str, text: str, schema: type) -> DictConfig:
+    """`tree` with the key `dotted` set to what `text` says in the schema's type.
+
+    Raises:
+        UserError: an unknown key, or a text of another type.
+    """
     leaves = leaves_of(schema)
     owner = next((leaf for leaf in leaves if dotted.startswith(f"{leaf}.") and leaves[leaf][0] is Any), None)
     if dotted not in leaves and owner is None:
@@ -62,14 +67,17 @@ def _typed(text: str, kind: Any) -> Any:
 
 
 def unknown(dotted: str, leaves: dict) -> str:
+    """What is said of a key that no leaf has: the nearest one, or what is in the group of that name."""
     if dotted in RENAMED:
         return f"unknown key {dotted}: it is called {RENAMED[dotted]} now."
     near = difflib.get_close_matches(dotted, leaves, 1, cutoff=0.5)
-    if not near:  # `lr` -> `optimizer.lr`: compare the last part alone
+    # `lr` -> `optimizer.lr`: compare the last part alone
+    if not near:
         near = [name for name in leaves if name.rsplit(".")[-1] == dotted.rsplit(".")[-1]][:1]
     same_end = [name for name in leaves if name.rsplit(".")[-1] == dotted]
     near = same_end[:1] or near
     groups = {name.rsplit(".", 1)[0] for name in leaves if "." in name}
     if dotted in groups:
-        return f"{dotted} is a group of keys. Set one of them, e.g. {next(n for n in leaves if n.startswith(dotted + '.'))}."
+        one = next(name for name in leaves if name.startswith(f"{dotted}."))
+        return f"{dotted} is a group of keys. Set one of them, e.g. {one}."
     return f"unknown key {dotted}." + (f" Did you mean {near[0]}?" if near else "") + " --help lists the keys."

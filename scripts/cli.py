@@ -1,5 +1,4 @@
-"""The shell's words for every script: fire splits them, the schema types them, a user's mistake is one line and exit
-code 2, Ctrl-C one line and 130."""
+"""The shell's words for every script: fire splits them, the schema types them; a mistake is one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ def run(
     config_name: str = "",
     ignore: tuple[str, ...] = (),
 ) -> None:
-    """Builds the configuration from sys.argv, then calls main(cfg); exits with its code."""
+    """Builds the configuration from sys.argv, then calls main(cfg); exits with its code, after Ctrl-C with 130."""
     words = [word for word in sys.argv[1:] if not word.startswith(LAUNCHER_WORDS) and word not in ignore]
     try:
         if any(word in ("--help", "-h", "help") for word in words):
@@ -37,7 +36,8 @@ def run(
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)  # as shells count it: 128 + SIGINT
+        # as shells count it: 128 + SIGINT
+        sys.exit(130)
 
 
 def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:

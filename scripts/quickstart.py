@@ -1,8 +1,9 @@
-"""From nothing to a measured policy: collect, train, evaluate, compare with a blind control, report. `make quickstart` runs it."""
+"""From nothing to a measured policy, what `make quickstart` runs: collect, train, evaluate, a blind control, report."""
 
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import cli
 from omegaconf import DictConfig
@@ -25,7 +26,8 @@ def main(cfg: DictConfig) -> int:
 
     if cfg.train_mode == "distributed":
         raise UserError(
-            "the quickstart trains in one process. Type python scripts/train.py train_mode=distributed world_size=2 instead."
+            "the quickstart trains in one process. "
+            "Type python scripts/train.py train_mode=distributed world_size=2 instead."
         )
     spent: dict[str, float] = {}
     task = domain_names(cfg.domains)[0]
@@ -39,30 +41,17 @@ def main(cfg: DictConfig) -> int:
         return code
     started = _lap(spent, "train", started)
     policy, out_dir = load_policy(run.run_dir), run.run_dir / "eval"
-    processes = min(4, num_cores())
-    seeing = evaluate(policy, task, episodes=EPISODES, videos=1, n_procs=processes, out_dir=out_dir)
+    common: dict[str, Any] = {"episodes": EPISODES, "n_procs": min(4, num_cores()), "out_dir": out_dir}
+    seeing = evaluate(policy, task, videos=1, **common)
     started = _lap(spent, "evaluate", started)
-    blind = evaluate(
-        policy,
-        task,
-        episodes=EPISODES,
-        zero_keys=["pointcloud"],
-        n_procs=processes,
-        log_name="control",
-        out_dir=out_dir,
-    )
+    blind = evaluate(policy, task, zero_keys=["pointcloud"], log_name="control", **common)
     _lap(spent, "control", started)
     figure = run.run_dir / "quickstart.png"
     plot_report(run.run_dir, [seeing, blind]).savefig(figure, dpi=120)
-    table = success_table([seeing, blind])
-    _report(
-        run.run_dir,
-        table.to_dict("records"),
-        spent=spent,
-        figure=figure,
-        video=next(iter(seeing.videos), None),
-        task=task,
-    )
+    print(f"\n{task}, {EPISODES} fresh goals:")
+    for row in success_table([seeing, blind]).to_dict("records"):
+        print(_rate_line(row))
+    _say_where(run.run_dir, figure=figure, video=next(iter(seeing.videos), None), spent=spent)
     return 0
 
 
@@ -83,26 +72,21 @@ def _lap(spent: dict[str, float], part: str, started: float) -> float:
     return now
 
 
-def _report(
-    run_dir: Path, lines: list[dict], *, spent: dict[str, float], figure: Path, video: Path | None, task: str
-) -> None:
-    print(f"\n{task}, {EPISODES} fresh goals:")
-    for line in lines:
-        name = "policy" if line["zeroed"] == "-" else "control, cloud zeroed"
-        interval = f"95 % interval {line['low_95']:.0%} to {line['high_95']:.0%}"
-        print(
-            f"  {name:<22} {line['successes']:>2}/{line['episodes']}  {line['rate']:.0%}   {interval}   errors {line['errors']}"
-        )
+def _rate_line(row: dict) -> str:
+    name = "policy" if row["zeroed"] == "-" else "control, cloud zeroed"
+    rate = f"{row['successes']:>2}/{row['episodes']}  {row['rate']:.0%}"
+    return f"  {name:<22} {rate}   95 % interval {row['low_95']:.0%} to {row['high_95']:.0%}   errors {row['errors']}"
+
+
+def _say_where(run_dir: Path, *, figure: Path, video: Path | None, spent: dict[str, float]) -> None:
+    """What there is now, how long each part took, and what to type next."""
+    parts = [f"{part} {seconds:.0f} s" for part, seconds in spent.items()]
     print(
-        f"\nrun folder  {run_dir}\nfigure      {figure}\nvideo       {video or 'none, the filmed episode ended in an error'}"
-    )
-    print(
-        "time        "
-        + ", ".join(f"{part} {seconds:.0f} s" for part, seconds in spent.items())
-        + f", in all {sum(spent.values()):.0f} s"
-    )
-    print(
-        "\nnext:\n"
+        f"\nrun folder  {run_dir}\n"
+        f"figure      {figure}\n"
+        f"video       {video or 'none, the filmed episode ended in an error'}\n"
+        f"time        {', '.join(parts)}, in all {sum(spent.values()):.0f} s\n\n"
+        "next:\n"
         f"  .venv/bin/python scripts/eval_sim.py train.pretrained_dir={run_dir} episodes=50 seed=200000\n"
         "  .venv/bin/python scripts/train.py --help\n"
         "  make lab          # notebooks/01_quickstart.ipynb walks the same path"

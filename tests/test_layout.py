@@ -28,7 +28,7 @@ STRANGERS = {
     "models": {"data", "engine", "tracking", "jobs"},
 }
 OWNERS = {
-    "deepspeed": {"engine/"}, "torch.distributed": {"engine/"}, "wandb": {"tracking.py"},
+    "deepspeed": {"engine/"}, "torch.distributed": {"engine/"}, "wandb": {"tracking/"},
     "mujoco": {"sim/"}, "metaworld": {"sim/"}, "gymnasium": {"sim/"},
     "ipywidgets": {"notebook/"}, "IPython": {"notebook/"},
     "fire": set(), "zarr": {"data/"}, "h5py": {"data/"}, "pyarrow": {"data/"},

@@ -19,7 +19,7 @@ from ppt_kit.data.loader import BatchPlan, Loader
 from ppt_kit.data.normalizer import fit_normalizer
 from ppt_kit.errors import UserError
 from ppt_kit.models.policy import build_policy
-from ppt_kit.tracking import Tracker, read_metrics
+from ppt_kit.tracking import MirrorOptions, Tracker, read_metrics
 from ppt_kit.train.trainer import UnifiedTrainer
 
 TRAIN = str(ROOT / "scripts/train.py")
@@ -278,7 +278,7 @@ def test_damaged_foreign_and_executable_files_are_refused(tmp_path):
 
 
 def test_metrics_are_read_while_they_are_written_and_after_a_crash(tmp_path):
-    tracker = Tracker(tmp_path, active=True, job_name="train", wandb_mode="disabled", wandb_project="x", settings={})
+    tracker = Tracker(tmp_path, active=True, job_name="train")
     tracker.row("train", step=1, loss=np.float32(0.5))
     tracker.row("train", step=2, loss=float("nan"))
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -305,17 +305,14 @@ def test_tensorboard_and_a_read_only_folder(small_cfg, monkeypatch):
 
 def test_wandb_offline_mirrors_and_a_failing_wandb_stops_nothing(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    tracker = Tracker(
-        tmp_path / "off", active=True, job_name="train", wandb_mode="offline", wandb_project="x", settings={"seed": 1}
-    )
+    offline = MirrorOptions(wandb_mode="offline", wandb_project="x", settings={"seed": 1})
+    tracker = Tracker(tmp_path / "off", active=True, job_name="train", mirrors=offline)
     tracker.row("train", step=1, loss=0.5)
     tracker.close()
     assert list((tmp_path / "off/wandb").glob("offline-run-*/*.wandb"))
 
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
-    absent = Tracker(
-        tmp_path / "absent", active=True, job_name="train", wandb_mode="offline", wandb_project="x", settings={}
-    )
+    absent = Tracker(tmp_path / "absent", active=True, job_name="train", mirrors=offline)
     absent.row("train", step=1, loss=0.5)
     absent.close()
     assert "W&B failed" in (tmp_path / "absent/train.log").read_text()

@@ -113,7 +113,7 @@ def _says_nothing_of(name: str, state_parts: dict, spec: Spec) -> str:
 
 
 def _columns(parts: list[str], start: int, stop: int, *, option: str, what: str) -> list[tuple[str, int]]:
-    """(kind, first column) of the parts that fill `start` to `stop`, one behind the other; a last none takes the rest."""
+    """(kind, first column) of the parts that fill `start` to `stop` one by one; a last none takes the rest."""
     found, at = [], start
     for kind in parts:
         if kind != "none":

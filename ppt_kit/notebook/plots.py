@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,32 +71,18 @@ def plot_episode(dataset: MultiTrajDataset | str | Path, index: int = 0) -> Plot
     data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
     numbers = data.episode(index, modalities=["state", "language"])
     ends = data.episode(index, steps=[0, -1], modalities=["pointcloud", "rgb", "depth"])["obs"]
-    pictures = [("cloud (m)", ends["pointcloud"])] if "pointcloud" in ends else []
-    pictures += [
-        (f"{kind} {camera}", images) for kind in ("rgb", "depth") for camera, images in ends.get(kind, {}).items()
-    ]
+    pictures = _pictures(ends)
     figure = Plot(figsize=(6 + 2.6 * len(pictures), 5), layout="constrained")
-    words = f": {numbers['obs']['language'][0]}" if "language" in numbers["obs"] else ""
-    figure.suptitle(
-        f"{numbers['domain']}, episode {numbers['episode']}, {len(numbers['action'])} steps{words}", fontsize=10
-    )
+    figure.suptitle(_title(numbers), fontsize=10)
     grid = figure.add_gridspec(2, 1 + len(pictures), width_ratios=[6, *[2.6] * len(pictures)])
-    curves = [
-        (name, values) for name, values in (("state", numbers["obs"].get("state")), ("action", numbers["action"]))
-    ]
-    for row, (name, values) in enumerate(curves):
-        axes = figure.add_subplot(grid[row, 0])
-        if values is not None:
-            axes.plot(values)
-        axes.set_ylabel(name)
-        axes.set_xlabel("control step" if row else "")
-    for column, (title, frames) in enumerate(pictures, start=1):
+    for row, (name, values) in enumerate((("state", numbers["obs"].get("state")), ("action", numbers["action"]))):
+        _draw_curves(figure.add_subplot(grid[row, 0]), values, name=name, is_last=row == 1)
+    for column, (name, frames) in enumerate(pictures.items(), start=1):
         for row, when in enumerate(("first", "last")):
-            spot = grid[row, column]
-            if title.startswith("cloud"):
-                _draw_cloud(figure.add_subplot(spot, projection="3d"), np.asarray(frames[row]), title=f"{when} {title}")
-            else:
-                _draw_image(figure.add_subplot(spot), np.asarray(frames[row]), title=f"{when} {title}")
+            is_cloud = name.startswith("cloud")
+            axes = figure.add_subplot(grid[row, column], projection="3d" if is_cloud else None)
+            draw = _draw_cloud if is_cloud else _draw_image
+            draw(axes, np.asarray(frames[row]), title=f"{when} {name}")
     return figure
 
 
@@ -104,27 +92,45 @@ def show_videos(results: Evaluation | Iterable[Evaluation], *, width: int = 256)
     Raises:
         ValueError: no episode was filmed.
     """
-    import base64
-    import html
-
     from IPython.display import HTML
 
     several = [results] if isinstance(results, Evaluation) else list(results)
     filmed = [row for result in several for row in result.rows if row["video"]]
     if not filmed:
         raise ValueError("no episode was filmed: evaluate with videos=2 and out_dir=run.run_dir / 'eval'")
-    cells = []
-    for row in filmed:
-        data = base64.b64encode(Path(row["video"]).read_bytes()).decode()
-        zeroed = f", without {', '.join(row['zero_keys'])}" if row["zero_keys"] else ""
-        title = html.escape(
-            f"{row['task']}{zeroed}, seed {row['seed']}: {'success' if row['success'] else 'no success'}"
-        )
-        cells.append(
-            f'<figure style="display:inline-block;margin:4px"><video width="{width}" controls loop muted '
-            f'src="data:video/mp4;base64,{data}"></video><figcaption>{title}</figcaption></figure>'
-        )
-    return HTML("".join(cells))
+    return HTML("".join(_film(row, width=width) for row in filmed))
+
+
+def _film(row: dict, *, width: int) -> str:
+    """HTML of one episode's video and what came of it."""
+    data = base64.b64encode(Path(row["video"]).read_bytes()).decode()
+    zeroed = f", without {', '.join(row['zero_keys'])}" if row["zero_keys"] else ""
+    title = html.escape(f"{row['task']}{zeroed}, seed {row['seed']}: {'success' if row['success'] else 'no success'}")
+    return (
+        f'<figure style="display:inline-block;margin:4px"><video width="{width}" controls loop muted '
+        f'src="data:video/mp4;base64,{data}"></video><figcaption>{title}</figcaption></figure>'
+    )
+
+
+def _pictures(ends: dict) -> dict[str, Any]:
+    """{what is seen: its first and last frame} of an episode's obs: the cloud, then each camera."""
+    found = {"cloud (m)": ends["pointcloud"]} if "pointcloud" in ends else {}
+    for kind in ("rgb", "depth"):
+        found |= {f"{kind} {camera}": images for camera, images in ends.get(kind, {}).items()}
+    return found
+
+
+def _title(episode: dict) -> str:
+    words = f": {episode['obs']['language'][0]}" if "language" in episode["obs"] else ""
+    return f"{episode['domain']}, episode {episode['episode']}, {len(episode['action'])} steps{words}"
+
+
+def _draw_curves(axes: Any, values: np.ndarray | None, *, name: str, is_last: bool) -> None:
+    """(T, D) numbers over control steps; an empty frame where there are none."""
+    if values is not None:
+        axes.plot(values)
+    axes.set_ylabel(name)
+    axes.set_xlabel("control step" if is_last else "")
 
 
 def _draw_cloud(axes: Any, cloud: np.ndarray, *, title: str) -> None:
@@ -140,8 +146,10 @@ def _draw_image(axes: Any, image: np.ndarray, *, title: str) -> None:
     """(H, W, 3) uint8, or (H, W, 1) metres."""
     depth = image.shape[-1] == 1
     if depth:
-        metres = np.ma.masked_less_equal(image[..., 0], 0)  # 0 = no reading
-        wide = metres.count() and metres.max() > 10 * metres.min()  # a far background would leave the scene one colour
+        # 0 = no reading
+        metres = np.ma.masked_less_equal(image[..., 0], 0)
+        # a far background would leave the scene one colour
+        wide = metres.count() and metres.max() > 10 * metres.min()
         shown = axes.imshow(metres, cmap="magma", norm="log" if wide else None)
         axes.figure.colorbar(shown, ax=axes, label="m", shrink=0.8)
     else:
@@ -166,15 +174,10 @@ def _draw_loss(axes: Any, metrics: pd.DataFrame, *, label: str) -> None:
 
 def _draw_success(axes: Any, table: pd.DataFrame) -> None:
     names = [row.task if row.zeroed == "-" else f"{row.zeroed}\nzeroed" for row in table.itertuples()]
+    colors = ["#3b7dd8" if row.zeroed == "-" else "#b9b9b9" for row in table.itertuples()]
     rate = table["rate"].fillna(0).to_numpy()
     spread = np.stack([np.maximum(rate - table["low_95"], 0), np.maximum(table["high_95"] - rate, 0)])
-    axes.bar(
-        range(len(rate)),
-        rate,
-        yerr=spread,
-        capsize=5,
-        color=["#3b7dd8" if row.zeroed == "-" else "#b9b9b9" for row in table.itertuples()],
-    )
+    axes.bar(range(len(rate)), rate, yerr=spread, capsize=5, color=colors)
     axes.set_xticks(range(len(rate)), names, fontsize=8)
     for place, row in enumerate(table.itertuples()):
         axes.annotate(f"{row.successes}/{row.episodes}", (place, 0.02), ha="center", fontsize=9)

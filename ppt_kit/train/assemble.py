@@ -23,7 +23,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.models.policy import PPTPolicy, build_policy, modalities_of
 from ppt_kit.models.pretrained import load_trunk
 from ppt_kit.schema import Config
-from ppt_kit.tracking import METRICS, Tracker, fingerprint_of, provenance
+from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, fingerprint_of, provenance
 from ppt_kit.train.progress import Progress, resume
 from ppt_kit.train.schedule import Schedule
 
@@ -287,11 +287,12 @@ def schedule_from(cfg: Config, plan: BatchPlan, *, step: int, before: Progress |
 
 def start_tracker(cfg: Config, run_dir: Path, engine: Engine, *, settings: dict, wandb_id: str | None) -> Tracker:
     """Where the rows go, from the engine's step on."""
-    return Tracker(
-        run_dir, active=engine.world.is_first, job_name=cfg.job_name, wandb_project=cfg.wandb.project,
-        wandb_mode="disabled" if cfg.debug else cfg.wandb.mode, settings=settings, tensorboard=cfg.tensorboard,
-        resumed_step=engine.step, wandb_id=wandb_id,
+    mirrors = MirrorOptions(
+        wandb_mode="disabled" if cfg.debug else cfg.wandb.mode, wandb_project=cfg.wandb.project, wandb_id=wandb_id,
+        settings=settings, tensorboard=cfg.tensorboard,
     )  # fmt: skip
+    active = engine.world.is_first
+    return Tracker(run_dir, active=active, job_name=cfg.job_name, mirrors=mirrors, resumed_step=engine.step)
 
 
 def say_start(run: Run, before: Progress | None) -> None:

@@ -1,0 +1,18 @@
+"""One row in: metrics.jsonl (the truth), {job_name}.log and W&B (a mirror that may fail); read back as pandas."""
+
+from ppt_kit.tracking.logs import bar_pace
+from ppt_kit.tracking.mirrors import MirrorOptions
+from ppt_kit.tracking.origin import fingerprint_of, provenance
+from ppt_kit.tracking.rows import METRICS, read_metrics, read_rows
+from ppt_kit.tracking.tracker import Tracker
+
+__all__ = [
+    "METRICS",
+    "MirrorOptions",
+    "Tracker",
+    "bar_pace",
+    "fingerprint_of",
+    "provenance",
+    "read_metrics",
+    "read_rows",
+]

@@ -1,0 +1,58 @@
+"""The log of a run, in its file and on the screen, beside tqdm's bars."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+
+
+def bar_pace() -> dict:
+    """tqdm's pace: ten times a second for a person, every ten seconds into a file."""
+    return {"mininterval": 0.1 if sys.stderr.isatty() or "ipykernel" in sys.modules else 10.0}
+
+
+def add_handlers(path: Path) -> list[logging.Handler]:
+    """Has the package's log go to the file `path` and to the screen."""
+    package = logging.getLogger("ppt_kit")
+    package.setLevel(logging.INFO)
+    file = _LogFile(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    screen = logging.StreamHandler(_BesideBars())
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    for handler in (file, screen):
+        package.addHandler(handler)
+    return [file, screen]
+
+
+def remove_handlers(handlers: list[logging.Handler]) -> None:
+    """What `add_handlers` gave."""
+    for handler in handlers:
+        logging.getLogger("ppt_kit").removeHandler(handler)
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log whose disk may be full for a while: that costs lines of it, which the screen has, and not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class _BesideBars:
+    """A stream whose lines go above tqdm's bars instead of through them."""
+
+    def write(self, text: str) -> None:
+        from tqdm.auto import tqdm
+
+        if text.strip():
+            tqdm.write(text.rstrip("\n"))
+
+    def flush(self) -> None:
+        """tqdm.write flushes."""

@@ -1,0 +1,51 @@
+"""The rows of metrics.jsonl, read back: also while they are written, and after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from ppt_kit.files import write_text
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(run_dir: str | Path, kind: str | None = None) -> pd.DataFrame:
+    """The rows of a run's metrics.jsonl, also while it is being written and after a crash.
+
+    Args:
+        run_dir: the run folder.
+        kind: "train", "val", "checkpoint" or "eval"; None = all.
+    Returns:
+        One line a row; columns of other kinds are NaN, and left out when `kind` is given. Without a row it has the
+        columns kind and step.
+    Raises:
+        FileNotFoundError: the folder has no metrics.jsonl.
+    """
+    rows = read_rows(Path(run_dir) / METRICS)
+    wanted = [row for row in rows if kind is None or row.get("kind") == kind]
+    if not wanted:
+        # a run that was killed before its first row
+        return pd.DataFrame(columns=["kind", "step"])
+    frame = pd.DataFrame(wanted)
+    return frame.dropna(axis=1, how="all") if kind is not None else frame
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The JSON lines of a file; a last line that is only half written is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def drop_later_rows(path: Path, step: int) -> None:
+    """Rows after `step`, and the end of the run before, are written again by the run that goes on."""
+    if not path.exists():
+        return
+    kept = [row for row in read_rows(path) if row.get("step", 0) <= step and row.get("kind") != "end"]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
