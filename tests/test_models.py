@@ -75,6 +75,15 @@ def test_a_weight_of_zero_takes_a_window_out():
     assert weighted.item() == pytest.approx(policy(rows_of(batch, [0, 2]))["loss"].item(), rel=1e-5)
 
 
+def test_a_blank_batch_has_no_loss_and_no_gradient_whatever_it_was_made_from():
+    policy, batch = policy_of(), batch_of([0, 1, 1])
+    batch["obs"]["pointcloud"][1] = torch.inf
+    loss = policy(policy.blank(batch))["loss"]
+    loss.backward()
+    assert loss == 0
+    assert not any(p.grad is not None and p.grad.any() for p in policy.parameters())
+
+
 def test_a_domain_that_is_not_in_the_batch_still_takes_part():
     policy = policy_of()
     policy(batch_of([0, 0]))["loss"].backward()
