@@ -20,6 +20,7 @@ from conftest import ROOT, SMALL_WORDS
 from ppt_kit.checkpoint import load_model, load_resume, resume_files
 from ppt_kit.errors import UserError
 from ppt_kit.tracking import read_metrics
+from ppt_kit.train.progress import progress_of
 from ppt_kit.train.trainer import UnifiedTrainer
 
 TRAIN = str(ROOT / "scripts/train.py")
@@ -97,6 +98,7 @@ def assert_same_run(one, two):
             x, y = (rows[rows["path"].str.contains("model_")].reset_index() for rows in (x, y))
         assert list(x["step"]) == list(y["step"]), kind
         assert x["loss"].equals(y["loss"]), kind
+    assert progress_of(load_resume(one)) == progress_of(load_resume(two))
 
 
 CASES = [
