@@ -87,8 +87,9 @@ def test_whatever_happens_to_wandb_training_goes_on(small_data, tmp_path, troubl
         mode = "offline"
     steps = 200 if trouble == "killed" else 3
     words = [
-        *SMALL_WORDS, "domains=a", f"dataset_path={small_data}", f"output_dir={tmp_path}", "suffix=run", f"train.total_iters={steps}",
-        "train.total_epochs=999", "train.val_interval=0", "save_interval=999", f"wandb.mode={mode}",
+        *SMALL_WORDS, "domains=a", f"dataset_path={small_data}", f"output_dir={tmp_path}", "suffix=run",
+        f"train.total_iters={steps}", "train.total_epochs=999", "train.val_interval=0", "save_interval=999",
+        f"wandb.mode={mode}",
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | env
     command = [sys.executable, str(ROOT / "scripts/train.py"), *words]
