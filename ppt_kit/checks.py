@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.errors import UserError
-from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, Config, leaves_of, show
+from ppt_kit.keys import leaves_of, show
+from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, Config
 from ppt_kit.spec import MODALITIES
 
 

@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
-from ppt_kit.schema import RENAMED, Config, default_of, leaves_of, show, type_name
+from ppt_kit.keys import default_of, leaves_of, show, type_name
+from ppt_kit.schema import RENAMED, Config
 from ppt_kit.words import parse_words, set_word, unknown
 
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import OmegaConf
+from ppt_kit.keys import key
 
 NORMALIZER_MODES = ("limits", "gaussian", "quantiles", "identity")
 
@@ -22,14 +18,6 @@ PART_WIDTHS = {
     "quaternion_xyzw": 4,
     "quaternion_wxyz": 4,
 }
-
-
-def key(default: Any, doc: str, *, choices: tuple = (), low: float | None = None, high: float | None = None) -> Any:
-    """One key of a schema: its default, its line in --help (with the unit), and what values it takes."""
-    metadata = {"doc": doc, "choices": choices, "low": low, "high": high}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -352,50 +340,3 @@ class ConvertConfig:
     video: bool = key(True, "lerobot: cameras as video; false = as PNG, which loses nothing")
     codec: str = key("av1", "lerobot: av1, h264, hevc, or an encoder of FFmpeg's")
     overwrite: bool = key(False, "replace the dataset at target")
-
-
-def leaves_of(schema: type, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
-    """Every dotted key of a schema with its type and field, in the order they are written."""
-    hints = typing.get_type_hints(schema)
-    found: dict[str, tuple[Any, dataclasses.Field]] = {}
-    for item in dataclasses.fields(schema):
-        kind = hints[item.name]
-        if dataclasses.is_dataclass(kind):
-            found |= leaves_of(typing.cast(type, kind), f"{prefix}{item.name}.")
-        else:
-            found[f"{prefix}{item.name}"] = (kind, item)
-    return found
-
-
-def default_of(leaf: dataclasses.Field) -> Any:
-    """A list or dictionary is a new one at each call."""
-    return leaf.default if leaf.default_factory is dataclasses.MISSING else leaf.default_factory()
-
-
-def unwrap(kind: Any) -> tuple[bool, Any]:
-    """(whether None is allowed, the type beside it): (True, int) of `int | None`."""
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-        return len(inner) < len(typing.get_args(kind)), inner[0]
-    return False, kind
-
-
-def type_name(kind: Any) -> str:
-    """A type as --help and errors name it: "whole number or null"."""
-    optional, inner = unwrap(kind)
-    if typing.get_origin(inner) is list:
-        name = "list of " + {str: "text", float: "numbers", int: "whole numbers"}[typing.get_args(inner)[0]]
-    else:
-        name = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "names"}[inner]
-    return f"{name} or null" if optional else name
-
-
-def show(value: Any) -> str:
-    """A value as a user types it: true, null, [1,2]."""
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return "null" if value is None else str(value)

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.errors import UserError
-from ppt_kit.schema import RENAMED, leaves_of, type_name, unwrap
+from ppt_kit.keys import leaves_of, type_name, unwrap
+from ppt_kit.schema import RENAMED
 
 
 def parse_words(words: typing.Sequence[str]) -> list[tuple[str, str]]:

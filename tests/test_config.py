@@ -7,7 +7,8 @@ import pytest
 from ppt_kit.checks import domain_names, part_names
 from ppt_kit.config import describe_keys, from_file, load_config
 from ppt_kit.errors import UserError
-from ppt_kit.schema import CollectConfig, Config, EvaluateConfig, leaves_of
+from ppt_kit.keys import leaves_of
+from ppt_kit.schema import CollectConfig, Config, EvaluateConfig
 from ppt_kit.words import parse_words
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from benches.stores import write_big_store
 from ppt_kit.config import load_config
-from ppt_kit.schema import key
+from ppt_kit.keys import key
 
 
 @dataclass

@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from benches.in_turn import Pairs, in_turn, ratio
 from ppt_kit.config import load_config, typed
 from ppt_kit.horizon import Horizon
-from ppt_kit.schema import Config, key
+from ppt_kit.keys import key
+from ppt_kit.schema import Config
 from ppt_kit.spec import Spec
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from benches.in_turn import in_turn, ratio
 from benches.stores import write_loader_store
-from ppt_kit.schema import key
+from ppt_kit.keys import key
 
 
 @dataclass
