@@ -1,7 +1,16 @@
 """ppt_kit: from demonstrations to a robot policy with a measured success rate.
 
+The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
+
+    ground   errors horizon keys randomness cameras upgrade       what everybody may know
+    words    files parts spec schema checks words config          one checked, typed configuration; what is seen, in sizes
+    rooms    data | models | augment | engine | tracking          batches | the policy | noise | DeepSpeed | rows
+    joined   checkpoint | jobs | sim                              weights on disk | processes | demonstrations, success rates
+    run      train                                                one run, from what it opens to its last step
+    face     notebook __main__ __init__                           what people see
+
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
-deepspeed nor wandb nor mujoco.
+deepspeed nor wandb nor mujoco. CONTRIBUTING.md has the paths of a batch and of a command.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -13,19 +15,15 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-# a module may import from its own layer and from lower ones
-LAYERS = {
-    "errors": 0, "files": 0, "horizon": 0, "spec": 0, "parts": 0, "schema": 0, "words": 0, "checks": 0, "config": 0,
-    "randomness": 0, "upgrade": 1,
-    "augment": 1, "data": 1, "models": 1, "engine": 1, "tracking": 1, "jobs": 1,
-    "checkpoint": 2, "sim": 2,
-    "train": 3,
-    "notebook": 4, "__main__": 4, "__init__": 5,
-}  # fmt: skip
+import ppt_kit
+
+# the lines of the map at the top of the package: rooms, with a | between strangers
+MAP = re.findall(r"^    (\w+) {2,}(\S.*?)(?: {2,}.*)?$", ppt_kit.__doc__ or "", re.MULTILINE)
+LAYERS = {room: number for number, (_, rooms) in enumerate(MAP) for room in rooms.replace("|", " ").split()}
 STRANGERS = {
-    "augment": {"data", "models", "engine", "tracking", "jobs"},
-    "data": {"models", "engine", "tracking", "jobs"},
-    "models": {"data", "engine", "tracking", "jobs"},
+    room: {other for group in rooms.split("|") for other in group.split() if room not in group.split()}
+    for _, rooms in MAP
+    for room in rooms.replace("|", " ").split()
 }
 OWNERS = {
     "deepspeed": {"engine/"}, "torch.distributed": {"engine/"}, "wandb": {"tracking/"},
@@ -53,16 +51,51 @@ def room_of(relative):
     return relative.parts[0].removesuffix(".py")
 
 
+def test_the_map_has_every_room_and_ten_lines_suffice():
+    rooms = {room_of(relative) for _, relative in modules()} - {"configs"}
+    assert rooms == set(LAYERS)
+    assert len((ppt_kit.__doc__ or "").strip().splitlines()) <= 15
+
+
 def test_imports_run_one_way():
     backwards = []
     for path, relative in modules():
         room = room_of(relative)
+        if room == "configs":
+            continue
         for name in imports_of(path):
-            if name.startswith("ppt_kit."):
-                other = name.split(".")[1]
-                if LAYERS.get(other, 0) > LAYERS[room] or other in STRANGERS.get(room, ()):
-                    backwards.append(f"{relative} imports {name}")
+            other = name.split(".")[1] if name.startswith("ppt_kit.") else ""
+            if other in LAYERS and (LAYERS[other] > LAYERS[room] or other in STRANGERS[room]):
+                backwards.append(f"{relative} imports {name}")
     assert not backwards
+
+
+def test_the_house_keeps_its_measures():
+    """Files of a few screens, functions of one: a reader finds what a room is for."""
+    sizes, lengths, crowded, broad = {}, {}, [], []
+    for path in sorted([*(ROOT / "ppt_kit").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]):
+        name, text = str(path.relative_to(ROOT)), path.read_text()
+        sizes[name] = text.count("\n")
+        broad += [f"{name}:{number}" for number, line in enumerate(text.splitlines(), 1) if len(line) > 120]
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                where = f"{name}:{node.name}"
+                lengths[f"{where}:{node.lineno}"] = (node.end_lineno or 0) - node.lineno + 1
+                arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if len([a for a in arguments if a not in ("self", "cls")]) > 8 and node.name not in ppt_kit.__all__:
+                    crowded.append(where)
+    assert not [name for name, size in sizes.items() if size > 400]
+    assert statistics.median(size for size in sizes.values() if size > 1) < 160
+    assert not [name for name, length in lengths.items() if length > 45]
+    assert statistics.median(lengths.values()) <= 8
+    assert not crowded
+    assert not broad
+
+
+def test_every_package_is_installed():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "ppt_kit").rglob("__init__.py")}
+    assert {".".join(folder.parts) for folder in folders} == listed - {"ppt_kit.ds_configs"}
 
 
 def test_each_outside_power_has_one_owner():
