@@ -1,7 +1,7 @@
 """Files of weights: model.pth, model_{epoch}.pth, which of them are kept, and the policy that is rebuilt from them.
 
-A file is finished or absent: it is written beside, flushed to the disk, and renamed. `torch.load(path, weights_only=True)`
-reads it anywhere, whatever the ZeRO stage of the run was.
+A file is finished or absent: it is written beside, flushed to the disk, and renamed. It is read anywhere by
+`torch.load(path, weights_only=True)`, whatever the ZeRO stage of the run was.
 """
 
 from __future__ import annotations
@@ -157,13 +157,15 @@ def load_model(path: str | Path) -> dict:
     file = path / LATEST if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"{path}: {'holds no model.pth' if path.is_dir() else 'no such file'}. Give a run folder, <output_dir>/<domain>/<suffix>, or a .pth file in one."
+            f"{path}: {'holds no model.pth' if path.is_dir() else 'no such file'}. "
+            "Give a run folder, <output_dir>/<domain>/<suffix>, or a .pth file in one."
         )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{file}: needs code to be unpickled, so it is not loaded: a checkpoint can run anything. Save it again as tensors and plain values, or migrate the run."
+            f"{file}: needs code to be unpickled, so it is not loaded: a checkpoint can run anything. "
+            "Save it again as tensors and plain values, or migrate the run."
         ) from None
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UserError(
@@ -219,7 +221,7 @@ def _rebuilt(content: dict, run_dir: str | Path) -> PPTPolicy:
 
 
 def checkpoints(run_dir: str | Path) -> pd.DataFrame:
-    """The checkpoints of a run that exist: epoch, step, path, size_mb, loss and val_loss known when they were written."""
+    """The checkpoints of a run that exist: epoch, step, path, size_mb, and the losses known when they were written."""
     run_dir = Path(run_dir)
     rows, val_loss = [], None
     written: dict[str, dict] = {}

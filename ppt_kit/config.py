@@ -94,7 +94,7 @@ def typed(cfg: Any) -> Any:
     """The dataclass object of a configuration: plain attributes, lists and dictionaries.
 
     Args:
-        cfg: what `load_config`, `from_file` or `from_mapping` gave, a plain mapping of Config's keys, or the object itself.
+        cfg: what `load_config`, `from_file` or `from_mapping` gave, a mapping of Config's keys, or the object itself.
     """
     if dataclasses.is_dataclass(cfg):
         return cfg

@@ -1,4 +1,4 @@
-"""What one domain's observations and actions are, in sizes: it builds the policy, its blank rows, and goes into checkpoints."""
+"""What one domain's observations and actions are, in sizes: they build the policy and its blank rows."""
 
 from __future__ import annotations
 

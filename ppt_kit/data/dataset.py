@@ -163,7 +163,7 @@ class MultiTrajDataset:
         return {name: rows.inside() for name, _, rows in self._by_domain(np.asarray(indices, dtype=np.int64))}
 
     def not_finite(self, indices: Sequence[int] | np.ndarray) -> list[str]:
-        """What is no number in the data that the windows `indices` read: a line a column, with file, episode and row."""
+        """What is no number in the data that the windows read: a line a column, with file, episode and row."""
         found = []
         for name, (seen, acted) in self.window_rows(indices).items():
             store = self.domains[name].store

@@ -1,7 +1,7 @@
 """Which windows an optimizer step sees, on which rank, and the batches themselves, fetched ahead.
 
-Everything is a function of (seed, step): the order of a pass, the share of a rank, the noise of a sample. So one process
-with a batch of 2B, two with B, and a run resumed in the middle of an epoch see the same data.
+Everything is a function of (seed, step): the order of a pass, the share of a rank, the noise of a sample. So one
+process with a batch of 2B, two with B, and a run resumed in the middle of an epoch see the same data.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def epoch_indices(dataset: MultiTrajDataset, *, rank: int, world_size: int, seed
 class Loader:
     """Batches of the steps `first_step` to `last_step` for one rank, fetched ahead by threads while a step computes.
 
-    Iterating gives (step, [micro batches]); a micro batch is the contract's batch plus
-    "weight" (B,) float32 and "noise_seed" (B,) int64. One thread reads plain bytes faster than any step computes; where rows
-    have to be decoded there are up to four.
+    Iterating gives (step, [micro batches]); a micro batch is the contract's batch plus "weight" (B,) float32 and
+    "noise_seed" (B,) int64. One thread reads plain bytes faster than any step computes; where rows have to be decoded
+    there are up to four.
     """
 
     def __init__(

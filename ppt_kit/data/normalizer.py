@@ -1,7 +1,7 @@
 """Statistics that bring states and actions to a common scale, fitted on the training episodes only.
 
-Each number is normalised on its own: (value - offset) * scale. Statistics carry a fingerprint of what they were made from,
-so that they are never taken for another dataset's, another order of keys or another representation of the action.
+Each number is normalised on its own: (value - offset) * scale. Statistics carry a fingerprint of what they were made
+from, so that they are never taken for another dataset's, another order of keys or another representation of the action.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class _Column:
 def fit_normalizer(dataset: MultiTrajDataset, options: NormalizerConfig | None = None) -> dict[str, dict[str, Any]]:
     """{domain: {"state": Stats as a dict, "action": …, "fingerprint": …}} of the dataset's own split.
 
-    "limits" takes the least and greatest value to -1 and 1, "quantiles" those of 1 and 99 %, "gaussian" the mean to 0 and
-    the standard deviation to 1, "identity" nothing.
+    "limits" takes the least and greatest value to -1 and 1, "quantiles" those of 1 and 99 %, "gaussian" the mean to 0
+    and the standard deviation to 1, "identity" nothing.
 
     Args:
         options: `normalizer` of a configuration; keys are eef_pos, actions, or actions[3:7] for a part of one.
@@ -115,7 +115,8 @@ def check_same_source(stored: Mapping[str, Any], now: Mapping[str, Any], *, any_
             if old[part] != new[part] and not (part == "dataset" and any_dataset):
                 remedy = " Set normalizer.any_dataset=true if that is meant." if part == "dataset" else ""
                 raise UserError(
-                    f"normalizer of {name}: {words} differ: {old[part]} when the statistics were made, {new[part]} now.{remedy}"
+                    f"normalizer of {name}: {words} differ: {old[part]} when the statistics were made, "
+                    f"{new[part]} now.{remedy}"
                 )
 
 

@@ -13,9 +13,10 @@ from torch import nn
 class Encoder(nn.Module):
     """Readings of one modality -> what its stems get in their place.
 
-    An encoder of yours is derived from this, takes `sizes` and options of its own, and says `forward(readings)`: readings
-    are those of all domains' rows, (B, To, …), or {camera: (B, To, H, W, c)}; what it gives has the rows first too. A frozen
-    one loads its own weights when it is made: it is not trained, and a checkpoint holds its name and a hash in their place.
+    An encoder of yours is derived from this, takes `sizes` and options of its own, and says `forward(readings)`:
+    readings are those of all domains' rows, (B, To, …), or {camera: (B, To, H, W, c)}; what it gives has the rows first
+    too. A frozen one loads its own weights when it is made: it is not trained, and a checkpoint holds its name and a
+    hash in their place.
     """
 
 
@@ -50,7 +51,7 @@ class Frozen(nn.Module):
 
 
 def with_every_camera(readings: Any, sizes: Mapping[str, tuple[int, int]]) -> Any:
-    """Readings with zeros for cameras that no row of the batch has: each rank then calls an encoder on the same cameras."""
+    """Readings with zeros for cameras that no row of the batch has: each rank calls an encoder on the same cameras."""
     if not isinstance(readings, dict) or not readings:
         return readings
     some = next(iter(readings.values()))

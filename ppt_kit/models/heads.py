@@ -13,8 +13,8 @@ from ppt_kit.models.trunk import Block
 class Head(nn.Module):
     """What turns tokens into actions; one of each domain's own.
 
-    A head of yours is derived from this, takes `sizes` (ppt_kit.models.part.Sizes) and options of its own, and says `loss`
-    and `act`. Noise is made of the seeds alone (ppt_kit.randomness), so that runs, validation and rollouts repeat.
+    A head of yours is derived from this, takes `sizes` (ppt_kit.models.part.Sizes) and options of its own, and says
+    `loss` and `act`. Noise is made of the seeds alone (ppt_kit.randomness): runs, validation and rollouts repeat.
     """
 
     def loss(self, tokens: torch.Tensor, target: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""PPT: stems per modality and domain, one trunk, a head per domain (GenSim2, arXiv 2410.03645, is where the shape comes from).
+"""PPT: stems per modality and domain, one trunk, a head per domain (the shape is GenSim2's, arXiv 2410.03645).
 
 `policy(batch) -> {"loss": ()}`; `policy.act(obs, domain) -> (B, Ta, Da)` in the dataset's own units. The policy knows
 nothing of files, ranks or simulators; what it needs of the data are sizes and the normaliser's numbers.
@@ -7,7 +7,7 @@ nothing of files, ranks or simulators; what it needs of the data are sizes and t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -102,8 +102,8 @@ class PPTPolicy(nn.Module):
         """The loss of a batch as data/dataset.py states it.
 
         Each supervised action element counts once: the sum over those that are not padding, over B * Ta * Da. The
-        denominator is fixed so that the mean over ranks and micro steps is the loss of the whole batch. "weight" (B,) is
-        read when the batch has it; "noise_seed" (B,) makes all noise, the window's number where a batch has none.
+        denominator is fixed so that the mean over ranks and micro steps is the loss of the whole batch. "weight" (B,)
+        is read when the batch has it; "noise_seed" (B,) makes all noise, the window's number where a batch has none.
         """
         seeds = batch["noise_seed"] if "noise_seed" in batch else batch["index"]
         groups, obs = self._rows_by_domain(batch["domain"]), self._encoded(batch["obs"])
@@ -147,7 +147,7 @@ class PPTPolicy(nn.Module):
         return self.action_norm[key].denormalize(chunk.float())  # type: ignore[operator]
 
     def blank(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch in the place of one that is left out: nothing in it, weight 0, so that loss and gradients are zero."""
+        """A batch in the place of one that is left out: nothing in it, weight 0; loss and gradients are zero."""
         kept = {"domain", "noise_seed", "index"}
         zeros = {name: value if name in kept else _zeros(value) for name, value in batch.items()}
         return {**zeros, "weight": torch.zeros(len(batch["domain"]), device=batch["domain"].device)}
@@ -239,9 +239,8 @@ class PPTPolicy(nn.Module):
             values = obs[name].values() if isinstance(obs[name], Mapping) else [obs[name]]
             for value in values:
                 if isinstance(value, torch.Tensor) and value.shape[1] != self.horizon.observation:
-                    raise ValueError(
-                        f"obs.{name} {tuple(value.shape)}: axis 1 must be observation_horizon={self.horizon.observation}"
-                    )
+                    frames = self.horizon.observation
+                    raise ValueError(f"obs.{name} {tuple(value.shape)}: axis 1 must be observation_horizon={frames}")
 
 
 def modalities_of(options: PolicyConfig) -> list[str]:
@@ -302,6 +301,6 @@ def _first_tensor(tree: Any) -> torch.Tensor:
 
 def _without_frozen(policy: nn.Module, incompatible: Any) -> None:
     """What a checkpoint leaves out is not missing."""
-    frozen = tuple(f"encoders.{name}.inner." for name, each in policy.encoders.items() if isinstance(each, Frozen))  # type: ignore[union-attr, operator]
-    kept = [name for name in incompatible.missing_keys if not name.startswith(frozen or ("\0",))]
-    incompatible.missing_keys[:] = kept
+    frozen = [name for name, each in cast(PPTPolicy, policy).encoders.items() if isinstance(each, Frozen)]
+    gone = tuple(f"encoders.{name}.inner." for name in frozen)
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if not name.startswith(gone)]

@@ -26,7 +26,8 @@ def load_trunk(policy: PPTPolicy, weights: Mapping[str, torch.Tensor], *, freeze
         if name not in theirs or name not in mine or mine[name].shape != theirs[name].shape:
             here, there = (tuple(side[name].shape) if name in side else "absent" for side in (mine, theirs))
             raise ValueError(
-                f"trunk.{name} is {there} in the checkpoint and {here} in the policy: set policy.width, policy.depth and policy.num_heads as the checkpoint has them"
+                f"trunk.{name} is {there} in the checkpoint and {here} in the policy: "
+                "set policy.width, policy.depth and policy.num_heads as the checkpoint has them"
             )
     policy.trunk.load_state_dict(theirs)
     if freeze:

@@ -101,8 +101,8 @@ def _check_seen(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, *, seed: int)
         missing.append("camera_info()")
     if missing:
         raise UserError(
-            f"the policy of {plan.domain} sees {', '.join(missing)}, which {plan.env['simulator']} does not give; it gives "
-            f"{', '.join(reading)}. Evaluate in the simulator and with the options that the data was recorded with."
+            f"the policy of {plan.domain} sees {', '.join(missing)}, which {plan.env['simulator']} does not give; "
+            f"it gives {', '.join(reading)}. Evaluate in the simulator and with the options that the data was recorded with."
         )
 
 
