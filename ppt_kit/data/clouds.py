@@ -1,4 +1,4 @@
-"""Point clouds as a policy sees them: the channels that were asked for, and clouds made from depth where none is stored."""
+"""Point clouds as a policy sees them: the channels that were asked for; made from depth where none is stored."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class View:
         return [name for name in names if name not in self.cloud.values()] + made
 
     def observe(self, read: Read, *, kinds: Iterable[str] | None = None) -> dict[str, Any]:
-        """obs of N frames, without the sentence: state (N, Ds), pointcloud (N, P, C), rgb, depth {camera: (N, H, W, c)}.
+        """obs of N frames without sentences: state (N, Ds), pointcloud (N, P, C), rgb, depth {camera: (N, H, W, …)}.
 
         Args:
             read: stored column -> (N, ...) its frames.

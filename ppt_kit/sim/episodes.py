@@ -102,7 +102,8 @@ def _check_seen(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, *, seed: int)
     if missing:
         raise UserError(
             f"the policy of {plan.domain} sees {', '.join(missing)}, which {plan.env['simulator']} does not give; "
-            f"it gives {', '.join(reading)}. Evaluate in the simulator and with the options that the data was recorded with."
+            f"it gives {', '.join(reading)}. "
+            "Evaluate in the simulator and with the options that the data was recorded with."
         )
 
 
