@@ -63,10 +63,15 @@ def save_model(
         return latest
     numbered = run_dir / f"model_{epoch}.pth"
     write_whole(numbered, lambda path: _same_bytes(latest, path))
+    prune(run_dir, keep_last=keep_last, keep_epoch=keep_epoch)
+    return numbered
+
+
+def prune(run_dir: Path, *, keep_last: int, keep_epoch: int | None = None) -> None:
+    """Deletes the oldest model_{epoch}.pth beyond `keep_last` (0 = all stay), but never that of `keep_epoch`."""
     for old in numbered_models(run_dir)[:-keep_last] if keep_last else []:
         if old.name != f"model_{keep_epoch}.pth":
             old.unlink()
-    return numbered
 
 
 def save_resume(run_dir: Path, content: dict) -> Path:
@@ -114,7 +119,8 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self.failure: Exception | None = None  # of the last job, None when it went well
+        # of the last job, None when it went well
+        self.failure: Exception | None = None
 
     def submit(self, job: Callable[[], None]) -> None:
         """Starts the job when the one before has ended."""
@@ -242,7 +248,8 @@ def checkpoints(run_dir: str | Path) -> pd.DataFrame:
 
 
 def _save(content: dict, path: Path) -> None:
-    with open(path, "wb") as file:  # given a path torch opens it itself, and a full disk has no name in its error
+    # given a path torch opens it itself, and a full disk has no name in its error
+    with open(path, "wb") as file:
         torch.save({"format": FORMAT, **content}, file)
 
 
@@ -259,6 +266,7 @@ def _write_safetensors(content: dict, path: Path) -> None:
 
 def _same_bytes(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)  # both names are only ever replaced, never written into
+        # both names are only ever replaced, never written into
+        os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)

@@ -35,8 +35,10 @@ class BatchPlan:
     world_size: int = 1
     accumulation: int = 1
     seed: int = 0
-    mixture: tuple[tuple[int, float], ...] = ()  # (windows, weight) of each domain; empty = every window once a pass
-    origin: tuple[int, int, int] = (0, 0, 0)  # (step, pass, window in it) where a run resumed with another global batch
+    # (windows, weight) of each domain; empty = every window once a pass
+    mixture: tuple[tuple[int, float], ...] = ()
+    # (step, pass, window in it) where a run resumed with another global batch
+    origin: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def global_batch(self) -> int:

@@ -17,6 +17,7 @@ from ppt_kit.models.affine import Affine
 from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen, with_every_camera
 from ppt_kit.models.heads import HEADS, Head
 from ppt_kit.models.part import Sizes, build_part
+from ppt_kit.models.rows import first_row, first_tensor, own_cameras, seeds_of, select, zeros_like
 from ppt_kit.models.stems import STEMS, Stem
 from ppt_kit.models.trunk import Trunk
 from ppt_kit.parts import place_of
@@ -107,7 +108,7 @@ class PPTPolicy(nn.Module):
         """
         seeds = batch["noise_seed"] if "noise_seed" in batch else batch["index"]
         groups, obs = self._rows_by_domain(batch["domain"]), self._encoded(batch["obs"])
-        of_group = [_seeds(seeds, rows, size) for _, rows, size in groups]
+        of_group = [seeds_of(seeds, rows, size) for _, rows, size in groups]
         tokens = [self._tokens(obs, *group, seeds=each) for group, each in zip(groups, of_group)]
         mixed = self.trunk(torch.cat(tokens), torch.cat(of_group))
         total, start = mixed.new_zeros((), dtype=torch.float32), 0
@@ -139,9 +140,9 @@ class PPTPolicy(nn.Module):
         if name not in self.domains:
             raise ValueError(f"domain {name!r}: this policy knows {', '.join(self.domains)}")
         self._check_seen(obs)
-        key, size = module_key(name), len(_first_tensor(obs))
+        key, size = module_key(name), len(first_tensor(obs))
         if seeds is None:
-            seeds = torch.arange(size, device=_first_tensor(obs).device)
+            seeds = torch.arange(size, device=first_tensor(obs).device)
         tokens = self._tokens(self._encoded(obs), key, None, size, seeds=seeds)
         chunk = self.heads[key](self.trunk(tokens, seeds), seeds)
         return self.action_norm[key].denormalize(chunk.float())  # type: ignore[operator]
@@ -149,7 +150,7 @@ class PPTPolicy(nn.Module):
     def blank(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch in the place of one that is left out: nothing in it, weight 0; loss and gradients are zero."""
         kept = {"domain", "noise_seed", "index"}
-        zeros = {name: value if name in kept else _zeros(value) for name, value in batch.items()}
+        zeros = {name: value if name in kept else zeros_like(value) for name, value in batch.items()}
         return {**zeros, "weight": torch.zeros(len(batch["domain"]), device=batch["domain"].device)}
 
     # ---------------------------------------------------------------- parts
@@ -204,14 +205,14 @@ class PPTPolicy(nn.Module):
         spec, stems = self._spec_of[key], self.stems[key]
         if size == 0:
             blank = spec.blank(1, self.horizon, device=seeds.device)
-            seen = {name: _row(obs[name]) if name in self.encoders else blank[name] for name in self.modalities}
+            seen = {name: first_row(obs[name]) if name in self.encoders else blank[name] for name in self.modalities}
         else:
             seen = {name: select(obs[name], rows) for name in self.modalities}
         if "state" in seen and "state" not in self.encoders:
             norm = self.state_norm[key]
             seen["state"] = norm.normalize(seen["state"][..., : spec.state_dim])  # type: ignore[operator]
         tokens = [
-            stems[name](_own_cameras(seen[name], spec, name), seeds) + embedding  # type: ignore[index]
+            stems[name](own_cameras(seen[name], spec, name), seeds) + embedding  # type: ignore[index]
             for name, embedding in zip(self.modalities, self.modality_embedding)
         ]
         return torch.cat(tokens, dim=1)
@@ -257,46 +258,6 @@ def module_key(name: str) -> str:
     """A domain's name as a module's: nn.ModuleDict refuses dots and the names of its own methods."""
     key = name.replace(".", "·")
     return f"{key}·" if hasattr(nn.ModuleDict, key) else key
-
-
-def select(tree: Any, rows: torch.Tensor | None) -> Any:
-    """The rows of every tensor in a nested batch; all of them when rows is None."""
-    if rows is None:
-        return tree
-    if isinstance(tree, Mapping):
-        return {name: select(value, rows) for name, value in tree.items()}
-    return tree[rows] if isinstance(tree, torch.Tensor) else [tree[int(row)] for row in rows]
-
-
-def _seeds(seeds: torch.Tensor, rows: torch.Tensor | None, size: int) -> torch.Tensor:
-    return seeds.new_zeros(1) if size == 0 else select(seeds, rows)
-
-
-def _own_cameras(readings: Any, spec: Spec, modality: str) -> Any:
-    """Without the cameras that other domains have."""
-    return {name: readings[name] for name in spec.cameras(modality)} if isinstance(readings, Mapping) else readings
-
-
-def _row(tree: Any) -> Any:
-    """The first row of every tensor, as a batch of one."""
-    if isinstance(tree, Mapping):
-        return {name: _row(value) for name, value in tree.items()}
-    return tree[:1]
-
-
-def _zeros(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {name: _zeros(value) for name, value in tree.items()}
-    return torch.zeros_like(tree) if isinstance(tree, torch.Tensor) else tree
-
-
-def _first_tensor(tree: Any) -> torch.Tensor:
-    for value in tree.values():
-        if isinstance(value, torch.Tensor):
-            return value
-        if isinstance(value, Mapping):
-            return _first_tensor(value)
-    raise ValueError("obs holds no tensor")
 
 
 def _without_frozen(policy: nn.Module, incompatible: Any) -> None:

@@ -1,0 +1,53 @@
+"""Rows of a nested batch: those of one domain, the first, blank ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ppt_kit.spec import Spec
+
+
+def select(tree: Any, rows: torch.Tensor | None) -> Any:
+    """The rows of every tensor in a nested batch; all of them when rows is None."""
+    if rows is None:
+        return tree
+    if isinstance(tree, Mapping):
+        return {name: select(value, rows) for name, value in tree.items()}
+    return tree[rows] if isinstance(tree, torch.Tensor) else [tree[int(row)] for row in rows]
+
+
+def seeds_of(seeds: torch.Tensor, rows: torch.Tensor | None, size: int) -> torch.Tensor:
+    """(max(size, 1),) seeds of some rows; of a blank row where there are none."""
+    return seeds.new_zeros(1) if size == 0 else select(seeds, rows)
+
+
+def own_cameras(readings: Any, spec: Spec, modality: str) -> Any:
+    """Without the cameras that other domains have."""
+    return {name: readings[name] for name in spec.cameras(modality)} if isinstance(readings, Mapping) else readings
+
+
+def first_row(tree: Any) -> Any:
+    """The first row of every tensor, as a batch of one."""
+    if isinstance(tree, Mapping):
+        return {name: first_row(value) for name, value in tree.items()}
+    return tree[:1]
+
+
+def zeros_like(tree: Any) -> Any:
+    """Every tensor of a nested batch as zeros."""
+    if isinstance(tree, Mapping):
+        return {name: zeros_like(value) for name, value in tree.items()}
+    return torch.zeros_like(tree) if isinstance(tree, torch.Tensor) else tree
+
+
+def first_tensor(tree: Any) -> torch.Tensor:
+    """Any tensor of obs: it has a row for each sample, and lies where the others do."""
+    for value in tree.values():
+        if isinstance(value, torch.Tensor):
+            return value
+        if isinstance(value, Mapping):
+            return first_tensor(value)
+    raise ValueError("obs holds no tensor")
