@@ -204,13 +204,15 @@ def test_two_ranks_draw_the_noise_of_one_process(small_data, tmp_path):
     common = (
         "policy.width=16", "policy.depth=1", "policy.num_heads=2", "dataset.num_points=16", "log_interval=1",
         f"dataset_path={small_data}", f"output_dir={tmp_path}", "domains=a,wide", "train.total_iters=10", "wandb.mode=disabled",
-        "train.val_interval=0", f"policy.head.kind={NOISY}",
+        "train.val_interval=1", "dataset.val_ratio=0.3", f"policy.head.kind={NOISY}",
     )  # fmt: skip
     losses = {}
     for name, words in (("one", ["batch_size=8"]), ("two", ["batch_size=4", "train_mode=distributed", "world_size=2"])):
         done = run_script(str(ROOT / "scripts/train.py"), *common, *words, f"suffix={name}", cwd=ROOT / "tests")
         assert done.returncode == 0, done.stderr[-2000:]
-        losses[name] = ppt.read_metrics(tmp_path / "a+wide" / name, "train")["loss"].to_numpy()
+        rows = [ppt.read_metrics(tmp_path / "a+wide" / name, kind)["loss"] for kind in ("train", "val")]
+        losses[name] = np.concatenate(rows)
+    assert len(losses["one"]) > 10
     assert np.abs(losses["one"] / losses["two"] - 1).max() < 1e-5
 
 

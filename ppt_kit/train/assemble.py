@@ -22,6 +22,7 @@ from ppt_kit.engine import Engine, World, check_settings
 from ppt_kit.errors import UserError
 from ppt_kit.models.policy import PPTPolicy, build_policy, modalities_of
 from ppt_kit.models.pretrained import load_trunk
+from ppt_kit.randomness import sample_seeds
 from ppt_kit.schema import Config
 from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, fingerprint_of, provenance
 from ppt_kit.train.progress import Progress, resume
@@ -251,6 +252,8 @@ def validation_batches(run: Run) -> Iterator[tuple[dict, int]]:
     loader = Loader(dataset, plan, rank=world.rank, first_step=0, last_step=plan.steps_per_pass, pin=False)
     for step in range(plan.steps_per_pass):
         (batch,) = loader.batches(step, order)
+        # of the window alone: the loss is the same at every validation, and on any number of ranks
+        batch["noise_seed"] = torch.from_numpy(sample_seeds(plan.seed, 0, batch["index"].numpy()))
         yield to_device(batch, world.device), min(plan.global_batch, len(dataset) - step * plan.global_batch)
 
 
