@@ -70,6 +70,12 @@ def test_imports_run_one_way():
     assert not backwards
 
 
+def test_the_picture_of_the_house_names_every_room(tmp_path):
+    drawn = tmp_path / "structure.svg"
+    subprocess.run([sys.executable, str(ROOT / "scripts/draw_structure.py"), str(drawn)], check=True)
+    assert set(LAYERS) <= set(re.findall(r">(\w+)</text>", drawn.read_text()))
+
+
 def test_the_house_keeps_its_measures():
     """Files of a few screens, functions of one: a reader finds what a room is for."""
     sizes, lengths, crowded, broad = {}, {}, [], []
