@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("WANDB_MODE", "disabled")
+
+
+def pytest_configure(config):
+    """Beside another worker each process has one thread, and so have those it starts; workers inherit it from here."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def write_store(
@@ -103,3 +110,24 @@ def run_script(
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
     )
+
+
+@pytest.fixture
+def run_here(capfd, monkeypatch):
+    """`run_script` without a process of its own, which would import torch anew: 5 s for a mistake that takes none."""
+    before = set(sys.modules)
+
+    def run(script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        monkeypatch.setattr(sys, "path", [str(Path(script).parent), *filter(None, sys.path)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(script, run_name="__main__")
+        return subprocess.CompletedProcess([script, *words], ended.value.code, *capfd.readouterr())
+
+    yield run
+    # the next test's my_lab is another one
+    for name in set(sys.modules) - before:
+        if name.split(".")[0] == "my_lab":
+            del sys.modules[name]

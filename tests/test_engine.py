@@ -227,7 +227,7 @@ def test_torchrun_on_one_node(small_data, tmp_path):
     command = [
         program("torchrun"),
         "--nproc_per_node=2",
-        "--master_port=29631",
+        f"--master_port={free_port()}",
         TRAIN,
         *launch_words(small_data, tmp_path),
     ]
@@ -440,7 +440,7 @@ def test_the_first_real_traceback_is_the_last_thing_on_the_screen(small_data, tm
     if way == "own":
         command = [sys.executable, TRAIN, *words, "train_mode=distributed", "world_size=2"]
     else:
-        command = [program("torchrun"), "--nproc_per_node=2", "--master_port=29651", TRAIN, *words]
+        command = [program("torchrun"), "--nproc_per_node=2", f"--master_port={free_port()}", TRAIN, *words]
     began = time.monotonic()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(breaker.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)

@@ -1145,24 +1145,32 @@ def test_help_lists_the_keys_and_runs_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ([], "source=<a dataset>"),
-        (["source=nowhere", "target=x"], "no such dataset"),
-        (["source={made}", "target=here"], "overwrite=true"),
-        (["source={made}", "target=x", "to=hdf5"], "zarr, lerobot"),
-        (["source={made}", "target=x", "to=lerobot", "fps=0"], "at least"),
-        (["source={made}", "target=x", "filter_key=tset"], "it has train, rest"),
-    ],
-)
-def test_a_mistake_in_the_script_is_one_line(made, tmp_path, words, says):
-    (tmp_path / "here").mkdir()
-    done = run_script(SCRIPT, *(word.format(made=made.path) for word in words), cwd=tmp_path)
+MISTAKES = [
+    ([], "source=<a dataset>"),
+    (["source=nowhere", "target=x"], "no such dataset"),
+    (["source={made}", "target=here"], "overwrite=true"),
+    (["source={made}", "target=x", "to=hdf5"], "zarr, lerobot"),
+    (["source={made}", "target=x", "to=lerobot", "fps=0"], "at least"),
+    (["source={made}", "target=x", "filter_key=tset"], "it has train, rest"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES)
+def test_a_mistake_in_the_script_is_one_line(made, tmp_path, words, says, run_here):
+    assert_one_line(made, tmp_path, words, says, run_here)
+
+
+def test_a_mistake_in_a_process_of_its_own_is_no_longer(made, tmp_path):
+    assert_one_line(made, tmp_path, *MISTAKES[-1], run_script)
+
+
+def assert_one_line(made, folder, words, says, run):
+    (folder / "here").mkdir()
+    done = run(SCRIPT, *(word.format(made=made.path) for word in words), cwd=folder)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert [entry.name for entry in tmp_path.iterdir()] == ["here"]
+    assert [entry.name for entry in folder.iterdir()] == ["here"]
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):

@@ -126,30 +126,36 @@ def test_a_policy_whose_class_is_gone_says_which_and_where_it_was_looked_for(lab
     assert f"my_lab.heads:MyHead was in {lab / 'my_lab/heads.py'}" in line
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["policy.head.kind=regresion"], "Did you mean regression"),
-        (["policy.head.kind=my_lab.heads:MyHeat"], "Did you mean MyHead"),
-        (["policy.head.kind=my_lab.heads:torch"], "not derived from ppt_kit.models.heads.Head"),
-        (["policy.head.kind=my_lab.head:MyHead"], "no module my_lab.head"),
-        (["policy.head.kind=my_lab.heads:MyHead", "policy.head.options.size=2"], "has no such option; it takes scale"),
-        (["policy.head.options.loss=l3"], "takes l1, mse"),
-        (["policy.stems.state.kind=my_lab.heads:MyHead"], "not derived from ppt_kit.models.stems.Stem"),
-        (["policy.stems.state.kind=null"], "sees nothing"),
-        (["policy.state_latents=3"], "policy.stems.state.num_latents"),
-        (["dataset.format=my_lab.csv"], "no module my_lab.csv"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-def test_a_wrong_part_is_one_clear_line_and_no_file(lab, words, says, tmp_path):
-    done = run_script(
-        str(ROOT / "scripts/train.py"), "domains=reach", *SMALL, f"output_dir={tmp_path / 'out'}", *words, cwd=lab
-    )
+WRONG = [
+    (["policy.head.kind=regresion"], "Did you mean regression"),
+    (["policy.head.kind=my_lab.heads:MyHeat"], "Did you mean MyHead"),
+    (["policy.head.kind=my_lab.heads:torch"], "not derived from ppt_kit.models.heads.Head"),
+    (["policy.head.kind=my_lab.head:MyHead"], "no module my_lab.head"),
+    (["policy.head.kind=my_lab.heads:MyHead", "policy.head.options.size=2"], "has no such option; it takes scale"),
+    (["policy.head.options.loss=l3"], "takes l1, mse"),
+    (["policy.stems.state.kind=my_lab.heads:MyHead"], "not derived from ppt_kit.models.stems.Stem"),
+    (["policy.stems.state.kind=null"], "sees nothing"),
+    (["policy.state_latents=3"], "policy.stems.state.num_latents"),
+    (["dataset.format=my_lab.csv"], "no module my_lab.csv"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_a_wrong_part_is_one_clear_line_and_no_file(lab, words, says, tmp_path, run_here):
+    assert_one_clear_line(lab, words, says, tmp_path, run_here)
+
+
+def test_a_wrong_part_in_a_process_of_its_own_is_no_longer(lab, tmp_path):
+    assert_one_clear_line(lab, *WRONG[4], tmp_path, run_script)
+
+
+def assert_one_clear_line(lab, words, says, folder, run):
+    out = folder / "out"
+    done = run(str(ROOT / "scripts/train.py"), "domains=reach", *SMALL, f"output_dir={out}", *words, cwd=lab)
     assert done.returncode == 2, done.stderr[-2000:]
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
 # ------------------------------------------------------------------ noise, and encoders

@@ -19,6 +19,7 @@ from conftest import ROOT, SMALL_WORDS
 
 from ppt_kit.checkpoint import load_model, load_resume, resume_files
 from ppt_kit.errors import UserError
+from ppt_kit.jobs.ranks import free_port
 from ppt_kit.tracking import read_metrics
 from ppt_kit.train.progress import progress_of
 from ppt_kit.train.trainer import UnifiedTrainer
@@ -179,8 +180,8 @@ def test_a_killed_launcher_leaves_no_rank_behind_and_what_it_had_is_saved(small_
     )[2:]
     folder, here = tmp_path / "a+wide/run", os.path.dirname(sys.executable)
     ranks = {
-        "deepspeed": ["--num_gpus=2", "--master_port=29671"],
-        "torchrun": ["--nproc_per_node=2", "--master_port=29672"],
+        "deepspeed": ["--num_gpus=2", f"--master_port={free_port()}"],
+        "torchrun": ["--nproc_per_node=2", f"--master_port={free_port()}"],
     }[way]
     env = {**os.environ, "PATH": here + os.pathsep + os.environ["PATH"]}
     process = subprocess.Popen(
@@ -386,14 +387,14 @@ def test_fifty_kills_at_random_moments(small_data, tmp_path):
         while not finished and trials < 50:
             process = start(command)
             time.sleep(dice.uniform(3, 12))
-            victims = processes_with(name) or [process.pid]
+            victims = processes_with(str(tmp_path)) or [process.pid]
             what = dice.choice(["rank", "launcher", "all"])
             children = [pid for pid in victims if pid != process.pid] or victims
             for pid in {"rank": [dice.choice(children)], "launcher": [process.pid], "all": victims}[what]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             trials += 1
-            wait_for(lambda n=name: processes_with(n) == [], seconds=30)
+            wait_for(lambda: processes_with(str(tmp_path)) == [], seconds=30)
             process.wait()
             for path in resume_files(folder):
                 torch.load(path, weights_only=True)

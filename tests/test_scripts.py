@@ -36,9 +36,21 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("script", "words", "says"), MISTAKES, ids=[f"{s}-{' '.join(w)}" for s, w, _ in MISTAKES])
-def test_a_mistake_is_one_clear_line(script, words, says, tmp_path):
-    done = run_script(str(ROOT / "scripts" / script), *words, cwd=tmp_path)
+def test_a_mistake_is_one_clear_line(script, words, says, tmp_path, run_here):
+    assert_one_clear_line(run_here(str(ROOT / "scripts" / script), *words, cwd=tmp_path), says, tmp_path)
+
+
+# of each script the one that is found last: what its imports say on the way would be further lines
+IN_ITS_OWN_PROCESS = [MISTAKES[index] for index in (0, 6, 9, 12, 13)]
+
+
+@pytest.mark.parametrize(("script", "words", "says"), IN_ITS_OWN_PROCESS, ids=[f"{s}-{' '.join(w)}" for s, w, _ in IN_ITS_OWN_PROCESS])  # fmt: skip
+def test_a_mistake_in_a_process_of_its_own_is_no_longer(script, words, says, tmp_path):
+    assert_one_clear_line(run_script(str(ROOT / "scripts" / script), *words, cwd=tmp_path), says, tmp_path)
+
+
+def assert_one_clear_line(done, says, folder):
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())

@@ -18,6 +18,7 @@ from ppt_kit.data.dataset import load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader
 from ppt_kit.data.normalizer import fit_normalizer
 from ppt_kit.errors import UserError
+from ppt_kit.jobs.ranks import free_port
 from ppt_kit.models.policy import build_policy
 from ppt_kit.tracking import MirrorOptions, Tracker, read_metrics
 from ppt_kit.train.trainer import UnifiedTrainer
@@ -70,7 +71,10 @@ def test_two_ranks_of_the_deepspeed_launcher_equal_one_process(small_data, tmp_p
     one = train_words(small_data, tmp_path, "one", "batch_size=16", f"deepspeed=zero{stage}", "domains=a,wide")
     two = train_words(small_data, tmp_path, "two", "batch_size=8", f"deepspeed=zero{stage}", "domains=a,wide")
     launcher = os.path.join(os.path.dirname(sys.executable), "deepspeed")
-    for command in ([sys.executable, TRAIN, *one], [launcher, "--num_gpus=2", "--master_port=29611", TRAIN, *two]):
+    for command in (
+        [sys.executable, TRAIN, *one],
+        [launcher, "--num_gpus=2", f"--master_port={free_port()}", TRAIN, *two],
+    ):
         env = {**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=env)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
