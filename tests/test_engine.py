@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL_WORDS
+from conftest import ROOT, SMALL_WORDS, run_script
 
 from ppt_kit.config import load_config, typed
 from ppt_kit.engine import Engine, check_settings, join_world
@@ -182,23 +182,14 @@ def test_a_batch_of_two_b_two_ranks_and_accumulation_are_the_same_mathematics(sm
         *SMALL_WORDS, f"deepspeed=zero{stage}", "policy.dropout=0.2", "domains=a,wide", f"dataset_path={small_data}", f"output_dir={tmp_path}",
         "train.total_iters=50", "train.total_epochs=99", "train.val_interval=0", "optimizer.lr=1e-4", *AUGMENT,
     ]  # fmt: skip
-    ways = {
-        "whole": ["batch_size=8"],
-        "ranks": ["batch_size=4", "train_mode=distributed", "world_size=2"],
-        "accumulated": ["batch_size=4", "gradient_accumulation_steps=2"],
-    }
-    losses = {}
-    for name, words in ways.items():
-        done = subprocess.run(
-            [sys.executable, TRAIN, *base, f"suffix={name}", *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        losses[name] = read_metrics(tmp_path / "a+wide" / name, "train")["loss"].to_numpy()
-        assert len(losses[name]) == 50
+    here = {"whole": ["batch_size=8"], "accumulated": ["batch_size=4", "gradient_accumulation_steps=2"]}
+    for name, words in here.items():
+        assert UnifiedTrainer(load_config("quickstart", *base, f"suffix={name}", *words)).run() == 0
+    ranks = ["batch_size=4", "train_mode=distributed", "world_size=2", "suffix=ranks"]
+    done = run_script(TRAIN, *base, *ranks)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = {name: read_metrics(tmp_path / "a+wide" / name, "train")["loss"].to_numpy() for name in (*here, "ranks")}
+    assert all(len(each) == 50 for each in losses.values())
     for name in ("ranks", "accumulated"):
         assert np.abs(losses[name] / losses["whole"] - 1).max() < 1e-5, name
 

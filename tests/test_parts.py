@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -63,15 +64,22 @@ def trained(lab, *words, domain="reach"):
 RAN = "[None, None, None] True True"
 
 
+@pytest.fixture(scope="module")
+def run_of_a_head(lab, tmp_path_factory):
+    """What evaluating printed, and a copy of the run folder: the next training empties the lab's outputs."""
+    told = trained(lab, "policy.head.kind=my_lab.heads:MyHead", "policy.head.options.scale=2")
+    return told, shutil.copytree(lab / "outputs/models/reach/run", tmp_path_factory.mktemp("head") / "run")
+
+
 def test_the_recipes_are_four_and_short():
     assert sorted(RECIPES) == ["my_lab/csv_episodes.py", "my_lab/heads.py", "my_lab/sim.py", "my_lab/stems.py"]
     assert all(len(code.strip().splitlines()) <= 15 for code in RECIPES.values())
 
 
-def test_a_head_of_the_users(lab):
-    words = ("policy.head.kind=my_lab.heads:MyHead", "policy.head.options.scale=2")
-    assert trained(lab, *words) == RAN
-    metrics = ppt.read_metrics(lab / "outputs/models/reach/run", "train")
+def test_a_head_of_the_users(run_of_a_head):
+    told, run_dir = run_of_a_head
+    assert told == RAN
+    metrics = ppt.read_metrics(run_dir, "train")
     assert metrics["loss"].iloc[-1] < metrics["loss"].iloc[0]
 
 
@@ -114,10 +122,9 @@ def test_a_dataset_format_of_the_users(lab):
     assert trained(lab, "dataset.format=my_lab.csv_episodes", domain="lift") == RAN
 
 
-def test_a_policy_whose_class_is_gone_says_which_and_where_it_was_looked_for(lab, tmp_path, monkeypatch):
-    trained(lab, "policy.head.kind=my_lab.heads:MyHead")
+def test_a_policy_whose_class_is_gone_says_which_and_where_it_was_looked_for(lab, run_of_a_head, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", f"import ppt_kit as ppt; ppt.load_policy({str(lab / 'outputs/models/reach/run')!r})"],
+        [sys.executable, "-c", f"import ppt_kit as ppt; ppt.load_policy({str(run_of_a_head[1])!r})"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     line = done.stderr.strip().splitlines()[-1]
@@ -205,17 +212,20 @@ def test_validation_losses_of_a_head_that_draws_noise_repeat(small_cfg, monkeypa
     assert len(set(losses[0])) > 1
 
 
-def test_two_ranks_draw_the_noise_of_one_process(small_data, tmp_path):
+def test_two_ranks_draw_the_noise_of_one_process(small_data, tmp_path, monkeypatch):
     """The head's noise belongs to the sample: 1 x 2B and 2 x B give the same losses."""
     common = (
         "policy.width=16", "policy.depth=1", "policy.num_heads=2", "dataset.num_points=16", "log_interval=1",
         f"dataset_path={small_data}", f"output_dir={tmp_path}", "domains=a,wide", "train.total_iters=10", "wandb.mode=disabled",
         "train.val_interval=1", "dataset.val_ratio=0.3", f"policy.head.kind={NOISY}",
     )  # fmt: skip
+    monkeypatch.chdir(ROOT / "tests")
+    assert ppt.UnifiedTrainer(load_config("quickstart", *common, "batch_size=8", "suffix=one")).run() == 0
+    two = ("batch_size=4", "train_mode=distributed", "world_size=2", "suffix=two")
+    done = run_script(str(ROOT / "scripts/train.py"), *common, *two, cwd=ROOT / "tests")
+    assert done.returncode == 0, done.stderr[-2000:]
     losses = {}
-    for name, words in (("one", ["batch_size=8"]), ("two", ["batch_size=4", "train_mode=distributed", "world_size=2"])):
-        done = run_script(str(ROOT / "scripts/train.py"), *common, *words, f"suffix={name}", cwd=ROOT / "tests")
-        assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("one", "two"):
         rows = [ppt.read_metrics(tmp_path / "a+wide" / name, kind)["loss"] for kind in ("train", "val")]
         losses[name] = np.concatenate(rows)
     assert len(losses["one"]) > 10

@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, SMALL_WORDS
 
 from ppt_kit.checkpoint import load_model, load_resume, resume_files
+from ppt_kit.config import load_config
 from ppt_kit.errors import UserError
 from ppt_kit.jobs.ranks import free_port
 from ppt_kit.tracking import read_metrics
@@ -134,7 +135,8 @@ def test_a_killed_and_resumed_run_is_the_run_that_was_not_killed(small_data, tmp
 @pytest.mark.parametrize(("before", "after"), [((0, 1), (0, 2)), pytest.param((2, 2), (2, 1), marks=pytest.mark.long), pytest.param((1, 1), (3, 2), marks=pytest.mark.long), pytest.param((3, 2), (0, 1), marks=pytest.mark.long)])  # fmt: skip
 def test_another_world_size_or_stage_goes_on_with_the_same_losses(small_data, tmp_path, before, after):
     """Relative difference of the losses below 1e-5, as between one process and two that never stopped."""
-    finish(command_of(small_data, tmp_path, "straight", "log_interval=1"))
+    straight = command_of(small_data, tmp_path, "straight", "log_interval=1")
+    assert UnifiedTrainer(load_config("quickstart", *straight[2:])).run() == 0
     folder = tmp_path / "a+wide/moved"
     first = command_of(small_data, tmp_path, "moved", "log_interval=1", f"deepspeed=zero{before[0]}", ranks=before[1])
     process = start(first)

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, SMALL_WORDS, run_script
 
 import ppt_kit as ppt
-from ppt_kit.data.dataset import open_dataset
+from ppt_kit.data.formats import open_store
 from ppt_kit.errors import UserError
 from ppt_kit.sim.env import make_env
 
@@ -88,7 +88,7 @@ def test_a_simulator_of_ones_own_is_collected(beside):
     done = ppt.collect("push", simulator="my_lab.sim:MyEnv", episodes=4, seed=7, options={"wind": 0.5})
     assert done.path == beside.relative_to(beside) / "data/push.zarr"
     assert done.seeds == [7, 8, 9, 10]
-    store = open_dataset(done.path).stores["push"]
+    store = open_store(done.path)
     assert set(store.keys()) == {"obs/hand", "obs/goal", "actions"}
     assert store.attrs["env"] == {
         "simulator": "my_lab.sim:MyEnv", "task": "push", "wind": 0.5, "num_points": 8, "max_steps": 60,
@@ -106,7 +106,7 @@ def test_a_simulator_of_ones_own_is_collected(beside):
 
 def test_what_is_recorded_builds_it_again(beside):
     done = ppt.collect("push", "options.wind=0.25", simulator="my_lab.sim:MyEnv", episodes=1, max_steps=40)
-    spec = open_dataset(done.path).stores["push"].attrs["env"]
+    spec = open_store(done.path).attrs["env"]
     again = make_env(spec)
     assert again.spec() == spec
     assert (again.max_steps, spec["wind"]) == (40, 0.25)
@@ -157,7 +157,7 @@ def test_an_option_that_must_be_given_is_asked_for(beside):
 
 def test_a_policy_is_evaluated_in_it_and_a_video_of_it_is_refused(beside):
     """Without render, camera_info and close; in this process and in others."""
-    from ppt_kit.trainer import UnifiedTrainer
+    from ppt_kit.train.trainer import UnifiedTrainer
 
     ppt.collect("push", simulator="my_lab.sim:Seeing", episodes=4, num_points=16)
     words = ("dataset_path=data", "domains=push", "suffix=run", "train.total_iters=2", "dataset.state_keys=[hand,goal]")

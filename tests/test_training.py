@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL_WORDS
+from conftest import ROOT, SMALL_WORDS, run_script
 
 from ppt_kit.checkpoint import checkpoints, load_model, load_policy, numbered_models, save_model
-from ppt_kit.config import typed
+from ppt_kit.config import load_config, typed
 from ppt_kit.data.dataset import load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader
 from ppt_kit.data.normalizer import fit_normalizer
@@ -70,14 +70,11 @@ def test_two_ranks_of_the_deepspeed_launcher_equal_one_process(small_data, tmp_p
     """The ancestor called past DDP: gradients were never averaged. Same global batch, same 20 losses."""
     one = train_words(small_data, tmp_path, "one", "batch_size=16", f"deepspeed=zero{stage}", "domains=a,wide")
     two = train_words(small_data, tmp_path, "two", "batch_size=8", f"deepspeed=zero{stage}", "domains=a,wide")
+    assert UnifiedTrainer(load_config("quickstart", *one)).run() == 0
     launcher = os.path.join(os.path.dirname(sys.executable), "deepspeed")
-    for command in (
-        [sys.executable, TRAIN, *one],
-        [launcher, "--num_gpus=2", f"--master_port={free_port()}", TRAIN, *two],
-    ):
-        env = {**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=env)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    env = {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
+    done = run_script(launcher, "--num_gpus=2", f"--master_port={free_port()}", TRAIN, *two, env=env)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     a, b = (losses_of(tmp_path / "models/a+wide" / name) for name in ("one", "two"))
     assert len(a) == 20
     assert np.abs(a / b - 1).max() < 1e-5
