@@ -698,9 +698,10 @@ def test_ten_thousand_episodes_open_quickly(tmp_path):
         "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
     }  # fmt: skip
     (path / "meta/info.json").write_text(json.dumps(info))
-    start = time.perf_counter()
+    # of this process alone: another test may run beside it
+    start = time.process_time()
     store = open_store(path, cache_gb=0)
-    assert time.perf_counter() - start < 8  # 0.6 s on a quiet machine
+    assert time.process_time() - start < 4  # 0.6 s
     assert len(store.episode_ends) == count
 
 
