@@ -13,7 +13,7 @@ import re
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -204,16 +204,26 @@ def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torc
         raise UserError(
             f"{run_dir}: the weights do not fit the configuration beside them: {str(error).splitlines()[-1].strip()}"
         ) from None
-    for name, before in content.get("encoders", {}).items():
-        now = policy.encoder_fingerprints.get(name)
-        if now != before:
-            raise UserError(
-                f"{run_dir}: the frozen encoder of {name} had the weights {before} in training and has {now} now. "
-                f"Give policy.encoders.{name} the weights it was trained with."
-            )
+    check_encoders(content.get("encoders", {}), policy.encoder_fingerprints, run_dir)
     policy.card = {name: value for name, value in content.items() if name not in ("policy", "ema")}
     policy.card["path"] = str(run_dir)
     return policy.to(device).eval()
+
+
+def check_encoders(before: Mapping[str, str], now: Mapping[str, str], run_dir: str | Path) -> None:
+    """Refuses frozen encoders, whose weights no file of a run holds, with other weights than in training.
+
+    Args:
+        before, now: modality -> fingerprint.
+    Raises:
+        UserError: names the first that differs.
+    """
+    for name, weights in before.items():
+        if now.get(name) != weights:
+            raise UserError(
+                f"{run_dir}: the frozen encoder of {name} had the weights {weights} in training and has "
+                f"{now.get(name)} now. Give policy.encoders.{name} the weights it was trained with."
+            )
 
 
 def _rebuilt(content: dict, run_dir: str | Path) -> PPTPolicy:

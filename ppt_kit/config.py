@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
 from ppt_kit.keys import default_of, leaves_of, show, type_name
-from ppt_kit.schema import RENAMED, Config
+from ppt_kit.schema import DEFAULT_OPTIONS, RENAMED, Config
 from ppt_kit.words import parse_words, set_word, unknown
 
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"
@@ -86,7 +86,10 @@ def renamed(values: Any) -> Any:
         if OmegaConf.is_dict(within) and name in within:
             values = OmegaConf.create(OmegaConf.to_container(values))
             within = OmegaConf.select(values, group)
-            OmegaConf.update(values, new, within.pop(name), force_add=True)
+            value = within.pop(name)
+            # an option of a part that has its default is not written: {} then and now is the same configuration
+            if value != DEFAULT_OPTIONS.get(new):
+                OmegaConf.update(values, new, value, force_add=True)
     return values
 
 

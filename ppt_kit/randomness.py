@@ -71,10 +71,13 @@ def _open_interval(bits: torch.Tensor) -> torch.Tensor:
     return (((bits >> 9) & 0x7FFFFF).float() + 0.5).div_(1 << 23)
 
 
-@torch.compiler.assume_constant_result
 def _stream_key(stream: str) -> int:
     """Of a use's name, in the range of int32."""
     return zlib.crc32(stream.encode()) - (1 << 31)
+
+
+# what torch.compiler.assume_constant_result does; the decorator itself imports the compiler, 2 s in every process
+_stream_key._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _row_keys(seeds: torch.Tensor, stream: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -144,6 +144,8 @@ RENAMED = {
     "policy.cloud_latents": "policy.stems.pointcloud.num_latents",
     "policy.loss": "policy.head.options.loss",
 }
+# what options of parts were by default while they were keys
+DEFAULT_OPTIONS = {"policy.head.options.loss": "l1"}
 
 
 @dataclass

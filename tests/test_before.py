@@ -50,3 +50,18 @@ def test_it_goes_on_as_if_it_had_not_stopped(before):
     assert np.abs(losses / EXPECTED["losses"] - 1).max() < 1e-5
     again = ppt.load_policy(run.run_dir)
     assert again.card["step"] == 12
+
+
+def test_it_goes_on_with_the_words_that_started_it(before):
+    """Keys that have other names now, and defaults, are the same configuration."""
+    stored = from_file(before / "config.yaml")
+    words = (
+        "policy.width=8", "policy.depth=1", "policy.num_heads=2", "policy.dropout=0.1", "dataset.num_points=16",
+        "dataset.val_ratio=0", "batch_size=16", "log_interval=1", "optimizer.warmup_steps=2", "wandb.mode=disabled",
+        "dataset_path=data", "domains=press.001", "output_dir=models", "train.total_iters=12", "train.total_epochs=99",
+        "save_interval=99", "suffix=run", "train.resume=auto",
+    )  # fmt: skip
+    cfg = ppt.load_config("quickstart", *words)
+    assert cfg.policy == stored.policy
+    assert ppt.UnifiedTrainer(cfg).run() == 0
+    assert ppt.load_policy(before).card["step"] == 12

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, run_script
 
 import ppt_kit as ppt
-from ppt_kit.config import load_config
+from ppt_kit.config import load_config, typed
 from ppt_kit.errors import UserError
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.randomness import sample_seeds
@@ -188,17 +188,45 @@ class NoisyHead(ppt.Head):
 class Doubled(ppt.Encoder):
     """Looks at a cloud before the stems do."""
 
-    def __init__(self, sizes, factor=2.0):
+    factor = 2.0
+
+    def __init__(self, sizes, factor=None):
         super().__init__()
         self.linear = torch.nn.Linear(sizes.spec.channels, sizes.spec.channels, bias=False)
         torch.nn.init.eye_(self.linear.weight)
-        self.linear.weight.data *= factor
+        self.linear.weight.data *= factor or self.factor
 
     def forward(self, readings):
-        return self.linear(readings)
+        return self.linear(readings.to(self.linear.weight.dtype))
 
 
-NOISY, DOUBLED = "test_parts:NoisyHead", "test_parts:Doubled"
+class Halved(Doubled):
+    """By a factor that bfloat16 does not hold."""
+
+    factor = 0.51234567
+
+
+class EachCamera(ppt.Stem):
+    """One token a camera, so domains with other cameras have other numbers of tokens."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.cameras, self.embed = list(sizes.spec.rgb), torch.nn.Linear(3, sizes.width)
+
+    def forward(self, readings, seeds):
+        assert list(readings) == self.cameras
+        means = [image.float().mean((1, 2, 3)) / 255 for image in readings.values()]
+        return self.embed(torch.stack(means, 1))
+
+
+class OneNumber(NoisyHead):
+    """Says its loss in the wrong shape."""
+
+    def loss(self, tokens, target, seeds):
+        return super().loss(tokens, target, seeds).mean(-1)
+
+
+NOISY, DOUBLED, HALVED = "test_parts:NoisyHead", "test_parts:Doubled", "test_parts:Halved"
 
 
 def test_validation_losses_of_a_head_that_draws_noise_repeat(small_cfg, monkeypatch):
@@ -240,8 +268,6 @@ def small_policy(**options):
     }
     words = [f"{name}={value}" for name, value in options.items()]
     cfg = load_config("", "policy.width=16", "policy.depth=1", "policy.num_heads=2", *words)
-    from ppt_kit.config import typed
-
     return PPTPolicy(specs, typed(cfg).policy)
 
 
@@ -286,6 +312,18 @@ def test_an_encoder_runs_once_a_batch_for_all_domains(monkeypatch, frozen):
     assert bool(moved) is (frozen == "false")
 
 
+@pytest.mark.parametrize("more", [("deepspeed=zero3",), ("deepspeed=zero1", "precision=bf16")], ids=" ".join)
+def test_a_frozen_encoder_is_told_by_the_weights_it_was_loaded_with(small_cfg, monkeypatch, more):
+    """Shards and casts come later."""
+    monkeypatch.chdir(ROOT / "tests")
+    run = ppt.UnifiedTrainer(small_cfg(f"policy.encoders.pointcloud.kind={HALVED}", *more, "train.total_iters=2"))
+    assert run.run() == 0
+    assert (
+        ppt.load_policy(run.run_dir).card["encoders"]
+        == small_policy(**{"policy.encoders.pointcloud.kind": HALVED}).encoder_fingerprints
+    )
+
+
 def test_a_frozen_encoder_is_named_in_checkpoints_and_not_stored(small_cfg, monkeypatch):
     monkeypatch.chdir(ROOT / "tests")
     word = f"policy.encoders.pointcloud.kind={DOUBLED}"
@@ -307,8 +345,65 @@ def test_a_frozen_encoder_is_named_in_checkpoints_and_not_stored(small_cfg, monk
     assert torch.equal(policy.encoders["pointcloud"].inner.linear.weight, 2 * torch.eye(3))
     longer = ppt.UnifiedTrainer(small_cfg(word, "train.resume=auto", "train.total_epochs=3", "deepspeed=zero2"))
     assert longer.run() == 0
+    other = ppt.UnifiedTrainer(
+        small_cfg(
+            word,
+            "train.resume=auto",
+            "train.total_epochs=4",
+            "deepspeed=zero2",
+            "policy.encoders.pointcloud.options={}",
+        )
+    )
+    monkeypatch.setattr(Doubled, "factor", 4.0)
+    with pytest.raises(UserError, match="the frozen encoder of pointcloud had the weights"):
+        other.run()
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT / "tests")
     content["config"]["policy"]["encoders"]["pointcloud"]["options"] = {"factor": 3.0}
     torch.save(content, run.run_dir / "model.pth")
     with pytest.raises(UserError, match="the frozen encoder of pointcloud had the weights"):
         ppt.load_policy(run.run_dir)
     assert PolicyConfig().encoders.pointcloud.kind is None
+
+
+def test_domains_with_other_numbers_of_cameras_train_together(monkeypatch):
+    monkeypatch.chdir(ROOT / "tests")
+    sizes = {"left": (4, 6), "top": (4, 6), "wrist": (4, 6)}
+    specs = {
+        "two": Spec(state={"x": 2}, action={"actions": 2}, rgb={name: sizes[name] for name in ("left", "top")}),
+        "one": Spec(state={"x": 2}, action={"actions": 2}, rgb={"wrist": sizes["wrist"]}),
+    }
+    words = ("policy.stems.pointcloud.kind=null", "policy.stems.rgb.kind=test_parts:EachCamera")
+    cfg = typed(load_config("", "policy.width=16", "policy.depth=1", "policy.num_heads=2", *words))
+    torch.manual_seed(0)
+    policy = PPTPolicy(specs, cfg.policy)
+
+    def batch(domains, cameras):
+        g, size = torch.Generator().manual_seed(0), len(domains)
+        rgb = {name: torch.randint(0, 256, (size, 2, 4, 6, 3), generator=g, dtype=torch.uint8) for name in cameras}
+        return {
+            "obs": {"state": torch.randn(size, 2, 2, generator=g), "rgb": rgb}, "action": torch.zeros(size, 8, 2),
+            "action_is_pad": torch.zeros(size, 8, dtype=torch.bool), "domain": torch.tensor(domains), "index": torch.arange(size),
+        }  # fmt: skip
+
+    policy(batch([0, 1, 0], sizes))["loss"].backward()
+    assert all(p.grad is not None for p in policy.parameters())
+    assert torch.isfinite(policy(batch([1, 1], ["wrist"]))["loss"])
+    obs = batch([1], ["wrist"])["obs"]
+    assert policy.act(obs, "one").shape == (1, 8, 2)
+    with pytest.raises(ValueError, match=r"obs.rgb has no camera left: this policy sees left, top"):
+        policy.act(obs, "two")
+
+
+def test_a_loss_of_the_wrong_shape_is_refused(monkeypatch):
+    """Eight windows of eight actions: it would fit the mask of the wrong axis."""
+    monkeypatch.chdir(ROOT / "tests")
+    policy = small_policy(**{"policy.head.kind": "test_parts:OneNumber"})
+    with pytest.raises(ValueError, match=r"the loss of OneNumber is \(8,\); .* \(B, Ta\) = \(8, 8\)"):
+        policy(batch_of([0] * 8))
+
+
+def test_a_stem_of_the_recipe_trains_in_bfloat16(lab):
+    words = ("policy.stems.state.kind=my_lab.stems:MyStem", "precision=bf16", "deepspeed=zero1", "suffix=half")
+    done = run_script(str(ROOT / "scripts/train.py"), "domains=reach", *SMALL, *words, cwd=lab)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -12,8 +12,9 @@ from ppt_kit.schema import DatasetConfig
 from ppt_kit.spec import MODALITIES
 
 WHERE_FROM = {
-    "pointcloud": "The PPT policy sees clouds: they are stored as obs/pointcloud/pos (N, P, 3) in metres, or made from "
-    "obs/depths/<camera> where that camera's intrinsics and extrinsics are stored.",
+    "pointcloud": "The policy sees clouds: they are stored as obs/pointcloud/pos (N, P, 3) in metres, or made from "
+    "obs/depths/<camera> where that camera's intrinsics and extrinsics are stored. "
+    "A policy does without them by policy.stems.pointcloud.kind=null.",
     "state": "Type dataset.state_keys=null for every observation that is numbers.",
 }
 # of clouds that are made from depth, when no number is asked for

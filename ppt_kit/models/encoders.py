@@ -24,11 +24,17 @@ ENCODERS: dict[str, type[Encoder]] = {}
 
 
 class Frozen(nn.Module):
-    """An encoder that stays as it is: no gradient, no moments, no average, not in a state dict."""
+    """An encoder that stays as it is: no gradient, no moments, no average, not in a state dict.
+
+    Attributes:
+        fingerprint: twelve hex digits of its weights.
+    """
 
     def __init__(self, inner: Encoder):
         super().__init__()
         self.inner = inner.requires_grad_(False).eval()
+        # of the weights as they were loaded: a cast and ZeRO-3's shards come later
+        self.fingerprint = _fingerprint_of(inner)
         self.register_state_dict_post_hook(_leave_out)
 
     def train(self, mode: bool = True) -> Frozen:
@@ -41,23 +47,23 @@ class Frozen(nn.Module):
     def forward(self, readings: Any) -> Any:
         return self.inner(readings)
 
-    def fingerprint(self) -> str:
-        """Twelve hex digits of its weights."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.inner.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} ".encode())
-            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
-
 
 def with_every_camera(readings: Any, sizes: Mapping[str, tuple[int, int]]) -> Any:
     """Readings with zeros for cameras that no row of the batch has: each rank calls an encoder on the same cameras."""
     if not isinstance(readings, dict) or not readings:
         return readings
     some = next(iter(readings.values()))
-    missing = {name: size for name, size in sizes.items() if name not in readings}
-    zeros = {name: some.new_zeros(*some.shape[:2], *size, some.shape[-1]) for name, size in missing.items()}
-    return {**readings, **zeros}
+    blank = lambda size: some.new_zeros(*some.shape[:2], *size, some.shape[-1])
+    # in one order: ranks that gather weights camera by camera must do so alike
+    return {name: readings[name] if name in readings else blank(size) for name, size in sizes.items()}
+
+
+def _fingerprint_of(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _leave_out(module: nn.Module, state: dict, prefix: str, _: Any) -> None:

@@ -17,7 +17,7 @@ from ppt_kit.models.affine import Affine
 from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen, with_every_camera
 from ppt_kit.models.heads import HEADS, Head
 from ppt_kit.models.part import Sizes, build_part
-from ppt_kit.models.rows import first_row, first_tensor, own_cameras, seeds_of, select, zeros_like
+from ppt_kit.models.rows import first_row, num_rows, own_cameras, seeds_of, select, zeros_like
 from ppt_kit.models.stems import STEMS, Stem
 from ppt_kit.models.trunk import Trunk
 from ppt_kit.parts import place_of
@@ -68,7 +68,7 @@ class PPTPolicy(nn.Module):
     @property
     def encoder_fingerprints(self) -> dict[str, str]:
         """Modality -> what its frozen encoder's weights are told by, which checkpoints leave out."""
-        return {name: each.fingerprint() for name, each in self.encoders.items() if isinstance(each, Frozen)}
+        return {name: each.fingerprint for name, each in self.encoders.items() if isinstance(each, Frozen)}
 
     @property
     def foreign_parts(self) -> dict[str, str]:
@@ -110,12 +110,15 @@ class PPTPolicy(nn.Module):
         groups, obs = self._rows_by_domain(batch["domain"]), self._encoded(batch["obs"])
         of_group = [seeds_of(seeds, rows, size) for _, rows, size in groups]
         tokens = [self._tokens(obs, *group, seeds=each) for group, each in zip(groups, of_group)]
-        mixed = self.trunk(torch.cat(tokens), torch.cat(of_group))
-        total, start = mixed.new_zeros((), dtype=torch.float32), 0
-        for (key, rows, size), each in zip(groups, of_group):
-            part = mixed[start : start + len(each)]
-            start += len(each)
+        mixed = self._mixed(tokens, of_group)
+        total = mixed[0].new_zeros((), dtype=torch.float32)
+        for (key, rows, size), part, each in zip(groups, mixed, of_group):
             error = self.heads[key](part, each, self._target(key, batch["action"], rows, size)).float()
+            if error.shape != (len(each), batch["action"].shape[1]):
+                raise ValueError(
+                    f"the loss of {type(self.heads[key]).__name__} is {tuple(error.shape)}; it must be one number an "
+                    f"action, (B, Ta) = {(len(each), batch['action'].shape[1])}"
+                )
             if size == 0:
                 # a head that one rank skips breaks ZeRO 1-3: every rank calls every head, in one order
                 total = total + 0.0 * error.sum()
@@ -139,10 +142,10 @@ class PPTPolicy(nn.Module):
         name = self.domains[domain] if isinstance(domain, int) else domain
         if name not in self.domains:
             raise ValueError(f"domain {name!r}: this policy knows {', '.join(self.domains)}")
-        self._check_seen(obs)
-        key, size = module_key(name), len(first_tensor(obs))
+        self._check_seen(obs, self.specs[name])
+        key, size = module_key(name), num_rows(obs)
         if seeds is None:
-            seeds = torch.arange(size, device=first_tensor(obs).device)
+            seeds = torch.arange(size, device=self.modality_embedding.device)
         tokens = self._tokens(self._encoded(obs), key, None, size, seeds=seeds)
         chunk = self.heads[key](self.trunk(tokens, seeds), seeds)
         return self.action_norm[key].denormalize(chunk.float())  # type: ignore[operator]
@@ -210,12 +213,19 @@ class PPTPolicy(nn.Module):
             seen = {name: select(obs[name], rows) for name in self.modalities}
         if "state" in seen and "state" not in self.encoders:
             norm = self.state_norm[key]
-            seen["state"] = norm.normalize(seen["state"][..., : spec.state_dim])  # type: ignore[operator]
+            state = norm.normalize(seen["state"][..., : spec.state_dim])  # type: ignore[operator]
+            seen["state"] = state.to(self.modality_embedding.dtype)
         tokens = [
             stems[name](own_cameras(seen[name], spec, name), seeds) + embedding  # type: ignore[index]
             for name, embedding in zip(self.modalities, self.modality_embedding)
         ]
         return torch.cat(tokens, dim=1)
+
+    def _mixed(self, tokens: list[torch.Tensor], seeds: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Each domain's tokens after the trunk: all at once, or in turn where the domains' numbers of tokens differ."""
+        if len({each.shape[1] for each in tokens}) > 1:
+            return [self.trunk(each, of_them) for each, of_them in zip(tokens, seeds)]
+        return list(self.trunk(torch.cat(tokens), torch.cat(seeds)).split([len(each) for each in seeds]))
 
     def _target(self, key: str, action: torch.Tensor, rows: torch.Tensor | None, size: int) -> torch.Tensor:
         width = self._spec_of[key].action_dim
@@ -233,10 +243,14 @@ class PPTPolicy(nn.Module):
             groups.append((module_key(name), rows, len(rows)))
         return groups
 
-    def _check_seen(self, obs: Mapping[str, Any]) -> None:
+    def _check_seen(self, obs: Mapping[str, Any], spec: Spec) -> None:
         for name in self.modalities:
             if name not in obs:
                 raise ValueError(f"obs has no {name}: this policy sees {', '.join(self.modalities)}")
+            missing = [camera for camera in spec.cameras(name) if camera not in obs[name]]
+            if missing:
+                seen = ", ".join(spec.cameras(name))
+                raise ValueError(f"obs.{name} has no camera {missing[0]}: this policy sees {seen}")
             values = obs[name].values() if isinstance(obs[name], Mapping) else [obs[name]]
             for value in values:
                 if isinstance(value, torch.Tensor) and value.shape[1] != self.horizon.observation:
@@ -257,7 +271,7 @@ def build_policy(cfg: Config, specs: Mapping[str, Spec]) -> PPTPolicy:
 def module_key(name: str) -> str:
     """A domain's name as a module's: nn.ModuleDict refuses dots and the names of its own methods."""
     key = name.replace(".", "·")
-    return f"{key}·" if hasattr(nn.ModuleDict, key) else key
+    return f"{key}·" if hasattr(nn.ModuleDict(), key) else key
 
 
 def _without_frozen(policy: nn.Module, incompatible: Any) -> None:

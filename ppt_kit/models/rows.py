@@ -26,7 +26,8 @@ def seeds_of(seeds: torch.Tensor, rows: torch.Tensor | None, size: int) -> torch
 
 def own_cameras(readings: Any, spec: Spec, modality: str) -> Any:
     """Without the cameras that other domains have."""
-    return {name: readings[name] for name in spec.cameras(modality)} if isinstance(readings, Mapping) else readings
+    own = spec.cameras(modality)
+    return {name: readings[name] for name in own} if own and isinstance(readings, Mapping) else readings
 
 
 def first_row(tree: Any) -> Any:
@@ -43,11 +44,7 @@ def zeros_like(tree: Any) -> Any:
     return torch.zeros_like(tree) if isinstance(tree, torch.Tensor) else tree
 
 
-def first_tensor(tree: Any) -> torch.Tensor:
-    """Any tensor of obs: it has a row for each sample, and lies where the others do."""
-    for value in tree.values():
-        if isinstance(value, torch.Tensor):
-            return value
-        if isinstance(value, Mapping):
-            return first_tensor(value)
-    raise ValueError("obs holds no tensor")
+def num_rows(tree: Any) -> int:
+    """Samples in obs: rows of its tensors, or sentences."""
+    value = next(iter(tree.values()))
+    return num_rows(value) if isinstance(value, Mapping) else len(value)

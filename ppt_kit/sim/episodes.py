@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
@@ -99,12 +101,25 @@ def _check_seen(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, *, seed: int)
     missing = [column for column in view.needs() if column not in reading]
     if view.made_from is not None and not hasattr(env, "camera_info"):
         missing.append("camera_info()")
+    if view.language and not hasattr(env, "description"):
+        missing.append("description")
     if missing:
         raise UserError(
             f"the policy of {plan.domain} sees {', '.join(missing)}, which {plan.env['simulator']} does not give; "
             f"it gives {', '.join(reading)}. "
             "Evaluate in the simulator and with the options that the data was recorded with."
         )
+    _check_widths(view, reading, plan)
+
+
+def _check_widths(view: View, reading: Mapping[str, Any], plan: EpisodePlan) -> None:
+    for column, width in view.state.items():
+        given = int(np.size(reading[column]))
+        if given != width:
+            raise UserError(
+                f"the policy of {plan.domain} sees {width} numbers of {column}, {plan.env['simulator']} gives {given}. "
+                "Evaluate in the simulator and with the options that the data was recorded with."
+            )
 
 
 def _run_in_processes(policy: PPTPolicy, plan: EpisodePlan, seeds: Sequence[int], *, n_procs: int) -> Iterator[dict]:

@@ -128,7 +128,9 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
     config = cast(dict, OmegaConf.to_container(sources.given, resolve=True))
     policy = new_policy(sources, fitted)
     engine = Engine(policy, cfg, world)
-    left = resume(engine, run_dir, config=config, stats=fitted) if cfg.train.resume != "never" else None
+    left = None
+    if cfg.train.resume != "never":
+        left = resume(engine, run_dir, config=config, stats=fitted, encoders=policy.encoder_fingerprints)
     before, stats = left or (None, fitted)
     plan = batch_plan(sources, world, origin=(engine.step, *before.position) if before else (0, 0, 0))
     schedule = schedule_from(cfg, plan, step=engine.step, before=before)

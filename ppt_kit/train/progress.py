@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from omegaconf import OmegaConf
 
-from ppt_kit.checkpoint import load_resume
+from ppt_kit.checkpoint import check_encoders, load_resume
 from ppt_kit.config import from_mapping
 from ppt_kit.data.normalizer import check_same_source
 from ppt_kit.engine import Engine, from_first
@@ -74,6 +74,7 @@ def resume_content(engine_state: dict, progress: Progress, card: dict) -> dict:
         "progress": progress.state(),
         "config": card["config"],
         "normalizer": card["normalizer"],
+        "encoders": card["encoders"],
         "generators": {"torch": torch.get_rng_state()},
     }
 
@@ -83,18 +84,23 @@ def progress_of(content: Mapping[str, Any]) -> Progress:
     return Progress.from_state(content.get("progress", content))
 
 
-def resume(engine: Engine, run_dir: Path, *, config: dict, stats: dict) -> tuple[Progress, dict] | None:
+def resume(
+    engine: Engine, run_dir: Path, *, config: dict, stats: dict, encoders: Mapping[str, str]
+) -> tuple[Progress, dict] | None:
     """Takes the newest state of a run into the engine; every rank must call it.
 
     Args:
         config: this run's, as plain values.
         stats: of the data at hand, from `fit_normalizer`.
+        encoders: modality -> fingerprint of its frozen encoder, whose weights no file holds.
     Returns:
         How far the run is and the statistics it began with; None when it has saved nothing yet.
     Raises:
         UserError: the state is damaged, or of another configuration or dataset. On every rank.
     """
-    saved, problem = _newest(run_dir, config=config, stats=stats) if engine.world.is_first else (None, None)
+    saved, problem = (
+        _newest(run_dir, config=config, stats=stats, encoders=encoders) if engine.world.is_first else (None, None)
+    )
     problem = from_first(problem)
     if problem:
         raise UserError(problem)
@@ -112,7 +118,7 @@ def resume(engine: Engine, run_dir: Path, *, config: dict, stats: dict) -> tuple
     return progress, began_with
 
 
-def _newest(run_dir: Path, *, config: dict, stats: dict) -> tuple[dict | None, str | None]:
+def _newest(run_dir: Path, *, config: dict, stats: dict, encoders: Mapping[str, str]) -> tuple[dict | None, str | None]:
     """(the newest state if there is one, why it cannot be gone on from)."""
     try:
         saved = load_resume(run_dir)
@@ -121,6 +127,7 @@ def _newest(run_dir: Path, *, config: dict, stats: dict) -> tuple[dict | None, s
             stored = OmegaConf.to_container(from_mapping(saved["config"]), resolve=True)
             _check_same(config, cast(dict, stored), run_dir)
             check_same_source(saved["normalizer"], stats, any_dataset=config["normalizer"]["any_dataset"])
+            check_encoders(saved.get("encoders", {}), encoders, run_dir)
     except UserError as error:
         return None, str(error)
     return saved, None
