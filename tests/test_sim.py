@@ -308,3 +308,41 @@ def test_the_table_counts_over_several_evaluations():
     assert table["rate"].tolist() == [pytest.approx(2 / 3), 0]
     assert table["errors"].tolist() == [1, 0]
     assert math.isnan(success_table(pd.DataFrame(rows[3:4])).iloc[0]["rate"])
+
+
+class Elsewhere:
+    """Another simulator than the data's: told what it gives."""
+
+    max_steps = 3
+    gives: dict = {}
+
+    def __init__(self, task):
+        self.task = task
+
+    def reset(self, seed):
+        return {name: np.zeros(shape, np.float32) for name, shape in self.gives.items()}
+
+    def step(self, action):
+        return self.reset(0), 0.0, False
+
+
+@pytest.mark.parametrize(
+    ("gives", "says"),
+    [
+        (
+            {"obs/eef_pos": 3},
+            "sees obs/normalized_gripper_pos, obs/pointcloud/pos, which test_sim:Elsewhere does not give",
+        ),
+        (
+            {"obs/eef_pos": 5, "obs/normalized_gripper_pos": 1, "obs/pointcloud/pos": (64, 3)},
+            "sees 3 numbers of obs/eef_pos, test_sim:Elsewhere gives 5",
+        ),
+    ],
+)
+def test_a_simulator_that_does_not_show_what_the_policy_sees_is_refused_before_it_runs(
+    trained, monkeypatch, gives, says
+):
+    monkeypatch.setitem(trained.card["sources"][TASK], "env", {"simulator": "test_sim:Elsewhere", "task": "x"})
+    monkeypatch.setattr(Elsewhere, "gives", gives)
+    with pytest.raises(UserError, match=says):
+        evaluate(trained, episodes=1)
