@@ -13,7 +13,7 @@ def write_loader_store(folder: Path, *, kind: str, episodes: int, length: int) -
 
     ours.zarr as we write them, chunked.zarr as the ancestor did (a compressed chunk a frame), bare/ a file a key.
     """
-    from ppt_kit.data.writer import ZarrWriter
+    from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 
     rng = np.random.default_rng(0)
     with ZarrWriter(folder / "ours.zarr") as writer:
@@ -24,7 +24,7 @@ def write_loader_store(folder: Path, *, kind: str, episodes: int, length: int) -
 
 def write_big_store(folder: Path, gigabytes: float) -> None:
     """big.zarr: episodes that share their cloud and pictures."""
-    from ppt_kit.data.writer import ZarrWriter
+    from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 
     steps, rng = 200, np.random.default_rng(0)
     clouds = rng.random((steps, 1024, 3), dtype=np.float32)
