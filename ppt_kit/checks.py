@@ -13,6 +13,15 @@ from ppt_kit.keys import leaves_of, show
 from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, Config
 from ppt_kit.spec import MODALITIES
 
+# what a path, a shell or another system reads as more than a letter
+NO_NAME = '/\\:*?"<>|~$'
+# of names: room for what is written behind them, as _press_100000.mp4.writing-12345
+LONGEST = 150
+# how files of ours, and datasets, end
+ENDINGS = (
+    ".zarr.zip", ".zarr", ".zip", ".hdf5", ".h5", ".pth", ".pt", ".jsonl", ".json", ".yaml", ".txt", ".log", ".mp4",
+)  # fmt: skip
+
 
 def domain_names(domains: Any) -> list[str]:
     """Names in `domains`, whether it is "a,b", a list, or a mapping of name to weight.
@@ -31,6 +40,27 @@ def domain_names(domains: Any) -> list[str]:
     if len(set(names)) < len(names):
         raise UserError(f"domains={domains!r} names a dataset twice. Name each once.")
     return names
+
+
+def check_name(name: str, *, key: str) -> None:
+    """Refuses what cannot be the name of one file or folder of ours.
+
+    Args:
+        key: what the user sets it with.
+    Raises:
+        UserError: it is a path, has an ending that a file of ours has, or is more than a plain name.
+    """
+    said = f"{key}={name[:60] + '…' if len(name) > 60 else name!r}"
+    if not name or name != name.strip() or name[0] in ".-":
+        raise UserError(f"{said}: must be a plain name that starts with a letter or a digit, e.g. {key}=exp1.")
+    strange = next((letter for letter in name if not letter.isprintable() or letter in NO_NAME), None)
+    if strange is not None:
+        raise UserError(f"{said}: must be one plain name, without {strange!r}, e.g. {key}=exp1.")
+    if len(name.encode()) > LONGEST:
+        raise UserError(f"{said}: has {len(name)} characters; a name has at most {LONGEST}.")
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
+    if ending is not None:
+        raise UserError(f"{said}: is a name, not a file. Type {key}={name[: -len(ending)] or 'exp1'}.")
 
 
 def part_names(parts: Any) -> list[str]:

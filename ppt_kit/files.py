@@ -7,11 +7,48 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ppt_kit.errors import UserError
+
+# what a file system takes as one name, in bytes
+LONGEST_NAME = 255
+# a full disk takes no byte of it
+PROBE_BYTES = 1 << 16
+
+
+def check_place(folder: Path, *, key: str, needs: int = PROBE_BYTES) -> None:
+    """Tells before the work whether files can be written in `folder`, which need not be there yet; leaves nothing.
+
+    Args:
+        key: what the user sets the place with.
+        needs: bytes that are about to be written there.
+    Raises:
+        UserError: a file or a link that leads nowhere is in the way, a name is too long, or the disk is read-only or
+            full.
+    """
+    folder = folder.absolute()
+    remedy = f"Set {key} to a folder of yours that can be written to."
+    long = next((part for part in folder.parts if len(os.fsencode(part)) > LONGEST_NAME), None)
+    if long is not None:
+        raise UserError(f"{key}: the name {long[:40]}… has {len(long)} characters; a disk takes {LONGEST_NAME} bytes.")
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        what = "a file" if there.exists() else "a link that leads nowhere, or round in a circle,"
+        raise UserError(f"{folder}: {what} is in the way at {there}. {remedy}")
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}). {remedy}") from None
+    free = shutil.disk_usage(there).free
+    if free < needs:
+        raise UserError(f"{folder}: {needs / 1e9:.1f} GB are needed there and {free / 1e9:.1f} GB are free. {remedy}")
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
