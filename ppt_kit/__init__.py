@@ -2,8 +2,8 @@
 
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
-    ground   errors horizon keys randomness cameras upgrade       what everybody may know
-    words    files parts spec schema checks words config          a checked, typed configuration; what is seen, in sizes
+    ground   errors horizon keys randomness cameras upgrade files what everybody may know
+    words    parts spec schema checks words config torch_file     a checked, typed configuration; what is seen, in sizes
     rooms    data | models | augment | engine | tracking          batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim                              weights on disk | processes | episodes and success
     run      train                                                one run, from what it opens to its last step

@@ -54,11 +54,14 @@ def check_place(folder: Path, *, key: str, needs: int = PROBE_BYTES) -> None:
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Has `write` fill a file beside `path`, which takes its name once it is on the disk.
 
+    What killed writers left in that folder is taken away.
+
     Raises:
         OSError: the disk is full or read-only; what stood at `path` is untouched.
     """
-    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    beside = _beside(path)
     try:
+        _take_files_away(path.parent)
         write(beside)
         fsync(beside)
         os.replace(beside, path)
@@ -87,8 +90,7 @@ def begin_folder(path: Path, *, key: str) -> Path:
     Raises:
         UserError: the place cannot be written to.
     """
-    # with the host: on a disk that several share, a process of another one is not dead because it is not here
-    folder = path.with_name(f".{path.name}.writing-{os.getpid()}@{socket.gethostname()}")
+    folder = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _take_leftovers_away(path)
@@ -125,14 +127,32 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def _beside(path: Path) -> Path:
+    """Where this process writes what is to be called `path`."""
+    # with the host: on a disk that several share, a process of another one is not dead because it is not here
+    return path.with_name(f".{path.name}.writing-{os.getpid()}@{socket.gethostname()}")
+
+
+def _is_left_over(entry: Path, name: str | None = None) -> bool:
+    """Whether a killed process of this host wrote it, to be called `name` or anything."""
+    wanted = ".+" if name is None else re.escape(name)
+    match = re.fullmatch(rf"\.{wanted}\.writing-(\d+)(@{re.escape(socket.gethostname())})?", entry.name)
+    return match is not None and not _is_running(int(match[1]))
+
+
+def _take_files_away(folder: Path) -> None:
+    """Removes the files that killed processes left."""
+    for entry in folder.iterdir():
+        if _is_left_over(entry) and entry.is_file():
+            entry.unlink(missing_ok=True)
+
+
 def _take_leftovers_away(path: Path) -> None:
     """Removes the folders that killed processes left beside `path`."""
-    pattern = re.compile(rf"{re.escape(f'.{path.name}.writing-')}(\d+)(@{re.escape(socket.gethostname())})?")
     for entry in path.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
         # killed between two renames, `replaced` is all there is of what stood at `path`
         only_copy = not path.exists() and (entry / "replaced").exists()
-        if match and not _is_running(int(match[1])) and not only_copy:
+        if _is_left_over(entry, path.name) and not only_copy:
             shutil.rmtree(entry, ignore_errors=True)
 
 

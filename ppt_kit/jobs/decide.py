@@ -27,8 +27,7 @@ def decide(train_mode: str, *, world_size: int, env: Mapping[str, str], num_devi
     Raises:
         UserError: single under a launcher that started several processes, or world_size against the launcher's.
     """
-    launched = "RANK" in env and "LOCAL_RANK" in env and "WORLD_SIZE" in env
-    if launched:
+    if is_rank(env):
         total = int(env["WORLD_SIZE"])
         if train_mode == "single" and total > 1:
             raise UserError(
@@ -46,6 +45,11 @@ def decide(train_mode: str, *, world_size: int, env: Mapping[str, str], num_devi
     if train_mode == "auto" and 1 < world_size <= num_devices:
         return "spawn"
     return "single"
+
+
+def is_rank(env: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process as one of a job."""
+    return "RANK" in env and "LOCAL_RANK" in env and "WORLD_SIZE" in env
 
 
 def local_share(env: Mapping[str, str], *, world_size: int, num_devices: int) -> Share:

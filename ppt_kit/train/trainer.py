@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -15,7 +16,7 @@ from ppt_kit.checks import check_values, domain_names
 from ppt_kit.config import from_mapping
 from ppt_kit.engine import World, from_first, join_world, leave_world
 from ppt_kit.errors import UserError
-from ppt_kit.jobs.decide import decide, local_share, num_visible_devices
+from ppt_kit.jobs.decide import decide, is_rank, local_share, num_visible_devices
 from ppt_kit.jobs.failures import tell_first_failure
 from ppt_kit.jobs.job import run_job
 from ppt_kit.jobs.parents import end_with_parent, watch_launchers
@@ -23,6 +24,9 @@ from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.loop import train
 
 log = logging.getLogger(__name__)
+
+# the exit code after Ctrl-C, or a notebook's stop button
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class UnifiedTrainer:
@@ -54,7 +58,23 @@ class UnifiedTrainer:
         self._started = time.time()
 
     def run(self) -> int:
-        """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well."""
+        """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted and has saved, so that what follows it does not run; `resume` goes on.
+        """
+        code = self._run()
+        # of a launched rank the launcher asks for the code
+        if code == INTERRUPTED and not is_rank(os.environ):
+            raise KeyboardInterrupt(f"stopped and saved in {self.run_dir}; go on with run.resume()")
+        return code
+
+    def resume(self) -> int:
+        """Goes on from the run folder's newest checkpoint, or starts if there is none; as `run`."""
+        OmegaConf.update(self.cfg, "train.resume", "auto")
+        return self.run()
+
+    def _run(self) -> int:
         num_devices, world_size = num_visible_devices(), self.cfg.world_size
         what = decide(self.mode, world_size=world_size, env=os.environ, num_devices=num_devices)
         if what == "single":
