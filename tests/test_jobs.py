@@ -148,6 +148,7 @@ def test_a_stopped_job_has_saved_and_says_143(job_of):
     assert Job.attach(job.run_dir).stop() == 143
 
 
+@pytest.mark.long
 def test_ranks_that_do_not_leave_are_killed(job_of):
     job = job_of(*ENDLESS)
     wait_for(lambda: len(job.rows()) > 2)
@@ -181,7 +182,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("how", ["detached", "bound"])
+@pytest.mark.parametrize("how", ["detached", pytest.param("bound", marks=pytest.mark.long)])
 def test_only_a_detached_job_outlives_what_started_it(small_cfg, tmp_path, how):
     """Started in a process that is killed, found again from here."""
     cfg = small_cfg("train_mode=distributed", "world_size=2", "batch_size=4", *ENDLESS)

@@ -105,7 +105,7 @@ def assert_same_run(one, two):
 
 CASES = [
     pytest.param(0, 1, id="stage 0"),
-    pytest.param(3, 1, id="stage 3"),
+    pytest.param(3, 1, id="stage 3", marks=pytest.mark.long),
     pytest.param(2, 2, id="stage 2, two ranks"),
 ]
 MORE = [

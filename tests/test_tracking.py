@@ -72,7 +72,10 @@ def train_steps(record):
     return [int(item.value_json) for item in record.history.item if "train/step" in (item.key, *item.nested_key)]
 
 
-@pytest.mark.parametrize("trouble", ["no folder", "no server", "nonsense", "killed"])
+@pytest.mark.parametrize(
+    "trouble",
+    ["no folder", "nonsense", *(pytest.param(each, marks=pytest.mark.long) for each in ("no server", "killed"))],
+)
 def test_whatever_happens_to_wandb_training_goes_on(small_data, tmp_path, trouble):
     env, mode = {"WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "3"}, "online"
     folder = tmp_path / "a/run"

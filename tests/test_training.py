@@ -65,7 +65,7 @@ def test_losses_are_those_of_a_plain_torch_loop(small_cfg):
     assert want[-1] < want[0]
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_two_ranks_of_the_deepspeed_launcher_equal_one_process(small_data, tmp_path, stage):
     """The ancestor called past DDP: gradients were never averaged. Same global batch, same 20 losses."""
     one = train_words(small_data, tmp_path, "one", "batch_size=16", f"deepspeed=zero{stage}", "domains=a,wide")
