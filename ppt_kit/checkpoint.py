@@ -231,15 +231,15 @@ def check_encoders(before: Mapping[str, str], now: Mapping[str, str], run_dir: s
 
 def _rebuilt(content: dict, run_dir: str | Path) -> PPTPolicy:
     """The policy that a checkpoint describes, with random weights."""
-    try:
-        with _described(run_dir):
+    with _described(run_dir):
+        try:
             cfg = from_mapping(content["config"])
             check_values(cfg)
             specs = {name: View.from_plain(view).spec for name, view in content["views"].items()}
             return build_policy(typed(cfg), specs)
-    except UserError as error:
-        places = ", ".join(f"{part} was in {place}" for part, place in content.get("parts", {}).items())
-        raise UserError(f"{run_dir}: {error}" + (f" In training {places}." if places else "")) from None
+        except UserError as error:
+            places = ", ".join(f"{part} was in {place}" for part, place in content.get("parts", {}).items())
+            raise UserError(f"{run_dir}: {error}" + (f" In training {places}." if places else "")) from None
 
 
 @contextmanager
