@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,8 @@ def to_zarr(
                 if progress is not None:
                     begin, end = store.bounds(episode)
                     progress(end - begin)
+            # what stands there may be another thing by now
+            check_replaceable(path, kind="zarr", overwrite=overwrite, key="target")
     return path
 
 
@@ -130,6 +133,7 @@ def to_lerobot(
     ):
         _tell_left_out(store, path, left)
         LeRobotWriter(folder, store, features, fps=fps, encoder=encoder).write(progress)
+        check_replaceable(path, kind="lerobot", overwrite=overwrite, key="target")
     return path
 
 
@@ -218,7 +222,8 @@ def _all_or_nothing(
     store: EpisodeStore, path: Path, *, kind: str, overwrite: bool, needs: int = PROBE_BYTES
 ) -> Iterator[None]:
     """Checks the target, tells what goes wrong with the disk in one line, and takes new parent folders away again."""
-    source, target = store.path.resolve(), path.resolve()
+    # of a link that leads in a circle `resolve` gives nothing
+    source, target = (Path(os.path.realpath(place)) for place in (store.path, path))
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"target={path}: lies in the source {store.path} or around it. Choose another place.")
     check_place(path.parent, key="target", needs=needs)

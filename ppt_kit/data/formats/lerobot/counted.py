@@ -11,11 +11,13 @@ import pyarrow as pa
 
 from ppt_kit.data.formats.lerobot.cells import to_numpy
 from ppt_kit.data.formats.lerobot.episodes import Episodes
-from ppt_kit.data.formats.lerobot.features import COUNTED
 from ppt_kit.data.formats.lerobot.listed import AGAIN
 from ppt_kit.errors import UserError
 
 log = logging.getLogger(__name__)
+
+# in the order they are looked at: which rows, in which order, when
+LOOKED_AT = ("episode_index", "index", "frame_index", "timestamp", "task_index")
 
 
 def check_rows(
@@ -69,7 +71,7 @@ def _all(table: pa.Table, file: Path, episodes: Episodes) -> dict[str, np.ndarra
         return f"row {row} of the file"
 
     found = {}
-    for name in (name for name in ("episode_index", *COUNTED) if name in table.column_names):
+    for name in (name for name in LOOKED_AT if name in table.column_names):
         kind = np.dtype(np.float64 if name == "timestamp" else np.int64)
         found[name] = to_numpy(table.column(name), (), kind, where=f"{file}: {name}", locate=locate)
     return found

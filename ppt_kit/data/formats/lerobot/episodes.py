@@ -64,11 +64,11 @@ def episodes_v2(path: Path, info: Mapping) -> Episodes:
     check_totals(file, info, index, lengths)
     try:
         places = [{"episode_chunk": e // info["chunks_size"], "episode_index": e} for e in index.tolist()]
-        data_files = [path / info["data_path"].format(**place) for place in places]
+        data_files = _apart([path / info["data_path"].format(**place) for place in places])
         one_each = np.arange(len(index))
         videos = {
             key: Videos(
-                [path / info["video_path"].format(video_key=key, **place) for place in places],
+                _apart([path / info["video_path"].format(video_key=key, **place) for place in places]),
                 one_each,
                 np.zeros(len(index)),
             )
@@ -130,8 +130,18 @@ def _places(
 ) -> tuple[list[Path], np.ndarray]:
     """The files, and which of them each episode is in."""
     both, which = np.unique(np.stack([chunk, number], axis=1), axis=0, return_inverse=True)
-    files = [path / template.format(chunk_index=c, file_index=f, **more) for c, f in both.tolist()]
+    files = _apart([path / template.format(chunk_index=c, file_index=f, **more) for c, f in both.tolist()])
     return files, which.reshape(-1)
+
+
+def _apart(files: list[Path]) -> list[Path]:
+    """
+    Raises:
+        ValueError: one is there twice: what should tell them apart is not in the template.
+    """
+    if len(set(files)) < len(files):
+        raise ValueError(f"several would be in {next(file.name for file in files if files.count(file) > 1)}")
+    return files
 
 
 def _check_apart(

@@ -130,7 +130,5 @@ def split_of(path: Path, info: Mapping, name: str, *, count: int) -> np.ndarray:
         raise UserError(f"{path}/meta/info.json: split {name}: {splits[name]!r} is not first:end.") from None
     chosen = np.arange(count)[begin:end]
     if not len(chosen):
-        raise UserError(
-            f"dataset.filter_key={name}: {path} has {count} episodes, and none in its split {splits[name]}."
-        )
+        raise UserError(f"dataset.filter_key={name}: {path} has {count} episodes, none of them in {splits[name]}.")
     return chosen

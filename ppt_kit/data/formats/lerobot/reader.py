@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppt_kit.data.disk.lfs import is_lfs_pointer
 from ppt_kit.data.formats.lerobot.episodes import Episodes, episodes_v2, episodes_v3
 from ppt_kit.data.formats.lerobot.frames import frames_of
 from ppt_kit.data.formats.lerobot.info import details_of, labels_of, picture_size, read_info, split_of, why_not
@@ -26,12 +27,13 @@ LOOKED_FOR = "meta/info.json with a codebase_version or beside data/"
 
 
 def recognises(path: Path) -> bool:
+    file = path / "meta/info.json"
     try:
-        text = (path / "meta/info.json").read_text(errors="replace")
+        text = file.read_text(errors="replace")
     except OSError:
         return False
     # `open_store` tells what is damaged
-    return "codebase_version" in text or (path / "data").is_dir()
+    return "codebase_version" in text or (path / "data").is_dir() or is_lfs_pointer(file)
 
 
 def open_store(path: Path, *, filter_key: str | None = None, wanted: Wanted | None = None) -> EpisodeStore:

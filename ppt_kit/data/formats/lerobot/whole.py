@@ -69,8 +69,10 @@ def whole_episodes(
             _numbers(episodes.index[selected[found.lost]]),
         )  # fmt: skip
         return selected[~found.lost], True
-    if wanted.episode_cnt is not None and found.first_whole >= wanted.episode_cnt:
-        return selected[: wanted.episode_cnt], True
+    if wanted.episode_cnt is not None and not wanted.whole_episodes_only:
+        if found.first_whole >= wanted.episode_cnt:
+            return selected[: wanted.episode_cnt], True
+        found = _damage(episodes, selected[: wanted.episode_cnt], read)
     raise UserError(_line(found, store, wanted, cameras))
 
 
