@@ -632,7 +632,7 @@ def change_info(made: Made, **changes) -> None:
         ({"codebase_version": "v1.6"}, "version v1.6; v2.0, v2.1, v3.0 can be read"),
         ({"fps": 0}, "fps=0"),
         ({"features": None}, "info.json: damaged"),
-        ({"total_episodes": 4}, "total_episodes=4, its list of episodes 3"),
+        ({"total_episodes": 4}, "lists total_episodes=3, info.json says 4"),
         ({"data_path": "data/{nothing}.parquet"}, "nothing"),
     ],
 )

@@ -138,6 +138,8 @@ def test_what_our_writers_write_may_be_replaced(tmp_path):
     check_replaceable(zarr, kind="zarr", overwrite=True, key="target")
     check_replaceable(lerobot, kind="lerobot", overwrite=True, key="target")
     check_replaceable(write_store(tmp_path / "b.zarr"), kind="zarr", overwrite=True, key="domain")
+    for older in (ROOT / "tests/before/data").glob("*.zarr"):
+        check_replaceable(older, kind="zarr", overwrite=True, key="domain")
 
 
 @pytest.mark.parametrize("words", [".", "..", "/", "x/.."])

@@ -103,37 +103,25 @@ def to_lerobot(
     LeRobot's own columns (timestamp, frame_index, episode_index, index, task_index) are counted anew.
 
     Args:
-        source: an opened store, or the path of a dataset in any format.
-        path: where to write.
+        source, path, overwrite, progress, format, filter_key, whole_episodes_only: as to_zarr has them.
         fps: control steps a second; None = what the dataset says of itself.
         video: false = pictures as PNG in the tables, which lose nothing.
-        overwrite: replace the LeRobot dataset that stands there; nothing else is ever replaced.
         codec: "av1", "h264", "hevc", or the name of one of FFmpeg's encoders.
         keys: columns to write; None = all but depth and clouds, which LeRobot has no feature for: a line says what was
-            left out. Those among them that are named become arrays in the tables.
-        progress: called with the number of steps just written.
-        format, filter_key, whole_episodes_only: of a source that is a path, as `dataset` in a configuration has them.
+            left out. Those of them that are named become arrays in the tables.
     Raises:
-        UserError: as to_zarr, or a column that LeRobot has no feature for, no fps, no such encoder, a size it cannot
-            encode.
+        UserError: as to_zarr; or LeRobot has no feature for a column, or there is no fps or no such encoder.
     """
     store = _opened(source, keys, format=format, filter_key=filter_key, whole_episodes_only=whole_episodes_only)
-    path = _target(path)
+    path, fps = _target(path), fps_of(store, fps)
     _check_ending(path, to="lerobot")
-    fps = fps_of(store, fps)
-    chosen, left = _chosen(store, keys), []
-    if not keys:
-        left = [key for key in chosen if key.startswith(NO_FEATURE)]
-        chosen = [key for key in chosen if key not in left]
-    features = features_of(store, chosen, video=video)
+    left = [] if keys else [key for key in store.columns if key.startswith(NO_FEATURE)]
+    features = features_of(store, [key for key in _chosen(store, keys) if key not in left], video=video)
     encoder = encoder_of(codec) if any(feature.kind == "video" for feature in features) else ""
-    with (
-        _all_or_nothing(store, path, kind="lerobot", overwrite=overwrite),
-        _beside(path, overwrite=overwrite) as folder,
-    ):
-        _tell_left_out(store, path, left)
-        LeRobotWriter(folder, store, features, fps=fps, encoder=encoder).write(progress)
-        check_replaceable(path, kind="lerobot", overwrite=overwrite, key="target")
+    with _all_or_nothing(store, path, kind="lerobot", overwrite=overwrite):
+        with _beside(path, kind="lerobot", overwrite=overwrite) as folder:
+            _tell_left_out(store, path, left)
+            LeRobotWriter(folder, store, features, fps=fps, encoder=encoder).write(progress)
     return path
 
 
@@ -242,11 +230,13 @@ def _all_or_nothing(
 
 
 @contextmanager
-def _beside(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def _beside(path: Path, *, kind: str, overwrite: bool) -> Iterator[Path]:
     """A folder to write in, which takes the name `path` when the block ends well and is gone when it does not."""
     folder = begin_folder(path, key="target")
     try:
         yield folder / "new"
+        # what stands there may be another thing by now
+        check_replaceable(path, kind=kind, overwrite=overwrite, key="target")
         finish_folder(folder, path, overwrite=overwrite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

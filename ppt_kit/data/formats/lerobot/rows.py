@@ -17,7 +17,7 @@ from ppt_kit.data.formats.lerobot.cells import to_numpy
 from ppt_kit.data.formats.lerobot.counted import check_rows
 from ppt_kit.data.formats.lerobot.episodes import Episodes
 from ppt_kit.data.formats.lerobot.features import COUNTED
-from ppt_kit.data.formats.lerobot.listed import short
+from ppt_kit.data.formats.lerobot.listed import AGAIN, short
 from ppt_kit.errors import UserError
 
 Decode = Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
@@ -110,13 +110,14 @@ class Rows:
         if count != due:
             several = int((self.episodes.data_file == file).sum())
             whose = self.name(episode) if several == 1 else f"{self.name(episode)} and {several - 1} more"
-            raise UserError(f"{path}: {count} rows, but {whose} in it should have {due}. The dataset is damaged.")
+            raise UserError(f"{path}: {count} rows, but {whose} in it should have {due}. {AGAIN}.")
         names = [name for name in COUNTED if name in opened.schema_arrow.names]
         table = opened.read(columns=names, use_threads=False)
         mine = self.selected[self.file == file].tolist()
         times = check_rows(table, path, self.episodes, mine, told=self._told)
         # of those that count the frames, as they nearly always do, none are kept
-        counted = times is None or all(self._counts(times, each) for each in np.flatnonzero(self.file == file))
+        inside = np.flatnonzero(self.file == file).tolist()
+        counted = times is None or all(self._counts(times, each) for each in inside)
         self._times[file] = None if counted else times
 
     def _counts(self, times: np.ndarray, episode: int) -> bool:
@@ -131,13 +132,13 @@ def numbers(rows: Rows, feature: str, shape: tuple[int, ...], dtype: np.dtype) -
     def decode(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         for file, column, places in rows.groups(wanted, feature):
             kept = places >= 0
-            column, places = column.filter(pa.array(kept)), places[kept]
-            values = to_numpy(
-                column, shape, dtype, where=f"{rows.episodes.data_files[file]}: {feature}",
-                locate=lambda row, places=places: rows.place(int(places[row])),
-            )  # fmt: skip
-            for begin, end in runs_of(places):
-                yield int(places[begin]), values[begin:end]
+            yield from runs(file, column.filter(pa.array(kept)), places[kept])
+
+    def runs(file: int, column: pa.ChunkedArray, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        where = f"{rows.episodes.data_files[file]}: {feature}"
+        values = to_numpy(column, shape, dtype, where=where, locate=lambda row: rows.place(int(places[row])))
+        for begin, end in runs_of(places):
+            yield int(places[begin]), values[begin:end]
 
     return decode
 
