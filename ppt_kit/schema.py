@@ -55,6 +55,10 @@ class DatasetConfig:
         "module:Name of a file of yours",
     )
     filter_key: str | None = key(None, "read this part of the dataset only: a robomimic mask, an RLDS split")
+    whole_episodes_only: bool = key(
+        False,
+        "LeRobot: leave out episodes whose files are missing or cut off, and say how many; other formats have none",
+    )
     cache_dir: str | None = key(
         None, "folder for decoded rows (video, compressed arrays); null = $PPT_KIT_CACHE or ~/.cache/ppt_kit"
     )
@@ -335,9 +339,12 @@ class ConvertConfig:
     source: str | None = key(None, "dataset to read, in any format; required")
     target: str | None = key(None, "where to write it; required")
     to: str = key("zarr", "zarr replay buffer, or LeRobotDataset v3.0", choices=("zarr", "lerobot"))
-    keys: list[str] = key([], "columns to write; [] = all")
+    keys: list[str] = key([], "columns to write; [] = all, for lerobot those that it has features for")
     format: str | None = key(None, "format of the source: null = recognised by what is on disk; else as dataset.format")
     filter_key: str | None = key(None, "part of the source: a robomimic mask, a LeRobot or RLDS split; null = all")
+    whole_episodes_only: bool = key(
+        False, "LeRobot source: leave out episodes whose files are missing or cut off, and say how many"
+    )
     fps: float | None = key(None, "control steps a second, for lerobot; null = as recorded", low=0.001)
     video: bool = key(True, "lerobot: cameras as video; false = as PNG, which loses nothing")
     codec: str = key("av1", "lerobot: av1, h264, hevc, or an encoder of FFmpeg's")
