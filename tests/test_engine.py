@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL_WORDS, run_script
+from conftest import ROOT, SMALL_WORDS, latest, run_script
 
 from ppt_kit.config import load_config, typed
 from ppt_kit.engine import Engine, check_settings, join_world
@@ -185,9 +185,9 @@ def test_a_batch_of_two_b_two_ranks_and_accumulation_are_the_same_mathematics(sm
     ]  # fmt: skip
     here = {"whole": ["batch_size=8"], "accumulated": ["batch_size=4", "gradient_accumulation_steps=2"]}
     for name, words in here.items():
-        assert UnifiedTrainer(load_config("quickstart", *base, f"suffix={name}", *words)).run() == 0
+        assert UnifiedTrainer(load_config("quickstart", *latest(*base, f"suffix={name}", *words))).run() == 0
     ranks = ["batch_size=4", "train_mode=distributed", "world_size=2", "suffix=ranks"]
-    done = run_script(TRAIN, *base, *ranks)
+    done = run_script(TRAIN, *latest(*base, *ranks))
     assert done.returncode == 0, done.stderr[-3000:]
     losses = {name: read_metrics(tmp_path / "a+wide" / name, "train")["loss"].to_numpy() for name in (*here, "ranks")}
     assert all(len(each) == steps for each in losses.values())
@@ -199,16 +199,10 @@ def test_a_batch_of_two_b_two_ranks_and_accumulation_are_the_same_mathematics(sm
 
 
 def launch_words(small_data, tmp_path, *words):
-    return [
-        *SMALL_WORDS,
-        "domains=a",
-        f"dataset_path={small_data}",
-        f"output_dir={tmp_path}",
-        "suffix=run",
-        "train.total_iters=3",
-        "batch_size=4",
-        *words,
-    ]
+    return latest(
+        *SMALL_WORDS, "domains=a", f"dataset_path={small_data}", f"output_dir={tmp_path}", "suffix=run",
+        "train.total_iters=3", "batch_size=4", *words,
+    )  # fmt: skip
 
 
 def program(name):

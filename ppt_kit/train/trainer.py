@@ -12,13 +12,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ppt_kit.checks import check_values, domain_names
+from ppt_kit.checks import check_fits, check_values, domain_names
 from ppt_kit.config import from_mapping
 from ppt_kit.engine import World, from_first, join_world, leave_world
 from ppt_kit.errors import UserError
-from ppt_kit.jobs.decide import decide, is_rank, local_share, num_visible_devices
+from ppt_kit.jobs.decide import decide, is_rank, launch_numbers, local_share, num_visible_devices
 from ppt_kit.jobs.failures import tell_first_failure
-from ppt_kit.jobs.job import run_job
+from ppt_kit.jobs.job import refuse_second, run_job
 from ppt_kit.jobs.parents import end_with_parent, watch_launchers
 from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.loop import train
@@ -50,6 +50,7 @@ class UnifiedTrainer:
             raise UserError(f"mode={mode!r}: takes single, distributed or auto.")
         self.cfg = from_mapping(cfg)
         check_values(self.cfg)
+        check_fits(self.cfg)
         self.mode = self.cfg.train_mode if mode == "auto" else mode
         if self.cfg.suffix is None:
             OmegaConf.update(self.cfg, "suffix", datetime.now().strftime("%Y%m%d-%H%M%S"))
@@ -91,15 +92,23 @@ class UnifiedTrainer:
 
     def run_single_gpu(self) -> int:
         """Trains in this process, on its GPU or its CPU; 0, or 128 + the signal that stopped it."""
+        refuse_second(self.run_dir)
         sources = open_sources(self.cfg, self.run_dir)
         return self._train(sources, join_world())
 
     def run_distributed(self) -> int:
         """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set); as `run_single_gpu`."""
+        if not is_rank(os.environ):
+            raise UserError(
+                "no launcher started this process: RANK, LOCAL_RANK and WORLD_SIZE are not all set. "
+                "Start it by deepspeed or torchrun, or call run() with train_mode=distributed."
+            )
+        numbers = launch_numbers(os.environ)
         end_with_parent()
         watch_launchers()
+        refuse_second(self.run_dir)
         sources = open_sources(self.cfg, self.run_dir)
-        world = self._setup_distributed(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
+        world = self._setup_distributed(numbers["LOCAL_RANK"], numbers["WORLD_SIZE"])
         try:
             return self._train(sources, world)
         except UserError:
