@@ -2,7 +2,7 @@
 
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
-    ground   errors horizon keys randomness cameras upgrade       what everybody may know
+    ground   errors horizon keys randomness cameras upgrade signals  what everybody may know
     words    files parts spec schema checks words config          a checked, typed configuration; what is seen, in sizes
     rooms    data | models | augment | engine | tracking          batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim                              weights on disk | processes | episodes and success
