@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import logging
 import os
 import re
 import shutil
@@ -14,10 +16,14 @@ from typing import Any
 
 from ppt_kit.errors import UserError
 
+log = logging.getLogger(__name__)
+
 # what a file system takes as one name, in bytes
 LONGEST_NAME = 255
 # a full disk takes no byte of it
 PROBE_BYTES = 1 << 16
+# of renameat2: names from the working directory, and two names change places
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def check_place(folder: Path, *, key: str, needs: int = PROBE_BYTES) -> None:
@@ -48,7 +54,7 @@ def check_place(folder: Path, *, key: str, needs: int = PROBE_BYTES) -> None:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}). {remedy}") from None
     free = shutil.disk_usage(there).free
     if free < needs:
-        raise UserError(f"{folder}: {needs / 1e9:.1f} GB are needed there and {free / 1e9:.1f} GB are free. {remedy}")
+        raise UserError(f"{folder}: {_size(needs)} are needed there and {_size(free)} are free. {remedy}")
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -91,6 +97,7 @@ def begin_folder(path: Path, *, key: str) -> Path:
     folder = path.with_name(f".{path.name}.writing-{os.getpid()}@{socket.gethostname()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        put_back(path)
         _take_leftovers_away(path)
         (folder / "new").mkdir(parents=True)
     except OSError as error:
@@ -101,19 +108,34 @@ def begin_folder(path: Path, *, key: str) -> Path:
 
 
 def finish_folder(folder: Path, path: Path, *, overwrite: bool) -> None:
-    """Gives what is in `folder`/new the name `path`, once all of it is on disk."""
-    for entry in [*(folder / "new").rglob("*"), folder / "new"]:
+    """Gives what is in `folder`/new the name `path`, once all of it is on disk.
+
+    What stood there goes into `folder`. Killed at any moment, `path` is the old one or the new one; on disks that
+    cannot exchange two names at once there is a moment between, and `put_back` mends what was killed in it.
+
+    Raises:
+        OSError: something stands at `path` and `overwrite` is false, or the disk refuses; what stood there stays.
+    """
+    new = folder / "new"
+    for entry in [*new.rglob("*"), new]:
         fsync(entry)
-    aside = folder / "replaced"
-    if path.exists() and overwrite:
-        os.rename(path, aside)
-    try:
-        os.rename(folder / "new", path)
-    except OSError:
-        if aside.exists():
-            os.rename(aside, path)
-        raise
+    if not (overwrite and os.path.lexists(path)):
+        os.rename(new, path)
+    elif not _exchange(new, path):
+        _replace(new, path, aside=folder / "replaced")
     fsync(path.parent)
+
+
+def put_back(path: Path) -> None:
+    """Gives a folder its name back that a process had moved aside, and was killed before it replaced it."""
+    if os.path.lexists(path) or not path.parent.is_dir():
+        return
+    for entry in _leftovers(path):
+        if (entry / "replaced").exists():
+            os.rename(entry / "replaced", path)
+            fsync(path.parent)
+            log.warning("%s: a process was killed while it replaced this; what stood there before is back", path)
+            return
 
 
 def fsync(path: Path) -> None:
@@ -125,15 +147,42 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether two names changed places, which not every system and disk does."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    return swap is not None and not swap(
+        AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE)
+    )
+
+
+def _replace(new: Path, path: Path, *, aside: Path) -> None:
+    """In two renames; the first is undone where the second is not made."""
+    try:
+        os.rename(path, aside)
+        os.rename(new, path)
+    except BaseException:
+        if aside.exists() and not os.path.lexists(path):
+            os.rename(aside, path)
+        raise
+
+
 def _take_leftovers_away(path: Path) -> None:
     """Removes the folders that killed processes left beside `path`."""
-    pattern = re.compile(rf"{re.escape(f'.{path.name}.writing-')}(\d+)(@{re.escape(socket.gethostname())})?")
-    for entry in path.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        # killed between two renames, `replaced` is all there is of what stood at `path`
-        only_copy = not path.exists() and (entry / "replaced").exists()
-        if match and not _is_running(int(match[1])) and not only_copy:
+    for entry in _leftovers(path):
+        # where it could not be put back, `replaced` is all there is of what stood at `path`
+        if path.exists() or not (entry / "replaced").exists():
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """The folders beside `path` whose writers do not run any more."""
+    pattern = re.compile(rf"{re.escape(f'.{path.name}.writing-')}(\d+)(@{re.escape(socket.gethostname())})?")
+    matches = [(entry, pattern.fullmatch(entry.name)) for entry in path.parent.iterdir()]
+    return [entry for entry, match in matches if match and not _is_running(int(match[1]))]
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _is_running(pid: int) -> bool:
