@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import signal
 import sys
 import threading
@@ -22,7 +23,7 @@ STOP_CODES = tuple(128 + number for number in STOP_SIGNALS)
 @contextlib.contextmanager
 def on_stop_signals(act: Callable[[int], Any]) -> Iterator[None]:
     """Inside, a stop signal calls act(its number). Outside the main thread nothing is installed."""
-    previous = _install(act)
+    previous = _install(lambda number, _: act(number))
     try:
         yield
     finally:
@@ -47,18 +48,29 @@ class Stopped(KeyboardInterrupt):
 def stops_raise() -> Iterator[None]:
     """Inside, a stop signal raises Stopped. One that comes again within REPEAT_S is the same one, as with StopSignals.
 
-    So what is tidied up on the way out is not stopped in turn. Outside the main thread nothing is installed.
+    So what is tidied up on the way out is not stopped in turn. Outside the main thread, and in a block of its own kind,
+    nothing is installed.
     """
-    last = -StopSignals.REPEAT_S
-
-    def stop(number: int) -> None:
-        nonlocal last
-        again, last = time.monotonic() - last < StopSignals.REPEAT_S, time.monotonic()
-        if not again:
-            raise Stopped(number)
-
-    with on_stop_signals(stop):
+    if isinstance(signal.getsignal(signal.SIGINT), _Raise):
         yield
+        return
+    previous = _install(_Raise())
+    try:
+        yield
+    finally:
+        _restore(previous)
+
+
+class _Raise:
+    """A handler."""
+
+    def __init__(self) -> None:
+        self._raised_at = -math.inf
+
+    def __call__(self, number: int, _: Any = None) -> None:
+        if time.monotonic() - self._raised_at > StopSignals.REPEAT_S:
+            self._raised_at = time.monotonic()
+            raise Stopped(number)
 
 
 @contextlib.contextmanager
@@ -106,7 +118,7 @@ class StopSignals:
         self._asked_at = 0.0
 
     def __enter__(self) -> StopSignals:
-        self._previous = _install(self._ask)
+        self._previous = _install(lambda number, _: self._ask(number))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,11 +132,11 @@ class StopSignals:
             signal.raise_signal(number)
 
 
-def _install(act: Callable[[int], Any]) -> dict[int, Any]:
+def _install(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
     """The handlers from before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, lambda got, _: act(got)) for number in STOP_SIGNALS}
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
 
 
 def _restore(previous: dict[int, Any]) -> None:

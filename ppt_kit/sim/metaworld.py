@@ -189,7 +189,7 @@ class MetaWorldEnv:
 def _check_kinds(**words: Any) -> None:
     for name, value in words.items():
         if not isinstance(value, str):
-            raise UserError(f"{name}={value!r}: takes a name, e.g. {name}={'corner2' if name == 'camera' else 'reach'}.")
+            raise UserError(f"{name}={value!r}: takes a name.")
 
 
 def _check_flags(**flags: Any) -> None:
