@@ -327,7 +327,7 @@ def test_a_full_disk_in_the_middle_keeps_the_rows_and_is_one_line(run_dir):
     process = start("eval_sim.py", *EVALUATE, cwd=run_dir.parent, limit=limit)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 2
-    assert err.strip().splitlines()[-1].startswith("error: run/eval/eval.jsonl: File too large")
+    assert err.strip().splitlines()[-1].startswith("error: run/eval/eval.jsonl: File too large"), err
     assert "Traceback" not in err
     assert [row["seed"] for row in rows_in(file)[400:]] == [100_000, 100_001, 100_002]
     evaluated("run", out_dir="run/eval")
@@ -573,16 +573,16 @@ ppt.collect("line", simulator="my_lab.sim:Line", episodes=8, overwrite={over})
 
 def test_a_full_disk_loses_no_whole_episode_and_is_one_line(lab):
     """A quota that one file passes after some episodes."""
-    words = ("episodes=12", "options.wide=1000")
-    process = start("collect_demos.py", *WHAT, *words, cwd=lab, limit=200_000)
+    process = start("collect_demos.py", *WHAT, "options.wide=1000", cwd=lab, limit=100_000)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 2
     said = err.strip().splitlines()[-1]
     assert said.startswith("error: data/line.zarr: File too large. Make room. ")
     assert "Traceback" not in err
-    kept = int(re.search(r"(\d+) of 12 demonstrations are kept", said)[1])
+    kept = int(re.search(r"(\d+) of 8 demonstrations are kept", said)[1])
     assert kept == lines_of(lab / "data/.line.zarr.partial/episodes.jsonl") > 0
-    same_files(collected(*words).path, collected(*words, "dataset_path=whole").path)
+    done, whole = (collected("options.wide=1000", dataset_path=folder) for folder in ("data", "whole"))
+    same_files(done.path, whole.path)
 
 
 def test_an_expert_that_gives_up_keeps_what_succeeded(lab):
@@ -639,7 +639,7 @@ def test_what_is_no_dataset_is_not_replaced_and_told_before_the_simulator_starts
     assert sorted(lab.rglob("*")) == before
 
 
-@pytest.mark.parametrize("domain", ["../x", "/x", "a/b", "", ".", "a\nb", "x" * 300, "a.zarr"])
+@pytest.mark.parametrize("domain", ["../x", "/x", "a/b", ".", "a\nb", "x" * 300, "a.zarr"])
 def test_a_dataset_has_one_plain_name(lab, domain):
     with pytest.raises(UserError, match="domain="):
         collected(domain=domain)

@@ -25,6 +25,12 @@ MOST = 1_000_000  # points, pixels, steps: what a machine could hold
 CORNER2_POSITION = (0.6, 0.295, 0.8)  # m: where DP3 moves the camera to; the stock place leaves 530 points in the box
 
 
+class _Renderer(mujoco.Renderer):
+    """Of one that could not be made mujoco's own clean-up would fail in turn, and print that beside the error."""
+
+    _gl_context = _mjr_context = None
+
+
 class MetaWorldEnv:
     """One task.
 
@@ -173,7 +179,7 @@ class MetaWorldEnv:
     def _renderer(self, size: int) -> mujoco.Renderer:
         if size not in self._renderers:
             with rendering():
-                renderer = mujoco.Renderer(self._env.model, size, size)
+                renderer = _Renderer(self._env.model, size, size)
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 renderer.scene.flags[flag] = 0
             self._renderers[size] = renderer

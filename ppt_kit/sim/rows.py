@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -124,8 +123,10 @@ def _append(file: int, line: bytes) -> None:
     before = os.fstat(file).st_size
     try:
         # in one call: no signal, and no other process, comes between its parts
-        if os.write(file, line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = os.write(file, line)
+        # a disk that is about to be full takes a part, and says why with the next
+        while written < len(line):
+            written += os.write(file, line[written:])
         os.fsync(file)
     except OSError:
         with contextlib.suppress(OSError):

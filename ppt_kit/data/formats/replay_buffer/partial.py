@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -104,8 +103,8 @@ class Partial:
         try:
             text = (json.dumps(line) + "\n").encode()
             # what a full disk took of it has no end, and is no line
-            if os.write(file, text) < len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while text:
+                text = text[os.write(file, text) :]
             os.fsync(file)
         finally:
             os.close(file)
