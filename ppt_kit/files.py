@@ -190,7 +190,7 @@ def _take_leftovers_away(path: Path) -> None:
 
 
 def _leftovers(folder: Path, name: str | None = None) -> list[Path]:
-    """What processes of this host that do not run any more were writing in `folder`, to be called `name` or anything."""
+    """What processes of this host that are gone were writing in `folder`, to be called `name` or anything."""
     wanted = ".+" if name is None else re.escape(name)
     pattern = re.compile(rf"\.{wanted}\.writing-(\d+)(@{re.escape(socket.gethostname())})?")
     matches = [(entry, pattern.fullmatch(entry.name)) for entry in folder.iterdir()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -35,10 +36,10 @@ def run(
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        # as shells count it: 128 + SIGINT
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped by Ctrl-C", file=sys.stderr)
+        # as shells count it: 128 + the signal
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
 
 
 def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:

@@ -4,12 +4,14 @@ import cli
 from omegaconf import DictConfig
 
 from ppt_kit.schema import CollectConfig
+from ppt_kit.signals import stops_raise
 
 
 def main(cfg: DictConfig) -> None:
-    from ppt_kit.sim.collect import collect_demos
+    with stops_raise():
+        from ppt_kit.sim.collect import collect_demos
 
-    done = collect_demos(cfg)
+        done = collect_demos(cfg)
     print(
         f"{done.path}: {done.episodes} demonstrations, {done.steps} steps, "
         f"{done.discarded} failed expert episodes discarded"

@@ -31,6 +31,7 @@ PURPOSE = {
     "errors": "a user's mistakes, told in one line", "horizon": "which steps are seen and decided",
     "keys": "a key, its default, its range", "randomness": "noise counted by seed and place",
     "cameras": "depth to points in metres", "upgrade": "what older versions wrote",
+    "signals": "asked to stop, what is done is kept",
     "files": "finished or absent", "parts": "yours, as module:Class", "spec": "a domain in sizes",
     "schema": "every key and default", "checks": "keys that fit together", "words": "key=value, one grammar",
     "config": "one typed configuration",

@@ -262,20 +262,6 @@ def test_an_exception_is_an_error_and_not_a_failure(trained):
     assert (line["episodes"], line["errors"], line["successes"]) == (1, 1, 0)
 
 
-def test_a_dead_worker_is_an_error_and_hangs_nothing(trained, monkeypatch):
-    from ppt_kit.sim import episodes as module
-
-    monkeypatch.setattr(module, "run_in_worker", kill_itself)
-    rows = evaluate(trained, episodes=2, max_steps=5, n_procs=2).rows
-    assert all(row["success"] is None and "worker process died" in row["error"] for row in rows)
-
-
-def kill_itself(seed):
-    import os
-
-    os._exit(9)
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [

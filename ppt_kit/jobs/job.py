@@ -22,7 +22,7 @@ from ppt_kit.jobs.failures import first_failure, forget_told
 from ppt_kit.jobs.parents import SUPERVISE, lives
 from ppt_kit.jobs.ranks import STOP_GRACE_S, exit_code
 from ppt_kit.jobs.record import CONFIG, FOLDER, OUTPUT, RECORD, Record, read_record
-from ppt_kit.jobs.signals import on_stop_signals
+from ppt_kit.signals import on_stop_signals
 from ppt_kit.tracking import METRICS, read_rows
 
 POLL_S = 0.1

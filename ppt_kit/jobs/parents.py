@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from typing import Any
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # the word behind `python -m ppt_kit` that makes a process supervise ranks instead of being one
 SUPERVISE = "--supervise"
 LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "ppt_kit", "train.py")
 
 
-def end_with_parent() -> None:
-    """Linux tells this process to stop (SIGTERM: save, then leave) when the one that started it is gone, however.
-
-    To be called by what the parent's main thread started: the signal comes when that thread ends.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def watch_launchers() -> None:
-    """As `end_with_parent`, for the launcher's launcher: `deepspeed` starts a process that starts the ranks.
+    """As `signals.end_with_parent`, for the launcher's launcher: `deepspeed` starts a process that starts the ranks.
 
     A thread looks once a second whether those that led to this rank still live, and asks this process to stop when not.
     """

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ppt_kit.jobs.decide import Share
-from ppt_kit.jobs.parents import end_with_parent
-from ppt_kit.jobs.signals import STOP_CODES, on_stop_signals
+from ppt_kit.signals import STOP_CODES, end_with_parent, on_stop_signals
 
 STOP_GRACE_S = 20  # what the other ranks get to save once one has left, before they are killed
 

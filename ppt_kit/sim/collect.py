@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,16 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
+from ppt_kit.checks import check_name
 from ppt_kit.config import load_config, typed
+from ppt_kit.data.formats.replay_buffer.partial import sweep
 from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
+from ppt_kit.data.replaceable import check_replaceable
 from ppt_kit.errors import UserError
+from ppt_kit.files import check_place
 from ppt_kit.schema import CollectConfig
-from ppt_kit.sim.env import SimEnv, close_env, copied, find_simulator, make_env
+from ppt_kit.signals import Stopped, stops_raise
+from ppt_kit.sim.env import SimEnv, close_env, code_of, copied, find_simulator, make_env, told
 from ppt_kit.tracking import bar_pace
 
 
@@ -55,6 +61,7 @@ def collect(task: str, *words: str, **options: Any) -> Collected:
     Raises:
         UserError: an unknown task, key or simulator, an option that it does not take, a dataset of that name exists,
             or the expert fails too often.
+        Stopped: see `collect_demos`.
     """
     given = [f"{name}={value if isinstance(value, str) else _text(value)}" for name, value in options.items()]
     return collect_demos(load_config("", f"task={task}", *given, *words, schema=CollectConfig))
@@ -63,21 +70,30 @@ def collect(task: str, *words: str, **options: Any) -> Collected:
 def collect_demos(cfg: DictConfig) -> Collected:
     """Demonstrations as CollectConfig says; only the expert's successes are kept.
 
+    Each is on the disk as it comes, in a hidden folder beside the dataset's name, which it takes once it is complete.
+    The same call goes on with what a stopped one left, to the same dataset to the bit.
+
     Raises:
         UserError: see `collect`.
+        Stopped: a stop signal, or a notebook's interrupt, came.
     """
     config: CollectConfig = typed(cfg)
-    env = make_env(_spec(config), uses=["collecting"])
-    try:
-        # what is recorded must build it again, or nothing trained on it could be evaluated
-        spec = env.spec()
-        find_simulator(spec)
-        path = Path(config.dataset_path) / f"{config.domain or spec['task']}.zarr"
-        attrs = {"env": spec, "task": spec["task"], "expert": "scripted"}
-        with ZarrWriter(path, attrs=attrs, overwrite=config.overwrite) as writer:
-            return _record(env, config, writer)
-    finally:
-        close_env(env)
+    asked = _spec(config)
+    name = config.task if config.domain is None else config.domain
+    check_name(name, key="domain")
+    check_place(Path(config.dataset_path), key="dataset_path")
+    _check_free(config, name)
+    with stops_raise():
+        env = make_env(asked, uses=["collecting"])
+        try:
+            # what is recorded must build it again, or nothing trained on it could be evaluated
+            spec = env.spec()
+            find_simulator(spec)
+            name = spec["task"] if config.domain is None else config.domain
+            check_name(name, key="domain")
+            return _collected(env, config, spec, path=Path(config.dataset_path) / f"{name}.zarr")
+        finally:
+            close_env(env)
 
 
 def expert_episode(env: SimEnv, *, seed: int) -> dict[str, np.ndarray] | None:
@@ -100,30 +116,80 @@ def expert_episode(env: SimEnv, *, seed: int) -> dict[str, np.ndarray] | None:
     return None
 
 
+def _check_free(config: CollectConfig, name: str) -> None:
+    path = Path(config.dataset_path) / f"{name}.zarr"
+    sweep(path)
+    check_replaceable(path, kind="zarr", overwrite=config.overwrite, key="domain")
+
+
+def _collected(env: SimEnv, config: CollectConfig, spec: dict[str, Any], *, path: Path) -> Collected:
+    """The dataset, or one line that says what there is of it."""
+    attrs = {"env": spec, "task": spec["task"], "expert": "scripted"}
+    plan = {"seed": config.seed, **spec, "code": code_of(spec)}
+    writer = ZarrWriter(path, attrs=attrs, overwrite=config.overwrite, plan=plan, at_most=config.episodes)
+    try:
+        with writer:
+            return _record(env, config, writer)
+    except KeyboardInterrupt as stop:
+        raise Stopped(getattr(stop, "number", signal.SIGINT), _kept(writer, config)) from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}. Make room. {_kept(writer, config)}") from None
+
+
 def _record(env: SimEnv, config: CollectConfig, writer: ZarrWriter) -> Collected:
-    done = Collected(writer.path)
-    with tqdm(total=config.episodes, desc=f"collecting {config.task}", unit="demo", **bar_pace()) as bar:
+    seeds = writer.meta("episode_seeds")
+    failed = sorted(set(range(config.seed, seeds[-1])) - set(seeds)) if seeds else []
+    done = Collected(writer.path, seeds, failed, writer.num_rows)
+    title, total = f"collecting {config.task}", config.episodes
+    with tqdm(total=total, initial=done.episodes, desc=title, unit="demo", **bar_pace()) as bar:
         while done.episodes < config.episodes:
             seed = config.seed + done.episodes + done.discarded
-            episode = expert_episode(env, seed=seed)
+            episode = _tried(env, config, writer, seed=seed)
             if episode is None:
                 done.discarded_seeds.append(seed)
-                _check_failures(done.discarded, env, config)
+                _check_failures(done.discarded, env, config, writer)
                 continue
-            meta = {
-                "episode_descriptions": np.str_(env.description), "env_names": np.str_(config.task),
-                "episode_seeds": seed, "episode_success": True,
-            }  # fmt: skip
-            writer.append(episode, meta=meta)
+            _append(writer, env, config, episode, seed=seed)
             done.seeds.append(seed)
             done.steps += len(episode["actions"])
             bar.update()
+    descriptions = writer.meta("episode_descriptions")
     writer.attrs |= {
-        "seeds": done.seeds, "discarded_seeds": done.discarded_seeds, "descriptions": [env.description] * done.episodes,
+        "seeds": done.seeds, "discarded_seeds": done.discarded_seeds, "descriptions": list(map(str, descriptions)),
+    }  # fmt: skip
+    return done
+
+
+def _tried(env: SimEnv, config: CollectConfig, writer: ZarrWriter, *, seed: int) -> dict[str, np.ndarray] | None:
+    """As `expert_episode`; what a user's simulator raises is one line."""
+    try:
+        with told(f"simulator={config.simulator}: fails in the episode of seed {seed}"):
+            return expert_episode(env, seed=seed)
+    except UserError as error:
+        raise UserError(f"{error} {_kept(writer, config)}") from None
+
+
+def _append(
+    writer: ZarrWriter, env: SimEnv, config: CollectConfig, episode: dict[str, np.ndarray], *, seed: int
+) -> None:
+    """Puts one episode on the disk."""
+    meta = {
+        "episode_descriptions": np.str_(env.description), "env_names": np.str_(config.task),
+        "episode_seeds": seed, "episode_success": True,
     }  # fmt: skip
     if hasattr(env, "camera_info"):
         writer.constants = {f"camera_info/{name}": value for name, value in env.camera_info().items()}
-    return done
+    try:
+        writer.append(episode, meta=meta)
+    except ValueError as error:
+        raise UserError(f"simulator={config.simulator}: seed {seed}: {error}. {_kept(writer, config)}") from None
+
+
+def _kept(writer: ZarrWriter, config: CollectConfig) -> str:
+    """What there is of a dataset that is not complete."""
+    if not writer.num_episodes:
+        return "Nothing was written."
+    return f"{writer.num_episodes} of {config.episodes} demonstrations are kept; the same again goes on."
 
 
 def _spec(config: CollectConfig) -> dict[str, Any]:
@@ -147,11 +213,12 @@ def _check_names(reading: dict[str, np.ndarray]) -> None:
         )
 
 
-def _check_failures(failures: int, env: SimEnv, config: CollectConfig) -> None:
+def _check_failures(failures: int, env: SimEnv, config: CollectConfig, writer: ZarrWriter) -> None:
     if failures > config.max_failures:
+        kept = f"{writer.num_episodes} are kept" if writer.num_episodes else "nothing was written"
         raise UserError(
-            f"task={config.task}: the expert failed {failures} times within {env.max_steps} steps. "
-            "Set max_steps or max_failures higher; nothing was written."
+            f"task={config.task}: the expert failed {failures} times within {env.max_steps} steps; {kept}. "
+            "Set max_failures higher to go on, or max_steps higher (with overwrite=true, which starts anew)."
         )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ppt_kit.errors import UserError
-from ppt_kit.parts import find_part
+from ppt_kit.parts import find_part, place_of
 
 # each is imported when it is first asked for
 SIMULATORS: dict[str, Any] = {"metaworld": "ppt_kit.sim.metaworld:MetaWorldEnv"}
@@ -76,10 +80,12 @@ def make_env(spec: Mapping[str, Any], *, uses: Sequence[str] = ()) -> SimEnv:
         spec: "simulator": a name in SIMULATORS or module:Class; the rest are its options, "task" among them.
         uses: what it is wanted for, of NEEDED.
     Raises:
-        UserError: no such simulator, an option it does not take, or something that a use needs is not there.
+        UserError: no such simulator, an option it does not take, or something that a use needs is not there; or it
+            fails with these options, in its own words.
     """
     make, options = find_simulator(spec)
-    env = make(**options)
+    with told(f"simulator={spec['simulator']}: cannot be made with {_listed(options)}"):
+        env = make(**options)
     for use in uses:
         missing = [name for name in NEEDED[use] if not hasattr(env, name)]
         if missing:
@@ -87,6 +93,8 @@ def make_env(spec: Mapping[str, Any], *, uses: Sequence[str] = ()) -> SimEnv:
                 f"simulator={spec['simulator']} has no {', '.join(missing)}: {use} needs {', '.join(NEEDED[use])}. "
                 "ppt_kit/sim/env.py says what each is."
             )
+    if uses and (not isinstance(env.max_steps, (int, np.integer)) or env.max_steps < 1):
+        raise UserError(f"simulator={spec['simulator']}: its max_steps={env.max_steps!r} is no whole number above 0.")
     return env
 
 
@@ -117,6 +125,39 @@ def find_simulator(spec: Mapping[str, Any]) -> tuple[Callable[..., SimEnv], dict
     return make, options
 
 
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Inside a simulator's own code runs before the work, and whatever it raises is told in one line.
+
+    Raises:
+        UserError: `what`, and what it raised, with file and line.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # a user's simulator raises whatever it likes
+    except Exception as error:
+        raise UserError(f"{what}: {in_words(error)}.") from None
+
+
+def in_words(error: Exception) -> str:
+    """Kind, text and place of an exception, in one line."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(where.filename).name}:{where.lineno})"
+
+
+def code_of(spec: Mapping[str, Any]) -> str | None:
+    """Eight hex digits of the file that a user's simulator is in; None of ours.
+
+    Episodes before and after an edit are not one evaluation, nor one dataset.
+    """
+    if spec["simulator"] in SIMULATORS:
+        return None
+    file = Path(place_of(find_simulator(spec)[0]))
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else None
+
+
 def close_env(env: SimEnv) -> None:
     """Frees what the environment holds, where it has something to free."""
     if hasattr(env, "close"):
@@ -126,6 +167,10 @@ def close_env(env: SimEnv) -> None:
 def copied(reading: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A reading as arrays of our own: a simulator may give views of numbers that its next step changes."""
     return {name: np.array(value) for name, value in reading.items()}
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r:.60}" for name, value in options.items()) or "no option"
 
 
 def _refuse_unknown(name: str, options: Mapping[str, Any], *, takes: list[str]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import traceback
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,13 @@ import numpy as np
 
 from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
+from ppt_kit.files import write_whole
 from ppt_kit.models.chunks import ChunkExecutor
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.sim.env import SimEnv, close_env, make_env
-from ppt_kit.sim.rollout import Episode, rollout
+from ppt_kit.sim.env import SimEnv, close_env, copied, in_words, make_env, told
+from ppt_kit.sim.rollout import VIDEO_SIZE, Episode, rollout
 from ppt_kit.sim.watch import write_video
+from ppt_kit.sim.workers import Died, Work, work_in_processes
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,39 @@ class EpisodePlan:
             raise UserError(str(error)) from None
 
 
-def run_episodes(policy: PPTPolicy, plan: EpisodePlan, seeds: Sequence[int], *, n_procs: int = 1) -> Iterator[dict]:
-    """One row a seed, as soon as it is run: seed, success, steps, return, error, subtasks, actions_sha256, video.
+def open_checked(policy: PPTPolicy, plan: EpisodePlan, *, seed: int) -> SimEnv:
+    """The environment of the plan, once it has shown what the policy sees, and has been filmed where it is to be.
 
     Raises:
-        UserError: the environment cannot be built, or does not show what the policy sees.
+        UserError: it cannot be built, does not begin, or does not show what the policy sees.
     """
     env = plan.open_env()
     try:
-        _check_seen(policy, env, plan, seed=seeds[0])
-        if n_procs <= 1:
-            for seed in seeds:
-                yield run_one(policy, env, plan, seed)
-            return
-    finally:
+        _check_seen(policy, env, plan, seed=seed)
+        return env
+    except BaseException:
         close_env(env)
-    # what cannot be built has been told by now, once, and not as a crash of every worker
-    yield from _run_in_processes(policy, plan, seeds, n_procs=n_procs)
+        raise
+
+
+def run_here(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seeds: Sequence[int]) -> Iterator[dict]:
+    """One row a seed, as soon as it is run: seed, success, steps, return, error, subtasks, actions_sha256, video.
+
+    Where a video could not be written, video_error says why.
+    """
+    for seed in seeds:
+        yield run_one(policy, env, plan, seed)
+
+
+def run_in_processes(policy: PPTPolicy, plan: EpisodePlan, seeds: Sequence[int], *, n_procs: int) -> Iterator[dict]:
+    """As `run_here`, in the order in which they end. What the workers could not build has to be told before.
+
+    Raises:
+        UserError: the policy cannot be sent to other processes, or none of them could begin.
+    """
+    with contextlib.closing(work_in_processes(partial(_begin, policy, plan), seeds, n_procs=n_procs)) as results:
+        for seed, result in results:
+            yield _error_row(seed, result.how) if isinstance(result, Died) else result
 
 
 def run_one(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seed: int) -> dict:
@@ -89,15 +105,33 @@ def run_one(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seed: int) -> dic
             policy, env, domain=plan.domain, seed=seed, executor=plan.executor(policy), zero_keys=plan.zero_keys,
             film=seed in plan.film,
         )  # fmt: skip
-        return _row(episode, video=_film(plan, episode))
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return _error_row(seed, f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
+        return _error_row(seed, in_words(error))
+    row = _row(episode)
+    try:
+        return row | {"video": _film(plan, episode)}
+    # the episode was run, whatever the disk or the encoder says
+    except Exception as error:
+        return row | {"video_error": in_words(error)}
+
+
+def _begin(policy: PPTPolicy, plan: EpisodePlan) -> Work:
+    """In a worker process."""
+    env = plan.open_env()
+    return partial(run_one, policy, env, plan), partial(close_env, env)
 
 
 def _check_seen(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, *, seed: int) -> None:
-    view = View.from_plain(policy.card["views"][plan.domain])
-    reading = env.reset(seed)
+    view, name = View.from_plain(policy.card["views"][plan.domain]), plan.env["simulator"]
+    with told(f"simulator={name}: fails when it begins an episode (seed {seed})"):
+        reading = copied(env.reset(seed))
+        pictures = [env.render(VIDEO_SIZE)] if plan.film else []
+    for picture in pictures:
+        if np.shape(picture) != (VIDEO_SIZE, VIDEO_SIZE, 3):
+            raise UserError(
+                f"simulator={name}: render({VIDEO_SIZE}) gives an array {np.shape(picture)}, "
+                f"and a video needs ({VIDEO_SIZE}, {VIDEO_SIZE}, 3). Mend it, or type videos=0."
+            )
     missing = [column for column in view.needs() if column not in reading]
     if view.made_from is not None and not hasattr(env, "camera_info"):
         missing.append("camera_info()")
@@ -105,7 +139,7 @@ def _check_seen(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, *, seed: int)
         missing.append("description")
     if missing:
         raise UserError(
-            f"the policy of {plan.domain} sees {', '.join(missing)}, which {plan.env['simulator']} does not give; "
+            f"the policy of {plan.domain} sees {', '.join(missing)}, which {name} does not give; "
             f"it gives {', '.join(reading)}. "
             "Evaluate in the simulator and with the options that the data was recorded with."
         )
@@ -122,35 +156,11 @@ def _check_widths(view: View, reading: Mapping[str, Any], plan: EpisodePlan) -> 
             )
 
 
-def _run_in_processes(policy: PPTPolicy, plan: EpisodePlan, seeds: Sequence[int], *, n_procs: int) -> Iterator[dict]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_procs, context, initializer=_start_worker, initargs=(policy, plan)) as pool:
-        futures = {pool.submit(run_in_worker, seed): seed for seed in seeds}
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                # a worker died: its episodes, and those not yet begun, have not been run
-                yield _error_row(futures[future], "the worker process died")
-
-
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(policy: PPTPolicy, plan: EpisodePlan) -> None:
-    _worker.update(policy=policy, plan=plan, env=plan.open_env())
-
-
-def run_in_worker(seed: int) -> dict:
-    """`run_one` with what the worker process was started with."""
-    return run_one(_worker["policy"], _worker["env"], _worker["plan"], seed)
-
-
-def _row(episode: Episode, *, video: Path | None) -> dict:
+def _row(episode: Episode) -> dict:
     return {
         "seed": episode.seed, "success": episode.success, "steps": episode.steps, "return": episode.total_reward,
         "error": None, "subtasks": episode.subtasks, "actions_sha256": episode.actions_sha256,
-        "video": str(video) if video else None,
+        "video": None,
     }  # fmt: skip
 
 
@@ -161,7 +171,10 @@ def _error_row(seed: int, error: str) -> dict:
     }  # fmt: skip
 
 
-def _film(plan: EpisodePlan, episode: Episode) -> Path | None:
+def _film(plan: EpisodePlan, episode: Episode) -> str | None:
     if not episode.frames or plan.video_dir is None:
         return None
-    return write_video(plan.video_dir / f"{plan.stem}_{episode.seed}.mp4", episode.frames)
+    path = plan.video_dir / f"{plan.stem}_{episode.seed}.mp4"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda beside: write_video(beside, episode.frames))
+    return str(path)

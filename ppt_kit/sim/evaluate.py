@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
+from ppt_kit.checks import LONGEST, check_name
 from ppt_kit.errors import UserError
+from ppt_kit.files import check_place
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.sim.episodes import EpisodePlan, run_episodes
-from ppt_kit.sim.results import Evaluation, write_results
+from ppt_kit.signals import Stopped, stops_raise
+from ppt_kit.sim.env import SimEnv, close_env, code_of
+from ppt_kit.sim.episodes import EpisodePlan, open_checked, run_here, run_in_processes
+from ppt_kit.sim.recorded import recorded, tasks_of
+from ppt_kit.sim.results import Evaluation, check_summary, write_summary
+from ppt_kit.sim.rows import RowFile, short_id, weights_id
 from ppt_kit.tracking import bar_pace
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,9 @@ def evaluate(
 ) -> Evaluation:
     """Runs the policy on seeds that no demonstration had.
 
+    With `out_dir` each episode's row is on the disk as it ends. The same call again takes the rows of the same weights,
+    task and options, and runs those that are not there or were errors.
+
     Args:
         policy: from `load_policy`; its card names the simulator, camera and demonstration seeds of its domains.
         task: another task than the domain was recorded in; None = the same.
@@ -70,7 +87,7 @@ def evaluate(
     Returns:
         Its rows, in order of seeds.
     Raises:
-        UserError: see `run_evaluation`.
+        UserError, Stopped: see `run_evaluation`.
     """
     return run_evaluation(policy, EvaluateOptions(
         task=task, domain=domain, episodes=episodes, seed=seed, max_steps=max_steps, execute_steps=execute_steps,
@@ -83,64 +100,156 @@ def run_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> Evaluation:
     """As `evaluate`.
 
     Raises:
-        UserError: the policy has no such domain or no simulator recorded, its demonstrations had one of the seeds, or
-            the simulator has no such task or option.
+        UserError: the policy has no such domain or no simulator recorded, its demonstrations had one of the seeds, the
+            simulator has no such task or option, or `out_dir` cannot be written to.
+        Stopped: a stop signal, or a notebook's interrupt, came; the rows of the episodes that ended are in the file.
     """
     plan = _plan(policy, options)
-    whole = {"checkpoint": str(policy.card["path"]), "domain": plan.domain, "task": plan.env["task"]}
-    rows = []
-    with tqdm(total=options.episodes, desc=f"evaluating {plan.stem}", unit="episode", **bar_pace()) as bar:
-        for row in run_episodes(policy, plan, options.seeds, n_procs=min(options.n_procs, options.episodes)):
-            rows.append({**whole, **row, "zero_keys": list(plan.zero_keys)})
-            bar.update()
-            bar.set_postfix(success=f"{sum(row['success'] is True for row in rows)}/{len(rows)}", refresh=False)
-    rows.sort(key=lambda row: row["seed"])
-    result = Evaluation(rows)
-    if options.out_dir is not None:
-        write_results(result, Path(options.out_dir), options.log_name, name_domain=len(policy.domains) > 1)
+    common = _common(policy, plan)
+    file = RowFile(Path(options.out_dir) / f"{options.log_name}.jsonl", common) if options.out_dir is not None else None
+    done = file.take_up(options.seeds, film=plan.film) if file else {}
+    left = [seed for seed in options.seeds if seed not in done]
+    if file and done:
+        log.warning("%s", _said_of(file, done, left))
+    with stops_raise():
+        try:
+            with closing(_run(policy, plan, left, options, ran=done)) as rows:
+                for row in rows:
+                    row = {**common, **row}
+                    if file:
+                        file.add(row)
+                    done[row["seed"]] = row
+        except KeyboardInterrupt as stop:
+            number = getattr(stop, "number", signal.SIGINT)
+            raise Stopped(number, _kept(file, done, options)) from None
+    result = Evaluation([done[seed] for seed in options.seeds])
+    if file:
+        write_summary(result, file.path, name_domain=len(policy.domains) > 1, ran=bool(left))
     return result
+
+
+def check_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> None:
+    """Tells what `run_evaluation` would refuse, and runs nothing.
+
+    Raises:
+        UserError: see `run_evaluation`.
+    """
+    close_env(open_checked(policy, _plan(policy, options), seed=options.seed))
+
+
+def _run(
+    policy: PPTPolicy, plan: EpisodePlan, left: list[int], options: EvaluateOptions, *, ran: Mapping[int, dict]
+) -> Iterator[dict]:
+    """The rows of the episodes that are left, beside a bar over all of them."""
+    if not left:
+        return
+    env: SimEnv | None = open_checked(policy, plan, seed=left[0])
+    n_procs = min(options.n_procs, len(left))
+    try:
+        if n_procs > 1:
+            # a worker builds its own, and may need the room
+            close_env(env)
+            env = None
+        rows = run_here(policy, env, plan, left) if env else run_in_processes(policy, plan, left, n_procs=n_procs)
+        title, total = f"evaluating {plan.stem}", options.episodes
+        with closing(rows), tqdm(total=total, initial=len(ran), desc=title, unit="episode", **bar_pace()) as bar:
+            for row in rows:
+                trouble = row.pop("video_error", None)
+                if trouble:
+                    log.warning("seed %d: its video could not be written (%s); its row is kept", row["seed"], trouble)
+                yield row
+                bar.update()
+                wins = sum(each["success"] is True for each in ran.values())
+                bar.set_postfix(success=f"{wins}/{len(ran)}", refresh=False)
+    finally:
+        if env is not None:
+            close_env(env)
 
 
 def _plan(policy: PPTPolicy, options: EvaluateOptions) -> EpisodePlan:
     """What the episodes need; a wrong option is refused here, before anything runs."""
+    _check_kinds(options)
     domain = _choose_domain(policy, options)
-    source = policy.card["sources"][domain]
-    if not source["env"]:
-        raise UserError(
-            f"domain {domain}: its dataset does not say which simulator it comes from, "
-            "so it cannot be evaluated in one."
-        )
+    source = recorded(policy, domain)
     changes = {"task": options.task, "max_steps": options.max_steps}
-    spec = {**source["env"], **{name: value for name, value in changes.items() if value is not None}}
-    _check_seeds(options.seeds, source["seeds"], domain=domain)
+    spec = {**source.env, **{name: value for name, value in changes.items() if value is not None}}
+    _check_seeds(options.seeds, source.seeds, domain=domain)
     _check_zero_keys(options.zero_keys, policy.modalities)
     if options.videos and options.out_dir is None:
         raise UserError("videos need a folder: give out_dir, e.g. out_dir=run.run_dir / 'eval'.")
+    check_name(options.log_name, key="log_name")
+    if options.out_dir is not None:
+        check_place(Path(options.out_dir), key="out_dir")
+        check_summary(Path(options.out_dir) / f"{options.log_name}.json")
+    stem = f"{options.log_name}_{spec['task']}" + "".join(f"_no-{name}" for name in options.zero_keys)
     plan = EpisodePlan(
         env=spec, domain=domain, execute_steps=options.execute_steps, temporal_ensembling=options.temporal_ensembling,
         zero_keys=tuple(options.zero_keys), film=frozenset(options.seeds[: options.videos]),
         video_dir=Path(options.out_dir) if options.out_dir is not None else None,
-        stem=f"{options.log_name}_{spec['task']}" + "".join(f"_no-{name}" for name in options.zero_keys),
+        # a task is called as its simulator likes, a file is not
+        stem=re.sub(r"[^\w.+-]", "-", stem)[:LONGEST],
     )  # fmt: skip
     plan.executor(policy)
     return plan
 
 
+def _common(policy: PPTPolicy, plan: EpisodePlan) -> dict[str, Any]:
+    """What every row of an evaluation says of it: rows that say the same are of the same evaluation."""
+    described = {**plan.env, "code": code_of(plan.env)}
+    how = "temporal_ensembling" if plan.temporal_ensembling else f"execute_steps={plan.execute_steps}"
+    steps = f" max_steps={plan.env['max_steps']}" if "max_steps" in plan.env else ""
+    return {
+        "checkpoint": str(policy.card["path"]), "weights": weights_id(policy, plan.domain), "domain": plan.domain,
+        "task": plan.env["task"], "options": f"{how}{steps} simulator={short_id(described)}",
+        "zero_keys": list(plan.zero_keys),
+    }  # fmt: skip
+
+
+def _said_of(file: RowFile, done: Mapping[int, dict], left: Sequence[int]) -> str:
+    if left:
+        return f"{file.path} has {len(done)} of {len(done) + len(left)} episodes: going on with the others"
+    return (
+        f"{file.path} has all {len(done)} episodes of this checkpoint with these options: none is run again "
+        "(another log name runs them anew)"
+    )
+
+
+def _kept(file: RowFile | None, done: Mapping[int, dict], options: EvaluateOptions) -> str:
+    count = f"{len(done)} of {options.episodes} episodes"
+    if file is None:
+        return f"{count} were run and are gone; with out_dir=… their rows are kept, and the same call goes on"
+    return f"{count} are in {file.path}; the same again goes on with the others"
+
+
 def _choose_domain(policy: PPTPolicy, options: EvaluateOptions) -> str:
-    if "sources" not in policy.card:
-        raise UserError("this policy was not loaded from a run folder: use ppt_kit.load_policy(run_dir).")
-    known = ", ".join(policy.domains)
+    tasks, known = tasks_of(policy), ", ".join(policy.domains)
     if options.domain is not None:
         if options.domain not in policy.domains:
             raise UserError(f"domains={options.domain}: this policy knows {known}.")
         return options.domain
-    tasks = {name: (policy.card["sources"][name]["env"] or {}).get("task") for name in policy.domains}
-    recorded = [name for name, task in tasks.items() if task == options.task]
-    if recorded:
-        return recorded[0]
+    found = [name for name, task in tasks.items() if task == options.task]
+    if found:
+        return found[0]
     if len(policy.domains) > 1:
         raise UserError(f"this policy knows {known}. Say which with domains=….")
     return policy.domains[0]
+
+
+def _check_kinds(options: EvaluateOptions) -> None:
+    """What the schema checks of words, of a notebook's arguments."""
+    least = {"episodes": 1, "seed": 0, "max_steps": 1, "execute_steps": 1, "videos": 0, "n_procs": 1}
+    for name, low in least.items():
+        value = getattr(options, name)
+        if name == "max_steps" and value is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+            raise UserError(f"{name}={value!r}: takes a whole number, at least {low}.")
+    for name in ("task", "domain"):
+        value = getattr(options, name)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{name}={value!r}: takes a name.")
+    if isinstance(options.zero_keys, str) or not all(isinstance(name, str) for name in options.zero_keys):
+        raise UserError(f"zero_keys={options.zero_keys!r}: takes a list of names, e.g. ['pointcloud'].")
 
 
 def _check_seeds(seeds: Sequence[int], demonstrated: Sequence[int], *, domain: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points, intrinsics_from_fovy
 from ppt_kit.errors import UserError
-from ppt_kit.sim.rendering import need_renderer
+from ppt_kit.sim.rendering import need_renderer, rendering
 
 # before mujoco is imported, which reads the choice then
 need_renderer()
@@ -21,7 +21,14 @@ from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
 
 TASKS = sorted(name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS)
 CROP_BOX = np.array([[-0.55, 0.3, 0.005], [0.55, 1.1, 0.6]])  # m: the table, without its surface and the walls
+MOST = 1_000_000  # points, pixels, steps: what a machine could hold
 CORNER2_POSITION = (0.6, 0.295, 0.8)  # m: where DP3 moves the camera to; the stock place leaves 530 points in the box
+
+
+class _Renderer(mujoco.Renderer):
+    """Of one that could not be made mujoco's own clean-up would fail in turn, and print that beside the error."""
+
+    _gl_context = _mjr_context = None
 
 
 class MetaWorldEnv:
@@ -37,7 +44,7 @@ class MetaWorldEnv:
         goal_marker: draw the goal's sphere; it is drawn into depth too, so into the cloud.
         max_steps: longest episode (control steps).
     Raises:
-        UserError: no such task or camera, or colours without a cloud.
+        UserError: no such task or camera, an option of another kind, or colours without a cloud.
     """
 
     def __init__(
@@ -52,6 +59,9 @@ class MetaWorldEnv:
         goal_marker: bool = False,
         max_steps: int = 200,
     ):
+        _check_kinds(task=task, camera=camera)
+        _check_numbers(image_size=(image_size, 16), num_points=(num_points, 0), max_steps=(max_steps, 1))
+        _check_flags(use_color=use_color, save_images=save_images, goal_marker=goal_marker)
         if use_color and not num_points:
             raise UserError("use_color=true, but num_points=0: there is no cloud to colour. Set num_points above 0.")
         self.task, self.max_steps = task.removesuffix("-v3"), max_steps
@@ -168,7 +178,8 @@ class MetaWorldEnv:
 
     def _renderer(self, size: int) -> mujoco.Renderer:
         if size not in self._renderers:
-            renderer = mujoco.Renderer(self._env.model, size, size)
+            with rendering():
+                renderer = _Renderer(self._env.model, size, size)
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 renderer.scene.flags[flag] = 0
             self._renderers[size] = renderer
@@ -179,6 +190,25 @@ class MetaWorldEnv:
         mujoco.mj_forward(self._env.model, self._env.data)
         for name, position in self._env._target_site_config:
             self._env._set_pos_site(name, np.asarray(position))
+
+
+def _check_kinds(**words: Any) -> None:
+    for name, value in words.items():
+        if not isinstance(value, str):
+            raise UserError(f"{name}={value!r}: takes a name.")
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{name}={value!r}: takes true or false.")
+
+
+def _check_numbers(**numbers: tuple[Any, int]) -> None:
+    """Of each its value and the least that it may be."""
+    for name, (value, least) in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+            raise UserError(f"{name}={value!r}: takes a whole number from {least} to {MOST}.")
 
 
 def _new_env(task: str, *, max_steps: int) -> Any:

@@ -3,29 +3,64 @@
 from __future__ import annotations
 
 import ctypes.util
+import difflib
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ppt_kit.errors import UserError
 
 REMEDY = "Type apt-get install libegl1 libgl1-mesa-dri"
+# values of MUJOCO_GL that mujoco knows on Linux: those that need no display and their libraries, …
+HEADLESS = {"egl": "EGL", "osmesa": "OSMesa"}
+# … those that open a window on one, and those after which nothing can be rendered
+WITH_DISPLAY = ("glfw", "glx", "enable", "enabled", "on", "true", "1")
+SWITCHED_OFF = ("disable", "disabled", "off", "false", "0")
 
 
 def need_renderer() -> None:
     """Chooses how MuJoCo renders; mujoco reads the choice when it is imported, so this comes before.
 
     Raises:
-        UserError: there is neither a display, nor EGL, nor OSMesa.
+        UserError: MUJOCO_GL names nothing that works here, or there is neither a display, nor EGL, nor OSMesa.
     """
-    if "mujoco" in sys.modules or os.environ.get("MUJOCO_GL") or sys.platform != "linux" or os.environ.get("DISPLAY"):
+    if "mujoco" in sys.modules or sys.platform != "linux":
         return
-    for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+    given = os.environ.get("MUJOCO_GL", "")
+    # as mujoco reads it
+    wanted = given.lower().strip()
+    if wanted:
+        _check_choice(given, wanted)
+        return
+    if _has_display():
+        return
+    for name, library in HEADLESS.items():
         if ctypes.util.find_library(library):
             os.environ["MUJOCO_GL"] = name
             # the software renderer takes every core otherwise
             os.environ.setdefault("LP_NUM_THREADS", "1")
             return
     raise UserError(f"nothing to render with: neither EGL nor OSMesa is installed. {REMEDY}")
+
+
+@contextmanager
+def rendering() -> Iterator[None]:
+    """Inside something is rendered for the first time.
+
+    Raises:
+        UserError: it cannot be; the drivers raise their own kinds.
+    """
+    try:
+        with warnings.catch_warnings():
+            # what glfw says of a display that is not there is in its error too
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"MuJoCo cannot render here ({_why(error)}). {_remedy()}") from None
 
 
 def check_rendering() -> None:
@@ -35,11 +70,53 @@ def check_rendering() -> None:
         UserError: nothing to render with, or the driver does not work.
     """
     need_renderer()
-    import mujoco
+    with rendering():
+        import mujoco
 
-    try:
         with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16) as renderer:
             renderer.render()
-    # the drivers raise their own kinds
-    except Exception as error:
-        raise UserError(f"MuJoCo cannot render here ({error}). {REMEDY}") from None
+
+
+def _check_choice(given: str, wanted: str) -> None:
+    if wanted in SWITCHED_OFF:
+        # states alone need no picture; what does is refused when it is first rendered
+        return
+    if wanted in HEADLESS:
+        if not ctypes.util.find_library(HEADLESS[wanted]):
+            raise UserError(f"MUJOCO_GL={given!r}: {HEADLESS[wanted]} is not installed. {REMEDY}, or unset MUJOCO_GL.")
+        platform = os.environ.get("PYOPENGL_PLATFORM", "")
+        if platform and platform.lower() != wanted:
+            raise UserError(
+                f"MUJOCO_GL={given!r}, but PYOPENGL_PLATFORM={platform!r}: both name what renders. "
+                "Type unset PYOPENGL_PLATFORM."
+            )
+        os.environ.setdefault("LP_NUM_THREADS", "1")
+    elif wanted in WITH_DISPLAY:
+        if not _has_display():
+            raise UserError(
+                f"MUJOCO_GL={given!r} opens a window, and there is no display (DISPLAY is not set). "
+                "Type MUJOCO_GL=egl, or unset MUJOCO_GL."
+            )
+    else:
+        near = difflib.get_close_matches(wanted, [*HEADLESS, *WITH_DISPLAY[:2]], 1)
+        raise UserError(
+            f"MUJOCO_GL={given!r}: mujoco takes egl, osmesa, glfw. "
+            f"Type MUJOCO_GL={near[0] if near else 'egl'}, or unset it."
+        )
+
+
+def _has_display() -> bool:
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _why(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
+def _remedy() -> str:
+    given = os.environ.get("MUJOCO_GL", "")
+    if given.lower().strip() in HEADLESS:
+        return f"MUJOCO_GL={given!r}. {REMEDY}."
+    said = f"MUJOCO_GL={given!r}" if given else f"DISPLAY={os.environ.get('DISPLAY', '')!r}"
+    return f"{said} is what it was told. Type MUJOCO_GL=egl."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ppt_kit.errors import UserError
 from ppt_kit.files import write_text
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
@@ -20,8 +21,10 @@ class Evaluation:
     """The episodes of one evaluation.
 
     Attributes:
-        rows: one dict an episode: checkpoint, domain, task, seed, success (null when it could not be run), steps,
-            return, error, subtasks, actions_sha256 (of the executed actions' bytes), zero_keys, video.
+        rows: one dict an episode: checkpoint, weights (twelve hex digits of what acted), domain, task, options (how its
+            chunks were executed, and eight hex digits of the simulator's options), zero_keys, seed, success (null when
+            it could not be run), steps, return, error, subtasks, actions_sha256 (of the executed actions' bytes),
+            video.
     """
 
     rows: list[dict]
@@ -35,11 +38,6 @@ class Evaluation:
     def videos(self) -> list[Path]:
         """Files of the filmed episodes."""
         return [Path(row["video"]) for row in self.rows if row["video"]]
-
-    @property
-    def num_successes(self) -> int:
-        """Episodes that succeeded."""
-        return sum(row["success"] is True for row in self.rows)
 
     def _repr_html_(self) -> str:
         return success_table(self)._repr_html_()  # type: ignore[operator]
@@ -85,23 +83,55 @@ def wilson_interval(successes: int, trials: int, *, z: float = Z_95) -> tuple[fl
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def write_results(result: Evaluation, out_dir: Path, log_name: str, *, name_domain: bool = False) -> None:
-    """Appends the rows to <log_name>.jsonl, and tells .txt and .json the rates in ppt_learning's form."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with open(out_dir / f"{log_name}.jsonl", "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in result.rows)
-    summary_file = out_dir / f"{log_name}.json"
-    summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
-    with open(out_dir / f"{log_name}.txt", "a", encoding="utf-8") as text:
-        for line in success_table(result).to_dict("records"):
-            path = Path(line["checkpoint"])
-            name = (f"{path.parent.name}/{path.name}" if path.suffix else path.name) + (
-                "" if line["zeroed"] == "-" else f" without {line['zeroed']}"
-            )
-            name += f" on {result.rows[0]['domain']}" if name_domain else ""
-            summary[name] = {"total": line["rate"], "subtask_sr": _subtask_rates(result.rows)}
-            text.write(f"success rate of {name} is: {line['rate']}\n")
-    write_text(summary_file, json.dumps(summary, indent=2))
+def check_summary(path: Path) -> None:
+    """Whether a <log_name>.json can be added to.
+
+    Raises:
+        UserError: it is not what `write_summary` wrote.
+    """
+    _read_summary(path)
+
+
+def write_summary(result: Evaluation, rows_file: Path, *, name_domain: bool = False, ran: bool = True) -> None:
+    """Beside the rows, tells .txt and .json the rates in ppt_learning's form.
+
+    Args:
+        name_domain: whether their names say the domain too.
+        ran: whether an episode was run just now; else .txt, which grows by a line each time, stays when it has it.
+    Raises:
+        UserError: the disk does not take them.
+    """
+    summary_file, text_file = rows_file.with_suffix(".json"), rows_file.with_suffix(".txt")
+    summary, lines = _read_summary(summary_file), []
+    for line in success_table(result).to_dict("records"):
+        path = Path(line["checkpoint"])
+        name = (f"{path.parent.name}/{path.name}" if path.suffix else path.name) + (
+            "" if line["zeroed"] == "-" else f" without {line['zeroed']}"
+        )
+        name += f" on {result.rows[0]['domain']}" if name_domain else ""
+        summary[name] = {"total": line["rate"], "subtask_sr": _subtask_rates(result.rows)}
+        lines.append(f"success rate of {name} is: {line['rate']}\n")
+    try:
+        before = text_file.read_text(encoding="utf-8", errors="replace") if text_file.exists() else ""
+        if ran or not all(line in before for line in lines):
+            write_text(text_file, before + "".join(lines))
+        write_text(summary_file, json.dumps(summary, indent=2))
+    except OSError as error:
+        raise UserError(
+            f"{summary_file}: {error.strerror}. The rows are in {rows_file.name}; make room and type the same again."
+        ) from None
+
+
+def _read_summary(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Move it away, or choose another log name.") from None
+    if not isinstance(summary, dict):
+        raise UserError(f"{path}: is no summary of an evaluation. Move it away, or choose another log name.")
+    return summary
 
 
 def _subtask_rates(rows: list[dict]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ppt_kit.checkpoint import BackgroundWriter, save_model, save_resume
 from ppt_kit.data.loader import to_device
 from ppt_kit.engine import barrier, from_first
-from ppt_kit.jobs.signals import StopSignals
+from ppt_kit.signals import StopSignals
 from ppt_kit.tracking import bar_pace
 from ppt_kit.train.assemble import Run, training_batches, validation_batches
 from ppt_kit.train.progress import resume_content

@@ -19,7 +19,8 @@ from ppt_kit.errors import UserError
 from ppt_kit.jobs.decide import decide, is_rank, launch_numbers, local_share, num_visible_devices
 from ppt_kit.jobs.failures import tell_first_failure
 from ppt_kit.jobs.job import refuse_second, run_job
-from ppt_kit.jobs.parents import end_with_parent, watch_launchers
+from ppt_kit.jobs.parents import watch_launchers
+from ppt_kit.signals import end_with_parent
 from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.loop import train
 
