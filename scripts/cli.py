@@ -60,6 +60,8 @@ def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:
             files[name] = text
         else:
             overrides.append(word)
+    if config_name and not files["config_name"]:
+        raise UserError(f"--config-name is empty. Type --config-name=NAME, or leave it out for {config_name}.")
     return load_config(str(files["config_name"]), *overrides, config_path=files["config_path"], schema=schema)
 
 

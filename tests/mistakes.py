@@ -197,7 +197,7 @@ def values() -> Iterator[Mistake]:
         "filter_key=train",
         "to=lerobot",
         "to=lerobot fps=0",
-        "to=lerobot fps=10 codec=mpeg0",
+        "target=out to=lerobot fps=10 codec=mpeg0",
         "sauce=x",
         "overwrite=2",
         "source=",
@@ -220,7 +220,12 @@ def values() -> Iterator[Mistake]:
         "suffix=../x",
         "dataset.state_keys=[smell]",
     ):
-        yield Mistake("value", "quickstart.py", [word], word.split("=")[1].split(",")[0][:5])
+        yield Mistake(
+            "value",
+            "quickstart.py",
+            [word],
+            word.split("=")[1 if word.startswith("d") else 0].strip("[]").split(",")[0][:5],
+        )
 
 
 YAMLS = {
@@ -312,7 +317,7 @@ def places() -> Iterator[Mistake]:
         "my_lab",
     ):
         yield Mistake("overwrite", "convert_dataset.py", [f"target={place}", "overwrite=true"], place)
-    for name in ("text", "home", "mixed", "hollow"):
+    for name in ("text", "home", "mixed"):
         yield Mistake("overwrite", "collect_demos.py", [f"domain={name}", "dataset_path=odd", "overwrite=true"], name)
     yield Mistake(
         "overwrite",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
 from ppt_kit.engine import Engine, World, check_settings
 from ppt_kit.errors import UserError
+from ppt_kit.files import check_place
 from ppt_kit.models.policy import PPTPolicy, build_policy, modalities_of
 from ppt_kit.models.pretrained import load_trunk
 from ppt_kit.randomness import sample_seeds
@@ -162,11 +162,7 @@ def check_folder(cfg: Config, run_dir: Path) -> None:
         raise UserError(
             f"{run_dir} holds a run already. Go on with it by train.resume=auto, or choose another suffix=…."
         )
-    there = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK):
-        raise UserError(
-            f"output_dir={cfg.output_dir}: {there} cannot be written to. Set output_dir to a folder of yours."
-        )
+    check_place(run_dir, key="output_dir")
 
 
 # ---------------------------------------------------------------- data and policy
