@@ -3,27 +3,39 @@
 import sys
 from pathlib import Path
 
+USAGE = "usage: python -m ppt_kit CONFIG.yaml, under a launcher; to train type python scripts/train.py --help"
+
 
 def main() -> int:
+    from ppt_kit.errors import UserError
     from ppt_kit.jobs.parents import SUPERVISE
+    from ppt_kit.words import own_words
 
-    words = [word for word in sys.argv[1:] if not word.startswith("--local")]
-    if words[0] == SUPERVISE:
+    try:
+        words = own_words(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if len(words) == 2 and words[0] == SUPERVISE:
         from ppt_kit.jobs.supervise import supervise
 
         return supervise(Path(words[1]))
+    if len(words) != 1 or words[0].startswith("-"):
+        print(USAGE, file=sys.stderr)
+        return 0 if words in (["-h"], ["--help"]) else 2
     return _rank(Path(words[0]))
 
 
 def _rank(config_file: Path) -> int:
     from ppt_kit.config import from_file
     from ppt_kit.errors import UserError
+    from ppt_kit.jobs.failures import tell_once
     from ppt_kit.train.trainer import UnifiedTrainer
 
     try:
         return UnifiedTrainer(from_file(config_file), mode="distributed").run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_once(error, config_file.parent)
         return 2
 
 

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 import shutil
 import threading
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from ppt_kit.checks import check_values
 from ppt_kit.config import from_mapping, typed
 from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
 from ppt_kit.models.policy import PPTPolicy, build_policy
+from ppt_kit.torch_file import check_parts, read_tensors, save_tensors
 from ppt_kit.tracking import METRICS, read_rows
 from ppt_kit.upgrade import upgraded_engine, upgraded_model
 
@@ -31,7 +32,17 @@ log = logging.getLogger(__name__)
 
 LATEST = "model.pth"
 RESUME = "resume"
-FORMAT = 2
+# what the files are read for
+MODEL_PARTS = {
+    "policy": dict, "ema": (dict, type(None)), "config": dict, "step": int, "epoch": int, "normalizer": dict,
+    "sources": dict,
+}  # fmt: skip
+RESUME_PARTS = {
+    "engine": {"weights": dict, "moments": dict, "step": int}, "config": dict, "normalizer": dict,
+    "generators": {"torch": torch.Tensor},
+}  # fmt: skip
+OTHERS = "Use another model_*.pth of the run."
+ONLY_ONE = "It is the only one: start anew with another suffix=…, train.pretrained_dir takes the trunk of model.pth."
 
 
 def save_model(
@@ -56,7 +67,7 @@ def save_model(
         OSError: the disk is full or read-only; the files from before are untouched.
     """
     latest = run_dir / LATEST
-    write_whole(latest, lambda path: _save(content, path))
+    save_tensors(content, latest)
     if safetensors:
         write_whole(run_dir / "model.safetensors", lambda path: _write_safetensors(content, path))
     if epoch is None:
@@ -83,7 +94,7 @@ def save_resume(run_dir: Path, content: dict) -> Path:
     folder = run_dir / RESUME
     folder.mkdir(exist_ok=True)
     path = folder / f"step_{content['engine']['step']:09d}.pt"
-    write_whole(path, lambda beside: _save(content, beside))
+    save_tensors(content, path)
     for old in resume_files(run_dir)[:-2]:
         old.unlink()
     return path
@@ -103,12 +114,12 @@ def load_resume(run_dir: Path) -> dict | None:
     files = resume_files(run_dir)
     if not files:
         return None
-    try:
-        content = torch.load(files[-1], map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        older = f"Move it away to go on from {files[-2].name}." if len(files) > 1 else "It is the only one."
-        raise UserError(f"{files[-1]}: damaged ({str(error).splitlines()[0]}). {older}") from None
-    return {**content, "engine": upgraded_engine(content["engine"], format=content.get("format", 1))}
+    older = f"Move it away to go on from {files[-2].name}." if len(files) > 1 else ONLY_ONE
+    content = read_tensors(files[-1], needs=RESUME_PARTS, remedy=older)
+    if content.get("format", 1) >= 2:
+        check_parts(content, {"progress": dict}, file=files[-1], remedy=older)
+    with _described(files[-1], remedy=older):
+        return {**content, "engine": upgraded_engine(content["engine"], format=content.get("format", 1))}
 
 
 class BackgroundWriter:
@@ -154,7 +165,7 @@ def numbered_models(run_dir: Path) -> list[Path]:
 
 
 def load_model(path: str | Path) -> dict:
-    """What save_model wrote, from a run folder (its model.pth) or one file.
+    """What `save_model` wrote, from a run folder (its model.pth) or one file.
 
     Raises:
         UserError: nothing there, a damaged file, or one that needs more than weights to be unpickled.
@@ -166,20 +177,11 @@ def load_model(path: str | Path) -> dict:
             f"{path}: {'holds no model.pth' if path.is_dir() else 'no such file'}. "
             "Give a run folder, <output_dir>/<domain>/<suffix>, or a .pth file in one."
         )
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{file}: needs code to be unpickled, so it is not loaded: a checkpoint can run anything. "
-            "Save it again as tensors and plain values, or migrate the run."
-        ) from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{file}: damaged or not a checkpoint ({str(error).splitlines()[0]}). Use another model_*.pth of the run."
-        ) from None
-    if not isinstance(content, dict) or not {"policy", "config"} <= set(content):
-        raise UserError(f"{file}: not written by ppt_kit: it needs policy and config.")
-    return upgraded_model(content)
+    content = read_tensors(file, needs=MODEL_PARTS, remedy=OTHERS)
+    if content.get("format", 1) >= 2:
+        check_parts(content, {"views": dict}, file=file, remedy=OTHERS)
+    with _described(file):
+        return upgraded_model(content)
 
 
 def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torch.device = "cpu") -> PPTPolicy:
@@ -198,6 +200,7 @@ def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torc
     weights = content["policy"]
     if use_ema and content.get("ema") is not None:
         weights = content["ema"]
+    _check_weights(weights, run_dir)
     try:
         policy.load_state_dict(weights)
     except RuntimeError as error:
@@ -227,13 +230,44 @@ def check_encoders(before: Mapping[str, str], now: Mapping[str, str], run_dir: s
 
 
 def _rebuilt(content: dict, run_dir: str | Path) -> PPTPolicy:
-    cfg = typed(from_mapping(content["config"]))
-    specs = {name: View.from_plain(view).spec for name, view in content["views"].items()}
+    """The policy that a checkpoint describes, with random weights."""
+    with _described(run_dir):
+        try:
+            cfg = from_mapping(content["config"])
+            check_values(cfg)
+            specs = {name: View.from_plain(view).spec for name, view in content["views"].items()}
+            return build_policy(typed(cfg), specs)
+        except UserError as error:
+            places = ", ".join(f"{part} was in {place}" for part, place in content.get("parts", {}).items())
+            raise UserError(f"{run_dir}: {error}" + (f" In training {places}." if places else "")) from None
+
+
+@contextmanager
+def _described(place: str | Path, *, remedy: str = OTHERS) -> Iterator[None]:
+    """Inside, what a file says of its weights is read; it can say anything, as a user can.
+
+    Raises:
+        UserError: it does not describe a policy.
+    """
     try:
-        return build_policy(cfg, specs)
-    except UserError as error:
-        places = ", ".join(f"{part} was in {place}" for part, place in content.get("parts", {}).items())
-        raise UserError(f"{run_dir}: {error}" + (f" In training {places}." if places else "")) from None
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        said = f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}"
+        raise UserError(
+            f"{place}: what stands beside the weights does not describe a policy ({said}). {remedy}"
+        ) from None
+
+
+def _check_weights(weights: Mapping, run_dir: str | Path) -> None:
+    """Raises UserError where a policy would act by numbers that are none."""
+    for name, value in weights.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(
+                f"{run_dir}: {name} holds values that are not finite: the run had diverged when it was saved. "
+                "Use an earlier model_*.pth."
+            )
 
 
 def checkpoints(run_dir: str | Path) -> pd.DataFrame:
@@ -255,12 +289,6 @@ def checkpoints(run_dir: str | Path) -> pd.DataFrame:
             }
         )  # fmt: skip
     return pd.DataFrame(rows, columns=["epoch", "step", "loss", "val_loss", "size_mb", "path"])
-
-
-def _save(content: dict, path: Path) -> None:
-    # given a path torch opens it itself, and a full disk has no name in its error
-    with open(path, "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
 
 
 def _write_safetensors(content: dict, path: Path) -> None:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.errors import UserError
 from ppt_kit.keys import leaves_of, show
-from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, Config
+from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, CollectConfig, Config, EvaluateConfig
 from ppt_kit.spec import MODALITIES
 
 # what a path, a shell or another system reads as more than a letter
 NO_NAME = '/\\:*?"<>|~$'
 # of names: room for what is written behind them, as _press_100000.mp4.writing-12345
 LONGEST = 150
+# of numbers that have no bound of their own
+LARGEST = 10**9
+# bytes: what Linux takes as a path, and as one name in it
+LONGEST_PATH, LONGEST_PART = 4096, 255
+# GB that a process of ours takes at least, with torch and a simulator or a policy in it
+PROCESS_GB = 0.3
 # how files of ours, and datasets, end
 ENDINGS = (
     ".zarr.zip", ".zarr", ".zip", ".hdf5", ".h5", ".pth", ".pt", ".jsonl", ".json", ".yaml", ".txt", ".log", ".mp4",
@@ -29,7 +39,9 @@ def domain_names(domains: Any) -> list[str]:
     Raises:
         UserError: none, or one of them twice.
     """
-    if isinstance(domains, str):
+    if isinstance(domains, int) and not isinstance(domains, bool):
+        names = [str(domains)]
+    elif isinstance(domains, str):
         names = [part.strip() for part in domains.split(",") if part.strip()]
     elif OmegaConf.is_config(domains) or isinstance(domains, (list, tuple, dict)):
         names = [str(name) for name in domains]
@@ -51,6 +63,8 @@ def check_name(name: str, *, key: str) -> None:
         UserError: it is a path, has an ending that a file of ours has, or is more than a plain name.
     """
     said = f"{key}={name[:60] + '…' if len(name) > 60 else name!r}"
+    if not isinstance(name, str):
+        raise UserError(f"{said}: must be a text, e.g. {key}=exp1.")
     if not name or name != name.strip() or name[0] in ".-":
         raise UserError(f"{said}: must be a plain name that starts with a letter or a digit, e.g. {key}=exp1.")
     strange = next((letter for letter in name if not letter.isprintable() or letter in NO_NAME), None)
@@ -76,18 +90,107 @@ def moves_world(augment: Any) -> bool:
 
 
 def check_values(tree: DictConfig, schema: type = Config) -> None:
-    """Choices, ranges and keys that only make sense together.
+    """Choices, ranges, names and keys that only make sense together.
 
     Raises:
         UserError: the first that does not hold.
     """
-    for dotted, (_, leaf) in leaves_of(schema).items():
+    for dotted, (kind, leaf) in leaves_of(schema).items():
         value = OmegaConf.select(tree, dotted)
-        _check_choice(dotted, value, leaf.metadata["choices"])
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            _check_range(dotted, value, low=leaf.metadata["low"], high=leaf.metadata["high"])
+        if dotted.endswith("options") and not OmegaConf.is_dict(value):
+            raise UserError(f"{dotted}={show(value)}: takes options by name, e.g. {dotted}.wind=0.3.")
+        if kind is not Any:
+            check_value(dotted, list(value) if OmegaConf.is_list(value) else value, leaf.metadata)
     if schema is Config:
         _check_together(tree)
+    if schema is CollectConfig and tree.domain is None:
+        check_name(tree.task, key="task")
+    if schema is EvaluateConfig:
+        for name in domain_names(tree.domains) if tree.domains is not None else ():
+            check_name(name, key="domains")
+        if tree.eval_mode == "parallel":
+            check_processes(min(tree.n_procs, tree.episodes), key="n_procs")
+
+
+def check_value(dotted: str, value: Any, takes: Mapping[str, Any]) -> None:
+    """One value of the right type.
+
+    Args:
+        takes: the metadata of its key.
+    Raises:
+        UserError: it is none of the choices, out of range, no name, or no text that a disk or a screen takes.
+    """
+    _check_choice(dotted, value, takes["choices"])
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, str):
+            _check_text(dotted, each)
+        elif isinstance(each, (int, float)) and not isinstance(each, bool):
+            _check_range(dotted, each, low=takes["low"], high=takes["high"])
+    if takes["is_name"] and value is not None:
+        check_name(value, key=dotted)
+
+
+def check_processes(number: int, *, key: str) -> None:
+    """Raises UserError when this machine cannot hold `number` processes at once; `key` is what sets it."""
+    needs, has = number * PROCESS_GB, memory_gb()
+    if needs > has:
+        raise UserError(
+            f"{key}={number}: that many processes take {needs:.0f} GB at least, and this machine has {has:.0f} GB. "
+            f"Set {key}={max(1, int(has / PROCESS_GB / 2))} or fewer."
+        )
+
+
+def check_fits(cfg: DictConfig) -> None:
+    """Whether this machine could hold the policy and a batch of a Config: a bound from below, no promise.
+
+    Raises:
+        UserError: it could not.
+    """
+    policy, has = cfg.policy, memory_gb()
+    # a transformer block: four square matrices of attention, two of four times the width behind it
+    parameters = 12 * policy.width**2 * policy.depth
+    # weights and gradients on every rank; alone it also holds both of AdamW's moments
+    gigabytes = parameters * (8 if cfg.world_size > 1 or "WORLD_SIZE" in os.environ else 16) / 1e9
+    if gigabytes > has:
+        raise UserError(
+            f"policy.width={policy.width} with policy.depth={policy.depth} are {parameters / 1e9:.1f} billion "
+            f"parameters: {gigabytes:.0f} GB to train them, and this machine has {has:.0f} GB. Set one of them lower."
+        )
+    frames, points = (
+        cfg.dataset.observation_horizon,
+        (cfg.dataset.num_points if policy.stems.pointcloud.kind else 1) or 1,
+    )
+    # three float32 a point
+    gigabytes = 12 * cfg.batch_size * frames * points / 1e9
+    if gigabytes > has:
+        raise UserError(
+            f"batch_size={cfg.batch_size}: windows of {frames} frame(s) with {points} point(s) take {gigabytes:.0f} GB "
+            f"at least, and this machine has {has:.0f} GB. Set batch_size lower."
+        )
+
+
+def memory_gb() -> float:
+    """Of the machine, whatever part of it is free."""
+    import psutil
+
+    return psutil.virtual_memory().total / 1e9
+
+
+def env_number(env: Mapping[str, str], name: str, *, low: int = 0, high: int = LARGEST) -> int | None:
+    """A variable of the environment that is a whole number; None = it is not set.
+
+    Raises:
+        UserError: it is something else, or out of range.
+    """
+    text = env.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9]{1,10}", text) or not low <= int(text) <= high:
+        raise UserError(
+            f"{name}={text[:60]!r} in the environment: takes a whole number from {low} to {high}. "
+            f"A launcher sets it; type unset {name} to start without one."
+        )
+    return int(text)
 
 
 def _check_choice(dotted: str, value: Any, choices: tuple) -> None:
@@ -98,12 +201,27 @@ def _check_choice(dotted: str, value: Any, choices: tuple) -> None:
 
 
 def _check_range(dotted: str, value: float, *, low: float | None, high: float | None) -> None:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{dotted}={value}: takes a finite number.")
-    if low is not None and value < low:
-        raise UserError(f"{dotted}={value}: must be at least {low:g}.")
-    if high is not None and value > high:
-        raise UserError(f"{dotted}={value}: must be at most {high:g}.")
+    low, high = -LARGEST if low is None else low, LARGEST if high is None else high
+    if low <= value <= high:
+        return
+    said = str(value) if abs(value) < 10**18 else "…"
+    raise UserError(f"{dotted}={said}: must be at {f'least {low}' if value < low else f'most {high}'}.")
+
+
+def _check_text(dotted: str, text: str) -> None:
+    """Raises UserError for what no disk takes as a path and no terminal as a line."""
+    # controls, ends of lines, and bytes that were no UTF-8
+    strange = next((letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")), None)
+    if strange is not None:
+        raise UserError(f"{dotted}={text[:60]!r}: has {strange!r} in it. Give a text of one line.")
+    parts = max(len(part.encode()) for part in text.split("/"))
+    if len(text.encode()) > LONGEST_PATH or parts > LONGEST_PART:
+        raise UserError(
+            f"{dotted}={text[:60]}…: has {len(text)} characters; "
+            f"a path takes {LONGEST_PATH} bytes, each of its names {LONGEST_PART}."
+        )
 
 
 def _check_together(cfg: DictConfig) -> None:
@@ -125,13 +243,19 @@ def _check_together(cfg: DictConfig) -> None:
             f"policy.width={cfg.policy.width} is not a multiple of policy.num_heads={cfg.policy.num_heads}."
         )
     _check_train(cfg)
-    if cfg.suffix is not None and ("/" in cfg.suffix or cfg.suffix in ("", ".", "..")):
-        raise UserError(f"suffix={cfg.suffix!r} must be one folder's name.")
     _check_augment(cfg.augment, domain_names(cfg.domains))
 
 
 def _check_domains(domains: Any) -> None:
-    domain_names(domains)
+    names = domain_names(domains)
+    for name in names:
+        check_name(name, key="domains")
+    joined = len("+".join(names).encode())
+    if joined > LONGEST_PART:
+        raise UserError(
+            f"domains: {len(names)} names joined by + name the run's folder, and have {joined} bytes; "
+            f"a name takes {LONGEST_PART}. Give the datasets shorter names, or fewer."
+        )
     if not isinstance(domains, str) and OmegaConf.is_dict(domains):
         for name, weight in domains.items():
             if not _positive(weight):
@@ -230,7 +354,10 @@ def _check_parts(parts: Any, name: str) -> None:
 
 def _check_normalizer(cfg: DictConfig) -> None:
     groups = {"normalizer.per_key": cfg.normalizer.per_key}
-    for name, modes in dict(cfg.normalizer.per_domain or {}).items():
+    per_domain = cfg.normalizer.per_domain
+    if not OmegaConf.is_dict(per_domain):
+        raise UserError(f"normalizer.per_domain={show(per_domain)}: takes {{domain: {{key: mode}}}}.")
+    for name, modes in per_domain.items():
         if name not in domain_names(cfg.domains):
             raise UserError(
                 f"normalizer.per_domain: {name} is none of the domains {', '.join(domain_names(cfg.domains))}."
@@ -245,4 +372,4 @@ def _check_normalizer(cfg: DictConfig) -> None:
 
 
 def _positive(weight: Any) -> bool:
-    return isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < float("inf")
+    return isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight <= LARGEST

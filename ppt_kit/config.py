@@ -10,17 +10,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
-from ppt_kit.keys import default_of, leaves_of, show, type_name
+from ppt_kit.keys import default_of, fits, leaves_of, show, type_name
 from ppt_kit.schema import DEFAULT_OPTIONS, RENAMED, Config
-from ppt_kit.words import parse_words, set_word, unknown
+from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, parse_words, refuse_twins, set_word, unknown
 
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "quickstart"
@@ -41,19 +43,15 @@ def load_config(
     Raises:
         UserError: no such file, an unknown key, a wrong type, or a value out of range.
     """
-    pairs = parse_words(words)
-    group_words, value_pairs = _split_groups(pairs, _folder_of(name, config_path)) if name else ([], pairs)
+    pairs = parse_words(words, schema=schema)
+    group_words, value_pairs = _split_groups(pairs, folder=_folder_of(name, config_path)) if name else ([], pairs)
     tree = OmegaConf.structured(schema)
     if name:
         tree = _merge(tree, _compose(name, config_path, group_words), schema, origin=f"{name}.yaml")
-    for dotted, text in value_pairs:
+    # a mapping before its parts
+    for dotted, text in sorted(value_pairs, key=lambda pair: pair[0].count(".")):
         tree = set_word(tree, dotted, text, schema)
-    try:
-        OmegaConf.resolve(tree)
-    except OmegaConfBaseException as error:
-        raise UserError(f"an interpolation does not resolve: {_first_line(error)}") from None
-    check_values(tree, schema)
-    return tree
+    return _checked(tree, schema)
 
 
 def from_file(path: str | Path, *, schema: type = Config) -> DictConfig:
@@ -62,11 +60,10 @@ def from_file(path: str | Path, *, schema: type = Config) -> DictConfig:
     Raises:
         UserError: the file is not there or does not fit the schema.
     """
-    if not Path(path).is_file():
+    if not _is_file(Path(path)):
         raise UserError(f"{path}: no such file. A run folder holds a config.yaml; name that file.")
-    tree = _merge(OmegaConf.structured(schema), renamed(OmegaConf.load(path)), schema, origin=str(path))
-    check_values(tree, schema)
-    return tree
+    text, _ = _read(Path(path))
+    return _checked(_merge(OmegaConf.structured(schema), renamed(_tree(text)), schema, origin=str(path)), schema)
 
 
 def from_mapping(values: Any, *, schema: type = Config) -> DictConfig:
@@ -75,7 +72,11 @@ def from_mapping(values: Any, *, schema: type = Config) -> DictConfig:
     Raises:
         UserError: it does not fit the schema.
     """
-    return _merge(OmegaConf.structured(schema), renamed(OmegaConf.create(values)), schema, origin="the configuration")
+    if not (isinstance(values, Mapping) or OmegaConf.is_dict(values) or dataclasses.is_dataclass(values)):
+        raise UserError(
+            f"the configuration is {show(values)[:80]}. Give what load_config gives, or a mapping of its keys."
+        )
+    return _merge(OmegaConf.structured(schema), renamed(_tree(values)), schema, origin="the configuration")
 
 
 def renamed(values: Any) -> Any:
@@ -122,61 +123,116 @@ def _compose(name: str, config_path: str | Path | None, group_words: list[str]) 
     from hydra.core.global_hydra import GlobalHydra
 
     folder = _folder_of(name, config_path)
-    search = [] if folder == PACKAGE_CONFIGS else [f"hydra.searchpath=[file://{PACKAGE_CONFIGS}]"]
+    path = _file_in(folder, name)
+    _check_files(path, roots=[folder, PACKAGE_CONFIGS])
+    quoted = str(PACKAGE_CONFIGS).replace("'", "\\'")
+    search = [] if folder == PACKAGE_CONFIGS else [f"hydra.searchpath=['file://{quoted}']"]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-            return compose(Path(name).stem if name.endswith(".yaml") else name, overrides=[*group_words, *search])
-    # Hydra and YAML raise many kinds; each is about the user's file
+            return compose(name.removesuffix(".yaml"), overrides=[*group_words, *search])
+    # Hydra raises many kinds; each is about the user's file
     except Exception as error:
-        raise UserError(f"{folder / name}: cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {_first_line(error)}") from None
 
 
 def _folder_of(name: str, config_path: str | Path | None) -> Path:
-    if config_path is not None and not Path(config_path).is_dir():
-        raise UserError(f"--config-path={config_path}: no such folder.")
+    if config_path is not None and not _is_folder(Path(config_path)):
+        raise UserError(f"--config-path={str(config_path)[:200]}: no such folder.")
     folders = [Path(config_path).resolve()] if config_path is not None else []
     folders.append(PACKAGE_CONFIGS)
     for folder in folders:
-        if (folder / name).with_suffix(".yaml").is_file():
+        if _is_file(_file_in(folder, name)):
             return folder
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     near = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     places = " or ".join(map(_short, folders))
-    raise UserError(f"--config-name={name}: no {name}.yaml in {places}; there is {', '.join(known)}.{hint}")
+    raise UserError(
+        f"--config-name={name[:80]}: no file {name[:80]}.yaml in {places}; there is {', '.join(known)}.{hint}"
+    )
 
 
-def _split_groups(pairs: list[tuple[str, str]], folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
+def _file_in(folder: Path, name: str) -> Path:
+    return folder / f"{name.removesuffix('.yaml')}.yaml"
+
+
+def _split_groups(pairs: list[tuple[str, str]], *, folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """Words that choose a file of a config group (`policy=small`) go to Hydra, the others are values."""
     groups, values = [], []
     for dotted, text in pairs:
-        in_group = any((root / dotted / f"{text}.yaml").is_file() for root in (folder, PACKAGE_CONFIGS))
-        groups.append(f"+{dotted}={text}") if in_group else values.append((dotted, text))
+        group = dotted.replace(".", "/")
+        groups_there = [root / group for root in (folder, PACKAGE_CONFIGS) if _is_folder(root / group)]
+        in_group = [place / f"{text}.yaml" for place in groups_there if _is_file(place / f"{text}.yaml")]
+        if in_group:
+            _check_files(in_group[0], roots=[folder, PACKAGE_CONFIGS])
+            groups.append(f"+{group}={text}")
+        else:
+            values.append((dotted, text))
     return groups, values
 
 
 def _merge(tree: DictConfig, values: Any, schema: type, *, origin: str) -> DictConfig:
+    """`tree` with `values` in it; a mapping that the schema takes as one value takes the place of the default."""
     leaves = leaves_of(schema)
-    for dotted in _flatten(values, leaves):
+    for dotted, value in _flatten(OmegaConf.to_container(values), leaves):
         if dotted not in leaves:
             raise UserError(f"{origin}: " + unknown(dotted, leaves))
+        kind = leaves[dotted][0]
+        if value == "???":
+            raise UserError(f"{origin}: {dotted} is ???: give it a value.")
+        # an interpolation is resolved later
+        if not fits(value, kind) and "${" not in str(value):
+            raise UserError(f"{origin}: {dotted}={show(value)[:80]}: takes {type_name(kind)}.")
+        if kind is Any:
+            OmegaConf.update(tree, dotted, None, merge=False)
     try:
         return typing.cast(DictConfig, OmegaConf.merge(tree, values))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{origin}: {error.full_key}: {_first_line(error)}") from None
+    except (OmegaConfBaseException, ValueError, OverflowError) as error:
+        where = getattr(error, "full_key", None) or ""
+        raise UserError(f"{origin}: {where}: {_first_line(error)}") from None
 
 
-def _flatten(values: Any, leaves: dict, prefix: str = "") -> list[str]:
-    if not OmegaConf.is_dict(values):
-        return []
-    found = []
-    for name in values:
+def _tree(values: Any) -> Any:
+    """A mapping, a dataclass or the text of a YAML file, for OmegaConf."""
+    try:
+        return OmegaConf.create(values or {}) if isinstance(values, str) else OmegaConf.create(values)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
+        where = getattr(error, "full_key", None) or "a value"
+        raise UserError(f"the configuration: {where} cannot be used: {_first_line(error)}") from None
+
+
+def _checked(tree: DictConfig, schema: type) -> DictConfig:
+    """The same, interpolations resolved."""
+    try:
+        OmegaConf.resolve(tree)
+    # an interpolation may call a function of the user's
+    except Exception as error:
+        said = "it leads back to itself" if isinstance(error, RecursionError) else _first_line(error)
+        raise UserError(f"{_unresolved(tree, schema)}: an interpolation ${{…}} does not resolve: {said}") from None
+    check_values(tree, schema)
+    return tree
+
+
+def _unresolved(tree: DictConfig, schema: type) -> str:
+    """The key that cannot be read."""
+    for dotted in leaves_of(schema):
+        try:
+            value = OmegaConf.select(tree, dotted)
+            if OmegaConf.is_config(value):
+                OmegaConf.to_container(value, resolve=True)
+        except Exception:
+            return dotted
+    return "the configuration"
+
+
+def _flatten(values: Any, leaves: dict, prefix: str = "") -> list[tuple[str, Any]]:
+    """[(dotted key, its value)], down to the schema's keys."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
         dotted = f"{prefix}{name}"
-        # the node itself: an interpolation is resolved later
-        inner = values._get_node(name)
-        nested = OmegaConf.is_dict(inner) and dotted not in leaves
-        found += _flatten(inner, leaves, f"{dotted}.") if nested and len(inner) else [dotted]
+        nested = isinstance(value, dict) and value and dotted not in leaves
+        found += _flatten(value, leaves, f"{dotted}.") if nested else [(dotted, value)]
     return found
 
 
@@ -184,5 +240,104 @@ def _short(folder: Path) -> str:
     return "the shipped configs" if folder == PACKAGE_CONFIGS else str(folder)
 
 
+# ---------------------------------------------------------------- files
+
+
+def _read(path: Path) -> tuple[str, dict]:
+    """The text of a YAML file that holds keys with values, each written as what it is; and the values as texts.
+
+    Raises:
+        UserError: it is something else; the line says where.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.load(text, Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text in UTF-8. Save it as UTF-8, or name a YAML file.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise UserError(f"{path}, line {line}: is no YAML: {error.problem or error.context}.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        line = text[: getattr(error, "position", 0)].count("\n") + 1
+        raise UserError(
+            f"{path}, line {line}: is no YAML: {getattr(error, 'reason', 'brackets in brackets')}."
+        ) from None
+    if node is not None and not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}: holds no keys with values. Write e.g. seed: 1.")
+    refuse_twins(node, where=str(path))
+    for each in nodes_of(node):
+        _check_node(each, path)
+    return text, values or {}
+
+
+def _check_node(node: yaml.Node, path: Path) -> None:
+    """Refuses what is no plain value, and what YAML reads as another: 010 as 8, 1:30 as 90, yes as true."""
+    where = f"{path}, line {node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode) and not all(isinstance(name, yaml.ScalarNode) for name, _ in node.value):
+        raise UserError(f"{where}: a list or a mapping is no key. Write e.g. seed: 1.")
+    if not node.tag.startswith("tag:yaml.org,2002:") or "/" in node.tag:
+        raise UserError(f"{where}: {node.tag} makes an object of Python; only plain values are read.")
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None:
+        return
+    kind = node.tag.rsplit(":", 1)[-1]
+    is_number = WHOLE.fullmatch(node.value) or NUMBER.fullmatch(node.value) or NO_NUMBER.fullmatch(node.value)
+    if (kind in ("int", "float") and not is_number) or (kind == "bool" and node.value not in BOOLS):
+        told = "true or false" if kind == "bool" else "the number in plain digits, as 1000"
+        raise UserError(
+            f"{where}: {node.value} means something else in YAML. "
+            f"Write {told}, or '{node.value}' in quotes if it is a text."
+        )
+
+
+def _check_files(path: Path, *, roots: list[Path], above: tuple[Path, ...] = ()) -> None:
+    """A configuration and the files that its `defaults` name, those that are there: Hydra says what is not.
+
+    Raises:
+        UserError: one cannot be read, or they lead back to themselves.
+    """
+    if path in above:
+        circle = " -> ".join(each.stem for each in (*above[above.index(path) :], path))
+        raise UserError(f"{path}: its defaults lead back to it: {circle}. Take one of them out.")
+    _, values = _read(path)
+    if "hydra" in values:
+        raise UserError(f"{path}: unknown key hydra: only its defaults and interpolations are used here. Delete it.")
+    named = values.get("defaults", [])
+    if not isinstance(named, list):
+        raise UserError(f"{path}: defaults must be a list, e.g. defaults: [quickstart, _self_].")
+    for entry in named:
+        for group, choice in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            # "override /policy@here: small" is policy/small.yaml
+            folder = group.split("@")[0].split(" ")[-1]
+            for one in choice if isinstance(choice, list) else [choice]:
+                places = [path.parent / folder, *(root / folder.strip("/") for root in roots)]
+                files = [place / f"{str(one).split('@')[0].removesuffix('.yaml').lstrip('/')}.yaml" for place in places]
+                found = next((file for file in files if _is_file(file)), None)
+                if found is not None and one != "_self_":
+                    _check_files(found, roots=roots, above=(*above, path))
+
+
+def _is_file(path: Path) -> bool:
+    """False also for a name that no disk takes."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    """As `_is_file`."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+    # Hydra wraps what others raise, and may say nothing itself
+    while not str(error).strip() and error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]

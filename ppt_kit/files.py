@@ -60,11 +60,14 @@ def check_place(folder: Path, *, key: str, needs: int = PROBE_BYTES) -> None:
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Has `write` fill a file beside `path`, which takes its name once it is on the disk.
 
+    What killed writers left in that folder is taken away.
+
     Raises:
         OSError: the disk is full or read-only; what stood at `path` is untouched.
     """
-    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    beside = _beside(path)
     try:
+        _take_files_away(path.parent)
         write(beside)
         fsync(beside)
         os.replace(beside, path)
@@ -93,8 +96,7 @@ def begin_folder(path: Path, *, key: str) -> Path:
     Raises:
         UserError: the place cannot be written to.
     """
-    # with the host: on a disk that several share, a process of another one is not dead because it is not here
-    folder = path.with_name(f".{path.name}.writing-{os.getpid()}@{socket.gethostname()}")
+    folder = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         put_back(path)
@@ -130,7 +132,7 @@ def put_back(path: Path) -> None:
     """Gives a folder its name back that a process had moved aside, and was killed before it replaced it."""
     if os.path.lexists(path) or not path.parent.is_dir():
         return
-    for entry in _leftovers(path):
+    for entry in _leftovers(path.parent, path.name):
         if (entry / "replaced").exists():
             os.rename(entry / "replaced", path)
             fsync(path.parent)
@@ -145,6 +147,12 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _beside(path: Path) -> Path:
+    """Where this process writes what is to be called `path`."""
+    # with the host: on a disk that several share, a process of another one is not dead because it is not here
+    return path.with_name(f".{path.name}.writing-{os.getpid()}@{socket.gethostname()}")
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -166,18 +174,26 @@ def _replace(new: Path, path: Path, *, aside: Path) -> None:
         raise
 
 
+def _take_files_away(folder: Path) -> None:
+    """Removes the files that killed processes left in a folder."""
+    for entry in _leftovers(folder):
+        if entry.is_file():
+            entry.unlink(missing_ok=True)
+
+
 def _take_leftovers_away(path: Path) -> None:
     """Removes the folders that killed processes left beside `path`."""
-    for entry in _leftovers(path):
+    for entry in _leftovers(path.parent, path.name):
         # where it could not be put back, `replaced` is all there is of what stood at `path`
         if path.exists() or not (entry / "replaced").exists():
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _leftovers(path: Path) -> list[Path]:
-    """The folders beside `path` whose writers do not run any more."""
-    pattern = re.compile(rf"{re.escape(f'.{path.name}.writing-')}(\d+)(@{re.escape(socket.gethostname())})?")
-    matches = [(entry, pattern.fullmatch(entry.name)) for entry in path.parent.iterdir()]
+def _leftovers(folder: Path, name: str | None = None) -> list[Path]:
+    """What processes of this host that are gone were writing in `folder`, to be called `name` or anything."""
+    wanted = ".+" if name is None else re.escape(name)
+    pattern = re.compile(rf"\.{wanted}\.writing-(\d+)(@{re.escape(socket.gethostname())})?")
+    matches = [(entry, pattern.fullmatch(entry.name)) for entry in folder.iterdir()]
     return [entry for entry, match in matches if match and not _is_running(int(match[1]))]
 
 

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 
-def key(default: Any, doc: str, *, choices: tuple = (), low: float | None = None, high: float | None = None) -> Any:
-    """One key of a schema: its default, its line in --help (with the unit), and what values it takes."""
-    metadata = {"doc": doc, "choices": choices, "low": low, "high": high}
+def key(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple = (),
+    low: float | None = None,
+    high: float | None = None,
+    is_name: bool = False,
+) -> Any:
+    """One key of a schema: its default, its line in --help (with the unit), and what values it takes.
+
+    Args:
+        low, high: of numbers; None = what `checks.LARGEST` says.
+        is_name: a file or a folder of ours is called by it.
+    """
+    metadata = {"doc": doc, "choices": choices, "low": low, "high": high, "is_name": is_name}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+@functools.cache
 def leaves_of(schema: type, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
-    """Every dotted key of a schema with its type and field, in the order they are written."""
+    """Every dotted key of a schema with its type and field, in the order they are written; to be read only."""
     hints = typing.get_type_hints(schema)
     found: dict[str, tuple[Any, dataclasses.Field]] = {}
     for item in dataclasses.fields(schema):
@@ -54,6 +70,21 @@ def type_name(kind: Any) -> str:
     else:
         name = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "names"}[inner]
     return f"{name} or null" if optional else name
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of python, or of a file, is of a schema's type: 3.0, "3" and True are no whole numbers."""
+    optional, inner = unwrap(kind)
+    if inner is Any or (optional and value is None):
+        return True
+    if typing.get_origin(inner) is list:
+        (each,) = typing.get_args(inner)
+        return isinstance(value, (list, tuple)) and all(fits(item, each) for item in value)
+    if isinstance(value, bool) or inner is bool:
+        return isinstance(value, bool) and inner is bool
+    # a text may be written as a plain number
+    takes = {int: int, float: (int, float), str: (str, int, Path)}
+    return isinstance(value, takes[inner])
 
 
 def show(value: Any) -> str:

@@ -7,6 +7,9 @@ from typing import Any
 
 from ppt_kit.keys import key
 
+# the next ones, of later episodes, still fit into the 32 bits that numpy's and simulators' generators take
+MAX_SEED = 2**31 - 1
+
 NORMALIZER_MODES = ("limits", "gaussian", "quantiles", "identity")
 
 # what numbers of a state or an action can be when the world is moved, and how many numbers one of each has
@@ -22,8 +25,8 @@ PART_WIDTHS = {
 
 @dataclass
 class DatasetConfig:
-    observation_horizon: int = key(2, "frames the policy sees, To (control steps)", low=1)
-    action_horizon: int = key(8, "actions in one chunk, Ta (control steps)", low=1)
+    observation_horizon: int = key(2, "frames the policy sees, To (control steps)", low=1, high=1000)
+    action_horizon: int = key(8, "actions in one chunk, Ta (control steps)", low=1, high=1000)
     hist_action_cond: bool = key(False, "action window starts at t-To+1 instead of t")
     pad_before: int | None = key(
         None, "frames repeated at most before an episode's start; null = as many as needed", low=0
@@ -44,7 +47,7 @@ class DatasetConfig:
         3, "columns of a point: 3 xyz, 4 +height, 5 +segmentation and height, 6 +colour, 7 +colour and height"
     )
     num_points: int | None = key(
-        512, "points of a cloud; larger stored clouds are subsampled evenly; null = as stored", low=1
+        512, "points of a cloud; larger stored clouds are subsampled evenly; null = as stored", low=1, high=100_000
     )
     crop_box: list[float] | None = key(
         None, "clouds made from depth: lower and upper corner x0,y0,z0,x1,y1,z1 (m); null = all that is seen"
@@ -55,6 +58,10 @@ class DatasetConfig:
         "module:Name of a file of yours",
     )
     filter_key: str | None = key(None, "read this part of the dataset only: a robomimic mask, an RLDS split")
+    whole_episodes_only: bool = key(
+        False,
+        "LeRobot: leave out episodes whose files are missing or cut off, and say how many; other formats have none",
+    )
     cache_dir: str | None = key(
         None, "folder for decoded rows (video, compressed arrays); null = $PPT_KIT_CACHE or ~/.cache/ppt_kit"
     )
@@ -86,14 +93,14 @@ class HeadConfig:
 @dataclass
 class StemConfig:
     kind: str | None = key(None, "what makes tokens of it, module:Class of yours; null = the policy does not see it")
-    num_latents: int = key(8, "latent tokens that a window's readings become", low=1)
+    num_latents: int = key(8, "latent tokens that a window's readings become", low=1, high=4096)
     options: Any = key({}, "keyword arguments of the stem")
 
 
 @dataclass
 class StateStemConfig(StemConfig):
     kind: str | None = key("mlp", "what makes tokens of the state: mlp, or module:Class of yours; null = not seen")
-    num_latents: int = key(4, "latent tokens that a window's states become", low=1)
+    num_latents: int = key(4, "latent tokens that a window's states become", low=1, high=4096)
 
 
 @dataclass
@@ -129,9 +136,9 @@ class EncodersConfig:
 
 @dataclass
 class PolicyConfig:
-    width: int = key(256, "token width of stems, trunk and head", low=8)
-    depth: int = key(5, "transformer blocks in the trunk", low=1)
-    num_heads: int = key(8, "attention heads", low=1)
+    width: int = key(256, "token width of stems, trunk and head", low=8, high=16_384)
+    depth: int = key(5, "transformer blocks in the trunk", low=1, high=1000)
+    num_heads: int = key(8, "attention heads", low=1, high=1024)
     dropout: float = key(0.0, "dropout in trunk and head", low=0, high=0.9)
     head: HeadConfig = field(default_factory=HeadConfig)
     stems: StemsConfig = field(default_factory=StemsConfig)
@@ -150,10 +157,10 @@ DEFAULT_OPTIONS = {"policy.head.options.loss": "l1"}
 
 @dataclass
 class OptimizerConfig:
-    lr: float = key(1e-4, "peak learning rate of AdamW", low=0)
+    lr: float = key(1e-4, "peak learning rate of AdamW", low=0, high=100)
     betas: list[float] = key([0.95, 0.999], "AdamW betas")
-    eps: float = key(1e-8, "AdamW epsilon", low=0)
-    weight_decay: float = key(1e-6, "AdamW weight decay", low=0)
+    eps: float = key(1e-8, "AdamW epsilon", low=0, high=1)
+    weight_decay: float = key(1e-6, "AdamW weight decay", low=0, high=100)
     warmup_steps: int = key(500, "linear warm-up (optimizer steps), then cosine to zero", low=0)
 
 
@@ -192,18 +199,18 @@ class AugmentConfig:
     hue: float = key(0.0, "rgb: turn of the hue, from ± this (whole turns)", low=0, high=0.5)
     blur_sigma: float = key(0.0, "rgb: Gaussian blur, largest sigma (pixels)", low=0, high=20)
     blur_probability: float = key(0.5, "share of the samples that augment.blur_sigma blurs", low=0, high=1)
-    shift_px: int = key(0, "rgb and depth: largest shift along each axis, edges repeated (pixels)", low=0)
+    shift_px: int = key(0, "rgb and depth: largest shift along each axis, edges repeated (pixels)", low=0, high=1000)
     crop_ratio: float = key(
         1.0,
         "rgb and depth: smallest share of height and width a random crop keeps; resized back; 1 = no crop",
         low=0.1,
         high=1,
     )
-    depth_shift_m: float = key(0.0, "depth: added to a whole window, from ± this (m)", low=0)
+    depth_shift_m: float = key(0.0, "depth: added to a whole window, from ± this (m)", low=0, high=1000)
     depth_scale: float = key(0.0, "depth: factor of a whole window, from 1 ± this", low=0, high=0.9)
-    depth_noise_m: float = key(0.0, "depth: standard deviation of each pixel's noise (m)", low=0)
+    depth_noise_m: float = key(0.0, "depth: standard deviation of each pixel's noise (m)", low=0, high=1000)
     depth_dropout: float = key(0.0, "depth: share of the pixels set to 0, no reading", low=0, high=1)
-    cloud_jitter_m: float = key(0.0, "clouds: standard deviation of each coordinate's noise (m)", low=0)
+    cloud_jitter_m: float = key(0.0, "clouds: standard deviation of each coordinate's noise (m)", low=0, high=1000)
     cloud_dropout: float = key(
         0.0, "clouds: share of the points replaced by copies of others of their frame", low=0, high=0.99
     )
@@ -241,9 +248,9 @@ class Config:
         "auto", "one process, several, or by what is there", choices=("single", "distributed", "auto")
     )
     world_size: int = key(
-        1, "processes; read when this process starts the ranks itself or by a node's variables", low=1
+        1, "processes; read when this process starts the ranks itself or by a node's variables", low=1, high=100_000
     )
-    seed: int = key(0, "initial weights, order of the data, noise", low=0)
+    seed: int = key(0, "initial weights, order of the data, noise", low=0, high=MAX_SEED)
     debug: bool = key(False, "two short epochs, no W&B, anomaly checks on")
     domains: Any = key("button-press-topdown", "datasets: a, or a,b, or with weights {a: 1, b: 3}")
     dataset_path: str = key("data", "folder that holds <domain>.zarr")
@@ -254,22 +261,22 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     batch_size: int = key(
-        64, "windows per process and micro step; the global batch is x world_size x accumulation", low=1
+        64, "windows per process and micro step; the global batch is x world_size x accumulation", low=1, high=1_000_000
     )
-    gradient_accumulation_steps: int = key(1, "micro steps per optimizer step", low=1)
+    gradient_accumulation_steps: int = key(1, "micro steps per optimizer step", low=1, high=100_000)
     gradient_clipping: float = key(1.0, "largest gradient norm; 0 = no clipping", low=0)
     precision: str = key("fp32", "number format of the weights in the forward pass", choices=("fp32", "bf16", "fp16"))
     compile: bool = key(False, "torch.compile the policy; not with ZeRO stage 3")
     activation_checkpointing: bool = key(False, "recompute the trunk in the backward pass: less memory, more time")
     rendezvous_timeout_s: float = key(
-        300.0, "how long the processes of a job wait for each other at the start (s)", low=1
+        300.0, "how long the processes of a job wait for each other at the start (s)", low=1, high=604_800
     )
     deepspeed: str = key("zero0", "a name in ds_configs/, or the path of a DeepSpeed JSON file")
     log_interval: int = key(10, "optimizer steps between rows of metrics.jsonl", low=1)
     save_interval: int = key(10, "epochs between model_{epoch}.pth files; model.pth follows each", low=1)
     output_dir: str = key("outputs/models", "run folders are <output_dir>/<domain>/<suffix>")
-    suffix: str | None = key(None, "name of the run; null = the time it starts")
-    job_name: str = key("train", "name of the log file in the run folder")
+    suffix: str | None = key(None, "name of the run; null = the time it starts", is_name=True)
+    job_name: str = key("train", "name of the log file in the run folder", is_name=True)
     tensorboard: bool = key(False, "write TensorBoard event files into the run folder too")
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -281,21 +288,23 @@ class CollectConfig:
     task: str = key("button-press-topdown", "task of the simulator, e.g. one of Meta-World's 50")
     simulator: str = key("metaworld", "a simulator's name, or module:Class of one in a file of yours")
     options: Any = key({}, "further options of the simulator, e.g. options.wind=0.3")
-    episodes: int = key(10, "successful demonstrations to keep", low=1)
+    episodes: int = key(10, "successful demonstrations to keep", low=1, high=1_000_000)
     dataset_path: str = key("data", "folder that the <domain>.zarr goes into")
-    domain: str | None = key(None, "name of the dataset; null = the task's name")
-    seed: int = key(0, "seed of the first episode; each try takes the next one", low=0)
+    domain: str | None = key(None, "name of the dataset; null = the task's name", is_name=True)
+    seed: int = key(0, "seed of the first episode; each try takes the next one", low=0, high=MAX_SEED)
     overwrite: bool = key(False, "replace an existing dataset of that name")
-    max_failures: int = key(50, "expert failures after which collecting gives up", low=0)
+    max_failures: int = key(50, "expert failures after which collecting gives up", low=0, high=1_000_000)
     # null leaves a value to the simulator; one that is set and that the simulator does not take is refused
-    max_steps: int | None = key(None, "longest episode (control steps); null = 200 in metaworld", low=1)
-    num_points: int | None = key(None, "points of a cloud, 0 = no cloud; null = 512 in metaworld", low=0)
+    max_steps: int | None = key(None, "longest episode (control steps); null = 200 in metaworld", low=1, high=1_000_000)
+    num_points: int | None = key(None, "points of a cloud, 0 = no cloud; null = 512 in metaworld", low=0, high=100_000)
     use_color: bool | None = key(None, "store the points' colours; null = false in metaworld")
     save_images: bool | None = key(None, "store rgb and metric depth of the camera; null = false in metaworld")
     camera: str | None = key(
         None, "camera of the scene; null = corner2 in metaworld, which is moved closer, as DP3 does"
     )
-    image_size: int | None = key(None, "height and width of the camera image (pixels); null = 128 in metaworld", low=16)
+    image_size: int | None = key(
+        None, "height and width of the camera image (pixels); null = 128 in metaworld", low=16, high=4096
+    )
     goal_marker: bool | None = key(
         None,
         "show the goal's marker to the camera: reach needs it, elsewhere it gives the target away; "
@@ -314,17 +323,17 @@ class EvaluateConfig:
 
     train: EvalTrainConfig = field(default_factory=EvalTrainConfig)
     domains: str | None = key(None, "domains to evaluate, as a,b; null = all that the policy was trained on")
-    task: str | None = key(None, "task to run; null = the task each domain was recorded in")
-    episodes: int = key(20, "episodes a domain", low=1)
-    seed: int = key(100_000, "seed of the first episode; must not meet the demonstrations' seeds", low=0)
+    task: str | None = key(None, "task to run; null = the task each domain was recorded in", is_name=True)
+    episodes: int = key(20, "episodes a domain", low=1, high=1_000_000)
+    seed: int = key(100_000, "seed of the first episode; must not meet the demonstrations' seeds", low=0, high=MAX_SEED)
     eval_mode: str = key("sequential", "one process, or several", choices=("sequential", "parallel"))
-    n_procs: int = key(2, "processes of eval_mode=parallel", low=1)
-    max_steps: int | None = key(None, "longest episode (control steps); null = as recorded", low=1)
-    execute_steps: int = key(4, "actions executed of each chunk before the next is asked for", low=1)
+    n_procs: int = key(2, "processes of eval_mode=parallel", low=1, high=1000)
+    max_steps: int | None = key(None, "longest episode (control steps); null = as recorded", low=1, high=1_000_000)
+    execute_steps: int = key(4, "actions executed of each chunk before the next is asked for", low=1, high=1000)
     temporal_ensembling: bool = key(False, "ask at every step and average the overlapping chunks")
     use_ema: bool = key(True, "averaged weights instead of the raw ones")
     zero_keys: list[str] = key([], "observations set to zero, e.g. pointcloud: the control experiment")
-    eval_log_name: str = key("eval", "name of the files in <run folder>/eval/")
+    eval_log_name: str = key("eval", "name of the files in <run folder>/eval/", is_name=True)
     videos: int = key(1, "episodes filmed a domain", low=0)
 
 
@@ -335,10 +344,13 @@ class ConvertConfig:
     source: str | None = key(None, "dataset to read, in any format; required")
     target: str | None = key(None, "where to write it; required")
     to: str = key("zarr", "zarr replay buffer, or LeRobotDataset v3.0", choices=("zarr", "lerobot"))
-    keys: list[str] = key([], "columns to write; [] = all")
+    keys: list[str] = key([], "columns to write; [] = all, for lerobot those that it has features for")
     format: str | None = key(None, "format of the source: null = recognised by what is on disk; else as dataset.format")
     filter_key: str | None = key(None, "part of the source: a robomimic mask, a LeRobot or RLDS split; null = all")
-    fps: float | None = key(None, "control steps a second, for lerobot; null = as recorded", low=0.001)
+    whole_episodes_only: bool = key(
+        False, "LeRobot source: leave out episodes whose files are missing or cut off, and say how many"
+    )
+    fps: float | None = key(None, "control steps a second, for lerobot; null = as recorded", low=0.001, high=100_000)
     video: bool = key(True, "lerobot: cameras as video; false = as PNG, which loses nothing")
     codec: str = key("av1", "lerobot: av1, h264, hevc, or an encoder of FFmpeg's")
     overwrite: bool = key(False, "replace the dataset at target")

@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 
 from ppt_kit.config import describe_keys, load_config
 from ppt_kit.errors import UserError
+from ppt_kit.words import own_words, parse_words
 
-# words that launchers add: they say which process this is, which the environment says too
-LAUNCHER_WORDS = ("--local_rank", "--local-rank")
+# words about files, for scripts that read one
+FILE_WORDS = ("config_name", "config_path")
 
 
 def run(
@@ -25,12 +26,12 @@ def run(
     ignore: tuple[str, ...] = (),
 ) -> None:
     """Builds the configuration from sys.argv, then calls main(cfg); exits with its code, after Ctrl-C with 130."""
-    words = [word for word in sys.argv[1:] if not word.startswith(LAUNCHER_WORDS) and word not in ignore]
+    given = [word for word in sys.argv[1:] if word not in ignore]
     try:
-        if any(word in ("--help", "-h", "help") for word in words):
+        if {"--help", "-h"} & set(given) or given == ["help"]:
             print(_help_text(schema=schema, about=about, config_name=config_name))
             sys.exit(0)
-        cfg = _read(words, schema=schema, config_name=config_name)
+        cfg = _read(own_words(given), schema=schema, config_name=config_name)
         sys.exit(main(cfg) or 0)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -42,31 +43,24 @@ def run(
 
 
 def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:
+    pairs = parse_words(words, schema=schema, beside=FILE_WORDS if config_name else ())
     received: list[str] = []
 
     @fire.decorators.SetParseFn(str)
-    def receive(*plain, **flags):
+    def receive(*plain: str) -> None:
         received.extend(plain)
-        received.extend(f"{name}={text}" for name, text in flags.items())
 
-    fire.Fire(receive, command=[_normal(word) for word in words], serialize=lambda _: None)
-    options = {"config_name": config_name, "config_path": None}
+    # fire has flags of its own, and takes apart what starts with a dash: it gets words of our grammar alone
+    fire.Fire(receive, command=[f"{name}={text}" for name, text in pairs], serialize=lambda _: None)
+    files = {"config_name": config_name, "config_path": None}
     overrides = []
     for word in received:
         name, _, text = word.partition("=")
-        if config_name and name in options:
-            options[name] = text
+        if config_name and name in files:
+            files[name] = text
         else:
             overrides.append(word)
-    return load_config(str(options["config_name"]), *overrides, config_path=options["config_path"], schema=schema)
-
-
-def _normal(word: str) -> str:
-    """fire reads a lone `-` and a dash in a flag's name as its own; the grammar here has neither."""
-    if word.startswith("--"):
-        name, equals, text = word.partition("=")
-        return f"--{name[2:].replace('-', '_')}{equals}{text}"
-    return word
+    return load_config(str(files["config_name"]), *overrides, config_path=files["config_path"], schema=schema)
 
 
 def _help_text(*, schema: type, about: str, config_name: str) -> str:

@@ -18,18 +18,21 @@ def main(cfg: DictConfig) -> None:
     from ppt_kit.data.convert import to_lerobot, to_zarr
     from ppt_kit.data.disk.rows import bytes_under
     from ppt_kit.data.formats import open_store
+    from ppt_kit.data.formats.wanted import Wanted
     from ppt_kit.tracking import bar_pace
 
     start = time.perf_counter()
+    # a DictConfig's own `keys` is a method
+    keys = list(cfg["keys"])
+    wanted = Wanted(keys=keys or None, whole_episodes_only=cfg.whole_episodes_only, converting=True)
     # each row is read once: none is kept
-    store = open_store(cfg.source, format=cfg.format, filter_key=cfg.filter_key, cache_gb=0)
+    store = open_store(cfg.source, format=cfg.format, filter_key=cfg.filter_key, cache_gb=0, wanted=wanted)
     target = Path(cfg.target).expanduser()
     # delayed: what is refused at the door is one line without a bar
     with tqdm(
         total=int(store.episode_ends[-1]), desc=f"writing {target.name}", unit="step", delay=0.5, **bar_pace()
     ) as bar:
-        # a DictConfig's own `keys` is a method
-        common = {"overwrite": cfg.overwrite, "keys": list(cfg["keys"]), "progress": bar.update}
+        common = {"overwrite": cfg.overwrite, "keys": keys, "progress": bar.update}
         if cfg.to == "zarr":
             to_zarr(store, target, **common)
         else:

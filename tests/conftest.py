@@ -84,6 +84,11 @@ SMALL_WORDS = (
 )  # fmt: skip
 
 
+def latest(*words: str) -> list[str]:
+    """The words, of which a later one takes the place of an earlier one of its key: given twice it is refused."""
+    return list({word.partition("=")[0].removeprefix("--"): word for word in words}.values())
+
+
 @pytest.fixture
 def small_cfg(small_data, tmp_path):
     """A configuration that trains a tiny policy on `a` in seconds: call it with further words."""
@@ -97,7 +102,7 @@ def small_cfg(small_data, tmp_path):
             "suffix=run",
             "train.total_epochs=2",
         )
-        return load_config("quickstart", *SMALL_WORDS, *fixed, *words)
+        return load_config("quickstart", *latest(*SMALL_WORDS, *fixed, *words))
 
     return make
 

@@ -16,7 +16,7 @@ def test_words_of_shell_and_cell_are_one_grammar():
     assert parse_words(["seed=1", "--seed=1", "--seed", "1", "--debug"]) == [("seed", "1")] * 3 + [("debug", "true")]
 
 
-def test_later_words_win_and_keep_their_types():
+def test_words_change_the_file_and_keep_their_types():
     cfg = load_config(
         "quickstart", "train.total_epochs=3", "--optimizer.lr=1e-5", "suffix=rollout #3", "seed=7", "debug=true"
     )
@@ -59,7 +59,7 @@ def test_lists_with_and_without_brackets():
         ("domains={a: -1}", "Weights"),
         ("dataset.point_channels=8", "takes 3, 4"),
         ("policy.width=30", "multiple of policy.num_heads"),
-        ("suffix=a/b", "one folder's name"),
+        ("suffix=a/b", "one plain name"),
         ("train.freeze_trunk=true", "train.pretrained_dir"),
         ("optimizer.betas=[0.9]", "two numbers"),
         ("augment.hue=0.6", "at most 0.5"),
@@ -95,8 +95,8 @@ def test_parts_of_a_pose_come_from_words_and_files(tmp_path):
         " action_parts: {a: none, b: [displacement, none]}}\n"
     )
     augment = load_config("mine", "augment.state_parts.joint_pos=none", config_path=tmp_path).augment
-    assert augment.state_parts.eef_pos == "position"  # a file adds to the shipped ones
-    assert list(augment.state_parts.tcp) == ["position", "quaternion_wxyz"]
+    # a mapping in a file takes the place of the shipped one, a word with a dot adds to it
+    assert dict(augment.state_parts) == {"tcp": ["position", "quaternion_wxyz"], "joint_pos": "none"}
     assert dict(augment.action_parts) == {"a": "none", "b": ["displacement", "none"]}
     assert part_names("displacement, none") == part_names(["displacement", "none"]) == ["displacement", "none"]
 

@@ -133,12 +133,16 @@ def test_a_job_started_and_waited_for_is_a_run(job_of, small_cfg):
     assert Job.attach(job.run_dir).wait() == 0
 
 
-def test_a_stopped_job_has_saved_and_says_143(job_of):
+def test_a_stopped_job_has_saved_and_says_143(job_of, small_cfg):
+    from ppt_kit.train.trainer import UnifiedTrainer
+
     job = job_of(*ENDLESS, detached=True)
     assert job.rows() == []
     wait_for(lambda: len(job.rows()) > 2)
     with pytest.raises(UserError, match="a job trains there already"):
         job_of(*ENDLESS)
+    with pytest.raises(UserError, match="a job trains there already"):
+        UnifiedTrainer(small_cfg("train.resume=auto", *ENDLESS)).run()
     assert job.stop() == 143
     assert job.rows()[-1]["reason"] == "SIGTERM"
     assert load_resume(job.run_dir)["engine"]["step"] == load_model(job.run_dir)["step"] == job.rows()[-1]["step"]
@@ -148,6 +152,7 @@ def test_a_stopped_job_has_saved_and_says_143(job_of):
     assert Job.attach(job.run_dir).stop() == 143
 
 
+@pytest.mark.long
 def test_ranks_that_do_not_leave_are_killed(job_of):
     job = job_of(*ENDLESS)
     wait_for(lambda: len(job.rows()) > 2)
@@ -181,7 +186,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("how", ["detached", "bound"])
+@pytest.mark.parametrize("how", ["detached", pytest.param("bound", marks=pytest.mark.long)])
 def test_only_a_detached_job_outlives_what_started_it(small_cfg, tmp_path, how):
     """Started in a process that is killed, found again from here."""
     cfg = small_cfg("train_mode=distributed", "world_size=2", "batch_size=4", *ENDLESS)

@@ -120,7 +120,7 @@ def test_each_outside_power_has_one_owner():
 
 def test_weights_are_read_and_written_in_one_file():
     for path, relative in modules():
-        if str(relative) != "checkpoint.py":
+        if str(relative) != "torch_file.py":
             assert "torch.load(" not in path.read_text(), relative
             assert "torch.save(" not in path.read_text(), relative
 

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL_WORDS
+from conftest import ROOT, SMALL_WORDS, latest
 
 from ppt_kit.checkpoint import load_model, load_resume, resume_files
 from ppt_kit.config import load_config
@@ -36,17 +36,8 @@ WORDS = [
 def command_of(small_data, tmp_path, name, *words, ranks=1):
     batch = f"batch_size={8 // ranks}"
     mode = ["train_mode=distributed", f"world_size={ranks}"] if ranks > 1 else []
-    return [
-        sys.executable,
-        TRAIN,
-        *WORDS,
-        batch,
-        *mode,
-        f"dataset_path={small_data}",
-        f"output_dir={tmp_path}",
-        f"suffix={name}",
-        *words,
-    ]
+    places = (f"dataset_path={small_data}", f"output_dir={tmp_path}", f"suffix={name}")
+    return [sys.executable, TRAIN, *latest(*WORDS, batch, *mode, *places, *words)]
 
 
 def start(command):
@@ -105,7 +96,7 @@ def assert_same_run(one, two):
 
 CASES = [
     pytest.param(0, 1, id="stage 0"),
-    pytest.param(3, 1, id="stage 3"),
+    pytest.param(3, 1, id="stage 3", marks=pytest.mark.long),
     pytest.param(2, 2, id="stage 2, two ranks"),
 ]
 MORE = [

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import zarr
-from conftest import SMALL_WORDS
+from conftest import SMALL_WORDS, latest
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points, intrinsics_from_fovy
 from ppt_kit.checkpoint import load_policy
@@ -49,7 +49,7 @@ def trained(collected, tmp_path_factory):
         "suffix=run",
         "train.total_iters=3",
     )
-    run = UnifiedTrainer(load_config("quickstart", *SMALL_WORDS, *words, "dataset.num_points=64"))
+    run = UnifiedTrainer(load_config("quickstart", *latest(*SMALL_WORDS, *words, "dataset.num_points=64")))
     run.run()
     return load_policy(run.run_dir)
 

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL_WORDS, run_script
+from conftest import ROOT, SMALL_WORDS, latest, run_script
 
 import ppt_kit as ppt
 from ppt_kit.data.formats import open_store
@@ -161,7 +161,7 @@ def test_a_policy_is_evaluated_in_it_and_a_video_of_it_is_refused(beside):
 
     ppt.collect("push", simulator="my_lab.sim:Seeing", episodes=4, num_points=16)
     words = ("dataset_path=data", "domains=push", "suffix=run", "train.total_iters=2", "dataset.state_keys=[hand,goal]")
-    run = UnifiedTrainer(ppt.load_config("quickstart", *SMALL_WORDS, *words))
+    run = UnifiedTrainer(ppt.load_config("quickstart", *latest(*SMALL_WORDS, *words)))
     run.run()
     policy = ppt.load_policy(run.run_dir)
     one, two = (ppt.evaluate(policy, episodes=2, max_steps=9, n_procs=n) for n in (1, 2))

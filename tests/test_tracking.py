@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT, SMALL_WORDS
+from conftest import ROOT, SMALL_WORDS, latest
 
 from ppt_kit.tracking import read_metrics
 from ppt_kit.train.trainer import UnifiedTrainer
@@ -72,7 +72,10 @@ def train_steps(record):
     return [int(item.value_json) for item in record.history.item if "train/step" in (item.key, *item.nested_key)]
 
 
-@pytest.mark.parametrize("trouble", ["no folder", "no server", "nonsense", "killed"])
+@pytest.mark.parametrize(
+    "trouble",
+    ["no folder", "nonsense", *(pytest.param(each, marks=pytest.mark.long) for each in ("no server", "killed"))],
+)
 def test_whatever_happens_to_wandb_training_goes_on(small_data, tmp_path, trouble):
     env, mode = {"WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "3"}, "online"
     folder = tmp_path / "a/run"
@@ -92,7 +95,7 @@ def test_whatever_happens_to_wandb_training_goes_on(small_data, tmp_path, troubl
         f"wandb.mode={mode}",
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | env
-    command = [sys.executable, str(ROOT / "scripts/train.py"), *words]
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *latest(*words)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL_WORDS, run_script
+from conftest import ROOT, SMALL_WORDS, latest, run_script
 
 from ppt_kit.checkpoint import checkpoints, load_model, load_policy, numbered_models, save_model
 from ppt_kit.config import load_config, typed
@@ -33,10 +33,10 @@ def losses_of(run_dir) -> np.ndarray:
 
 
 def train_words(small_data, tmp_path, name, *words):
-    return [
+    return latest(
         *SMALL_WORDS, f"dataset_path={small_data}", f"output_dir={tmp_path / 'models'}", f"suffix={name}", "domains=a",
         "train.total_iters=20", "train.total_epochs=99", *words,
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def test_losses_are_those_of_a_plain_torch_loop(small_cfg):
@@ -65,7 +65,7 @@ def test_losses_are_those_of_a_plain_torch_loop(small_cfg):
     assert want[-1] < want[0]
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_two_ranks_of_the_deepspeed_launcher_equal_one_process(small_data, tmp_path, stage):
     """The ancestor called past DDP: gradients were never averaged. Same global batch, same 20 losses."""
     one = train_words(small_data, tmp_path, "one", "batch_size=16", f"deepspeed=zero{stage}", "domains=a,wide")

@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from ppt_kit.data.disk.blocks import blocks, row_bytes, values_of
-from ppt_kit.data.formats import open_store, recognise
+from ppt_kit.data.formats import open_store
 from ppt_kit.data.formats.lerobot.encoders import encoder_of
 from ppt_kit.data.formats.lerobot.features import features_of, fps_of
 from ppt_kit.data.formats.lerobot.writer import LeRobotWriter, Progress
 from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
+from ppt_kit.data.formats.wanted import Wanted
+from ppt_kit.data.replaceable import check_replaceable
 from ppt_kit.data.store import EpisodeStore, plain
 from ppt_kit.errors import UserError
-from ppt_kit.files import begin_folder, finish_folder
+from ppt_kit.files import PROBE_BYTES, begin_folder, check_place, finish_folder
 
 log = logging.getLogger(__name__)
+
+# columns that LeRobot would have as arrays in its tables
+NO_FEATURE = ("obs/depths/", "obs/pointcloud/")
 
 
 def to_zarr(
@@ -36,6 +43,9 @@ def to_zarr(
     overwrite: bool = False,
     keys: Sequence[str] | None = None,
     progress: Progress | None = None,
+    format: str | None = None,
+    filter_key: str | None = None,
+    whole_episodes_only: bool = False,
 ) -> Path:
     """Writes a replay buffer with the store's own column names.
 
@@ -44,19 +54,23 @@ def to_zarr(
     Args:
         source: an opened store, or the path of a dataset in any format.
         path: where to write.
+        overwrite: replace the replay buffer that stands there; nothing else is ever replaced.
         keys: columns to write; None = all.
         progress: called with the number of steps just written.
+        format, filter_key, whole_episodes_only: of a source that is a path, as `dataset` in a configuration has them.
     Raises:
-        UserError: something stands there and `overwrite` is false, a key is unknown, the name ends as another format's
-            does, or the disk is full; nothing is left then, and what stood there stays.
+        UserError: something stands there and `overwrite` is false, or it is no replay buffer alone; a key is unknown,
+            the name ends as another format's does, the place cannot be written to, or the disk is full; nothing is left
+            then, and what stood there stays.
     """
-    store, path = _opened(source), Path(path)
-    chosen = _chosen(store, keys)
+    store = _opened(source, keys, format=format, filter_key=filter_key, whole_episodes_only=whole_episodes_only)
+    path, chosen = _target(path), _chosen(store, keys)
     _check_ending(path, to="zarr")
     inner = next((key for key in chosen for other in chosen if key.startswith(f"{other}/")), None)
     if inner:
         raise UserError(f"{store.path}: {inner} lies inside another column, which zarr has no room for. Leave one out.")
-    with _all_or_nothing(store, path, overwrite=overwrite):
+    needs = int(store.episode_ends[-1]) * sum(row_bytes(store, key) for key in chosen)
+    with _all_or_nothing(store, path, kind="zarr", overwrite=overwrite, needs=needs):
         with ZarrWriter(path, attrs=_attrs(store), overwrite=overwrite, key="target") as writer:
             writer.constants |= _calibration(store)
             for episode in range(len(store.episode_ends)):
@@ -64,6 +78,8 @@ def to_zarr(
                 if progress is not None:
                     begin, end = store.bounds(episode)
                     progress(end - begin)
+            # what stands there may be another thing by now
+            check_replaceable(path, kind="zarr", overwrite=overwrite, key="target")
     return path
 
 
@@ -77,6 +93,9 @@ def to_lerobot(
     codec: str = "av1",
     keys: Sequence[str] | None = None,
     progress: Progress | None = None,
+    format: str | None = None,
+    filter_key: str | None = None,
+    whole_episodes_only: bool = False,
 ) -> Path:
     """Writes a LeRobotDataset v3.0. Numbers stay what they are; pictures lose what the video codec loses.
 
@@ -84,49 +103,60 @@ def to_lerobot(
     LeRobot's own columns (timestamp, frame_index, episode_index, index, task_index) are counted anew.
 
     Args:
-        source: an opened store, or the path of a dataset in any format.
-        path: where to write.
+        source, path, overwrite, progress, format, filter_key, whole_episodes_only: as to_zarr has them.
         fps: control steps a second; None = what the dataset says of itself.
         video: false = pictures as PNG in the tables, which lose nothing.
         codec: "av1", "h264", "hevc", or the name of one of FFmpeg's encoders.
-        keys: columns to write; None = all. LeRobot has no feature for depth and clouds: where the store has some, name
-            the columns to write, and those among them become arrays in the tables.
-        progress: called with the number of steps just written.
+        keys: columns to write; None = all but depth and clouds, which LeRobot has no feature for: a line says what was
+            left out. Those of them that are named become arrays in the tables.
     Raises:
-        UserError: as to_zarr, or a column that LeRobot has no feature for, no fps, no such encoder, a size it cannot
-            encode.
+        UserError: as to_zarr; or LeRobot has no feature for a column, or there is no fps or no such encoder.
     """
-    store, path = _opened(source), Path(path)
+    store = _opened(source, keys, format=format, filter_key=filter_key, whole_episodes_only=whole_episodes_only)
+    path, fps = _target(path), fps_of(store, fps)
     _check_ending(path, to="lerobot")
-    fps = fps_of(store, fps)
-    features = features_of(store, _chosen(store, keys, refuse_arrays=True), video=video)
+    left = [] if keys else [key for key in store.columns if key.startswith(NO_FEATURE)]
+    features = features_of(store, [key for key in _chosen(store, keys) if key not in left], video=video)
     encoder = encoder_of(codec) if any(feature.kind == "video" for feature in features) else ""
-    if store.cameras:
-        log.warning("%s: LeRobot has no place for the cameras' calibration: it is left out", path)
-    with _all_or_nothing(store, path, overwrite=overwrite), _beside(path, overwrite=overwrite) as folder:
-        LeRobotWriter(folder, store, features, fps=fps, encoder=encoder).write(progress)
+    with _all_or_nothing(store, path, kind="lerobot", overwrite=overwrite):
+        with _beside(path, kind="lerobot", overwrite=overwrite) as folder:
+            _tell_left_out(store, path, left)
+            LeRobotWriter(folder, store, features, fps=fps, encoder=encoder).write(progress)
     return path
 
 
-def _opened(source: EpisodeStore | str | Path) -> EpisodeStore:
+def _opened(source: EpisodeStore | str | Path, keys: Sequence[str] | None, **of_a_path: Any) -> EpisodeStore:
     """Each row is read once, so none is kept in a cache."""
-    return source if isinstance(source, EpisodeStore) else open_store(source, cache_gb=0)
+    if isinstance(source, EpisodeStore):
+        given = next((f"{name}={value}" for name, value in of_a_path.items() if value), None)
+        if given:
+            raise UserError(f"{given}: {source.path} is opened already. Give its path, or open it with {given}.")
+        return source
+    whole = of_a_path.pop("whole_episodes_only")
+    wanted = Wanted(keys=list(keys) if keys else None, whole_episodes_only=whole, converting=True)
+    return open_store(source, cache_gb=0, wanted=wanted, **of_a_path)
 
 
-def _chosen(store: EpisodeStore, keys: Sequence[str] | None, *, refuse_arrays: bool = False) -> list[str]:
-    if keys:
-        unknown = [key for key in keys if key not in store.columns]
-        if unknown:
-            raise UserError(f"keys={unknown[0]}: {store.path} has no such column; it has {', '.join(store.keys())}.")
-        return list(dict.fromkeys(keys))
-    left = [key for key in store.columns if key.startswith(("obs/depths/", "obs/pointcloud/"))]
-    if left and refuse_arrays:
-        rest = [key for key in store.columns if key not in left]
-        raise UserError(
-            f"{store.path}: LeRobot has no feature for {', '.join(left)}. Type keys=[{','.join(rest)}] to leave them "
-            "out, or name them among the keys to have them written as arrays."
-        )
-    return store.keys()
+def _target(path: str | Path) -> Path:
+    found = Path(path).expanduser()
+    if found.name in ("", ".."):
+        raise UserError(f"target={path}: names a folder that is there, not one to be made. Type its name too.")
+    return found
+
+
+def _chosen(store: EpisodeStore, keys: Sequence[str] | None) -> list[str]:
+    unknown = [key for key in keys or () if key not in store.columns]
+    if unknown:
+        raise UserError(f"keys={unknown[0]}: {store.path} has no such column; it has {', '.join(store.keys())}.")
+    return list(dict.fromkeys(keys)) if keys else store.keys()
+
+
+def _tell_left_out(store: EpisodeStore, path: Path, left: Sequence[str]) -> None:
+    """One line of what LeRobot has no place for."""
+    what = [*left, *(["the cameras' calibration"] if store.cameras else [])]
+    if what:
+        how = f" Type keys=[…,{left[0]}] to have such as arrays in the tables." if left else ""
+        log.warning("%s: LeRobot has no place for %s: left out.%s", path, ", ".join(what), how)
 
 
 def _attrs(store: EpisodeStore) -> dict:
@@ -176,19 +206,16 @@ def _check_ending(path: Path, *, to: str) -> None:
 
 
 @contextmanager
-def _all_or_nothing(store: EpisodeStore, path: Path, *, overwrite: bool) -> Iterator[None]:
+def _all_or_nothing(
+    store: EpisodeStore, path: Path, *, kind: str, overwrite: bool, needs: int = PROBE_BYTES
+) -> Iterator[None]:
     """Checks the target, tells what goes wrong with the disk in one line, and takes new parent folders away again."""
-    source, target = store.path.resolve(), path.resolve()
+    # of a link that leads in a circle `resolve` gives nothing
+    source, target = (Path(os.path.realpath(place)) for place in (store.path, path))
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"target={path}: lies in the source {store.path} or around it. Choose another place.")
-    if path.exists():
-        if not overwrite:
-            raise UserError(f"{path} exists already. Type overwrite=true to replace it, or choose another target=….")
-        if path.is_file() or any(path.iterdir()):
-            try:
-                recognise(path)
-            except UserError as error:
-                raise UserError(f"overwrite=true replaces a dataset, and {path} is none: {error}") from None
+    check_place(path.parent, key="target", needs=needs)
+    check_replaceable(path, kind=kind, overwrite=overwrite, key="target")
     missing = [folder for folder in [*path.absolute().parents] if not folder.exists()]
     try:
         yield
@@ -203,11 +230,13 @@ def _all_or_nothing(store: EpisodeStore, path: Path, *, overwrite: bool) -> Iter
 
 
 @contextmanager
-def _beside(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def _beside(path: Path, *, kind: str, overwrite: bool) -> Iterator[Path]:
     """A folder to write in, which takes the name `path` when the block ends well and is gone when it does not."""
     folder = begin_folder(path, key="target")
     try:
         yield folder / "new"
+        # what stands there may be another thing by now
+        check_replaceable(path, kind=kind, overwrite=overwrite, key="target")
         finish_folder(folder, path, overwrite=overwrite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -36,6 +36,7 @@ from ppt_kit.checks import domain_names
 from ppt_kit.config import typed
 from ppt_kit.data.compatible import compatible_domains
 from ppt_kit.data.formats import find_domain, name_of, open_store
+from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import EpisodeStore, check_finite
 from ppt_kit.data.windows import Rows, split_episodes, windows_of
 from ppt_kit.errors import UserError
@@ -252,7 +253,7 @@ def open_dataset(path: str | Path | Mapping[str, str | Path], **options: Any) ->
     beside = {name: options.pop(name) for name in BESIDE if name in options}
     everything = dict.fromkeys(("state_keys", "action_key", "point_channels", "num_points"), None)
     asked = DatasetConfig(**{"val_ratio": 0.0, **everything, **options})
-    return MultiTrajDataset(open_stores(paths, asked), asked, **beside)
+    return MultiTrajDataset(open_stores(paths, asked, modalities=beside.get("modalities")), asked, **beside)
 
 
 def load_dataset(
@@ -271,15 +272,25 @@ def load_dataset(
         name: find_domain(options.dataset_path, name, format=options.dataset.format)
         for name in domain_names(options.domains)
     }
-    stores = open_stores(paths, options.dataset)
+    stores = open_stores(paths, options.dataset, modalities=modalities)
     return MultiTrajDataset(stores, options.dataset, split=split, seed=options.seed, modalities=modalities)
 
 
-def open_stores(paths: Mapping[str, str | Path], options: DatasetConfig) -> dict[str, EpisodeStore]:
-    """Domain -> the opened episodes at its path."""
+def open_stores(
+    paths: Mapping[str, str | Path], options: DatasetConfig, *, modalities: Sequence[str] | None = None
+) -> dict[str, EpisodeStore]:
+    """Domain -> the opened episodes at its path.
+
+    Args:
+        modalities: those that are going to be read; None = all.
+    """
+    wanted = Wanted(
+        episode_cnt=options.episode_cnt, ignored_keys=options.ignored_keys, modalities=modalities,
+        whole_episodes_only=options.whole_episodes_only,
+    )  # fmt: skip
     opening: dict[str, Any] = {
         "format": options.format, "filter_key": options.filter_key, "cache_dir": options.cache_dir,
-        "cache_gb": options.cache_gb,
+        "cache_gb": options.cache_gb, "wanted": wanted,
     }  # fmt: skip
     return {name: open_store(path, **opening) for name, path in paths.items()}
 

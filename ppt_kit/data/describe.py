@@ -13,6 +13,7 @@ import psutil
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
 from ppt_kit.data.disk.rows import bytes_under, spread
+from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import Column, EpisodeStore, decoded_part
 
 # of a column, to give its range; of a larger one an eighth of this
@@ -37,7 +38,8 @@ def describe(dataset: Source) -> pd.DataFrame:
     """What a dataset holds, one line a stored column.
 
     Ranges and counts of values that are not finite are those of `rows_read` rows: all, unless the column is large or
-    has to be decoded; then evenly spread ones, and nans and infs are <NA> where none was seen among them.
+    has to be decoded; then evenly spread ones, and nans and infs are <NA> where none was seen among them. Of columns
+    that the dataset was opened without (ignored_keys, modalities) none is read: their files need not be there.
 
     Args:
         dataset: an opened one, or what `open_dataset` takes.
@@ -46,16 +48,12 @@ def describe(dataset: Source) -> pd.DataFrame:
         row), dtype, min, max, nans, infs, rows_read, languages (distinct), language (the first), stored_as, layout.
     """
     data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
-    lines = [
-        {
-            "domain": name,
-            "key": key,
-            **_store_line(data.domains[name].store),
-            **_column_line(data.domains[name].store.columns[key]),
-        }
-        for name in data.domains
-        for key in data.domains[name].store.columns
-    ]
+    wanted = Wanted(ignored_keys=data.options.ignored_keys, modalities=data.modalities)
+    lines = []
+    for name, domain in data.domains.items():
+        for key, column in domain.store.columns.items():
+            numbers = _column_line(column, read=wanted.reads(domain.store, key))
+            lines.append({"domain": name, "key": key, **_store_line(domain.store), **numbers})
     return pd.DataFrame(lines).set_index(["domain", "key"])[list(SHOWN)]
 
 
@@ -96,8 +94,8 @@ def _store_line(store: EpisodeStore) -> dict[str, Any]:
     }
 
 
-def _column_line(column: Column) -> dict[str, Any]:
-    rows = _rows_to_read(column)
+def _column_line(column: Column, *, read: bool) -> dict[str, Any]:
+    rows = _rows_to_read(column) if read else np.arange(0)
     low, high, nans, infs = np.inf, -np.inf, 0, 0
     for part in np.array_split(rows, max(1, len(rows) * _row_bytes(column) // BYTES_AT_ONCE)):
         values = column.read(part)

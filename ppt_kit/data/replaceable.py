@@ -62,7 +62,7 @@ def _why_not(path: Path, kind: str) -> str | None:
         return f"is a link to {os.readlink(path)}"
     if not path.is_dir():
         return "is a file"
-    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+    if Path(os.path.realpath(path)) in (Path.cwd(), *Path.cwd().parents):
         return "is the folder you are in, or around it"
     if os.path.ismount(path):
         return "is a disk of its own"

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ppt_kit.checks import env_number
 from ppt_kit.engine.quiet import import_deepspeed
 from ppt_kit.errors import UserError
 
 COLLECTIVES_TIMEOUT = datetime.timedelta(minutes=30)
+# torch's
+DEFAULT_PORT = 29_500
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def _take_device(accelerator: Any, local_rank: int) -> torch.device:
 def _cpu_habits() -> None:
     """Threads shared between the ranks of a host, and freed memory kept: activations are the same size every step."""
     if "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+        ranks_here = next(filter(None, (env_number(os.environ, name, low=1) for name in names)), 1)
         torch.set_num_threads(max(1, num_cores() // ranks_here))
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -147,7 +151,8 @@ def _meet(backend: str, *, rank: int, world_size: int, timeout_s: float) -> None
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=COLLECTIVES_TIMEOUT)
         return
-    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    port = env_number(os.environ, "MASTER_PORT", low=1, high=65_535) or DEFAULT_PORT
     place = f"{address}:{port}"
     timeout = datetime.timedelta(seconds=timeout_s)
     try:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ppt_kit.checks import check_processes, env_number
 from ppt_kit.errors import UserError
+
+# what launchers say in the environment, and the least that each can be
+NUMBERS = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "LOCAL_SIZE": 1, "MASTER_PORT": 1}
+LAST_PORT = 65_535
 
 
 class Share(NamedTuple):
@@ -25,11 +30,12 @@ def decide(train_mode: str, *, world_size: int, env: Mapping[str, str], num_devi
         env: the environment; a launcher sets RANK, LOCAL_RANK and WORLD_SIZE.
         num_devices: accelerators visible here; CPUs do not count, auto never chooses several CPU ranks by itself.
     Raises:
-        UserError: single under a launcher that started several processes, or world_size against the launcher's.
+        UserError: single under a launcher that started several processes, or world_size against the launcher's, or
+            see `launch_numbers`.
     """
-    launched = "RANK" in env and "LOCAL_RANK" in env and "WORLD_SIZE" in env
-    if launched:
-        total = int(env["WORLD_SIZE"])
+    numbers = launch_numbers(env)
+    if "RANK" in numbers:
+        total = numbers["WORLD_SIZE"]
         if train_mode == "single" and total > 1:
             raise UserError(
                 f"train_mode=single, but a launcher started {total} processes. "
@@ -40,12 +46,41 @@ def decide(train_mode: str, *, world_size: int, env: Mapping[str, str], num_devi
                 f"world_size={world_size}, but the launcher started {total} processes. "
                 "Leave world_size out: the launcher decides."
             )
-        return "single" if train_mode == "single" else "rank"
+        if is_rank(env):
+            return "single" if train_mode == "single" else "rank"
+        # a node's variables, set by hand: alone it would train beside the others, in the same folder
+        if total > 1:
+            return "spawn"
     if train_mode == "distributed":
         return "spawn"
     if train_mode == "auto" and 1 < world_size <= num_devices:
         return "spawn"
     return "single"
+
+
+def is_rank(env: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process as one of a job."""
+    return "RANK" in env and "LOCAL_RANK" in env and "WORLD_SIZE" in env
+
+
+def launch_numbers(env: Mapping[str, str]) -> dict[str, int]:
+    """The launcher's variables that are set, of NUMBERS.
+
+    Raises:
+        UserError: one is no number, contradicts another, or lacks one that belongs to it.
+    """
+    found = {}
+    for name, low in NUMBERS.items():
+        number = env_number(env, name, low=low, **({"high": LAST_PORT} if name == "MASTER_PORT" else {}))
+        if number is not None:
+            found[name] = number
+    if env.get("MASTER_ADDR") == "":
+        raise UserError(
+            "MASTER_ADDR in the environment is empty: it names rank 0's host. Set it, or type unset MASTER_ADDR."
+        )
+    _check_whole(found, by_hand="MASTER_ADDR" in env)
+    _check_order(found)
+    return found
 
 
 def local_share(env: Mapping[str, str], *, world_size: int, num_devices: int) -> Share:
@@ -57,13 +92,15 @@ def local_share(env: Mapping[str, str], *, world_size: int, num_devices: int) ->
     Raises:
         UserError: more ranks than devices, or the variables contradict each other.
     """
-    if "MASTER_ADDR" in env and "RANK" in env and "WORLD_SIZE" in env:
-        return _share_of_a_node(env, world_size=world_size, num_devices=num_devices)
+    numbers = launch_numbers(env)
+    if "MASTER_ADDR" in env and "RANK" in numbers:
+        return _share_of_a_node(numbers, world_size=world_size, num_devices=num_devices)
     if num_devices and world_size > num_devices:
         raise UserError(
             f"world_size={world_size}, but {num_devices} device(s) are visible. "
             f"Set world_size={num_devices}, or check CUDA_VISIBLE_DEVICES."
         )
+    check_processes(world_size, key="world_size")
     return Share(first=0, here=world_size, total=world_size)
 
 
@@ -74,16 +111,48 @@ def num_visible_devices() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _share_of_a_node(env: Mapping[str, str], *, world_size: int, num_devices: int) -> Share:
-    first, total = int(env["RANK"]), int(env["WORLD_SIZE"])
+def _share_of_a_node(numbers: Mapping[str, int], *, world_size: int, num_devices: int) -> Share:
+    first, total = numbers["RANK"], numbers["WORLD_SIZE"]
     if world_size not in (1, total):
         raise UserError(
             f"world_size={world_size}, but WORLD_SIZE={total}. Set both to the number of processes over all nodes."
         )
-    here = min(int(env.get("LOCAL_WORLD_SIZE", num_devices or 1)), total - first)
-    if here < 1:
+    here = numbers.get("LOCAL_WORLD_SIZE", min(num_devices or 1, total - first))
+    if first + here > total:
         raise UserError(
-            f"RANK={first} with WORLD_SIZE={total} leaves no rank for this node. "
-            "RANK is the node's first global rank, from 0."
+            f"RANK={first} with LOCAL_WORLD_SIZE={here} is more than WORLD_SIZE={total}. "
+            "RANK is the node's first global rank, from 0; LOCAL_WORLD_SIZE says how many it starts."
         )
+    check_processes(here, key="LOCAL_WORLD_SIZE")
     return Share(first=first, here=here, total=total)
+
+
+def _check_whole(found: Mapping[str, int], *, by_hand: bool) -> None:
+    """Raises UserError for part of a launcher's variables; LOCAL_RANK alone is what a run in a notebook leaves."""
+    here = [name for name in ("RANK", "WORLD_SIZE") if name in found]
+    missing = [name for name in ("RANK", "WORLD_SIZE") if name not in found]
+    if here and not missing and not by_hand and "LOCAL_RANK" not in found:
+        missing = ["LOCAL_RANK (or MASTER_ADDR, on each of several nodes)"]
+    if here and missing:
+        raise UserError(
+            f"{' and '.join(f'{name}={found[name]}' for name in here)} in the environment, but no {missing[0]}: "
+            f"part of what a launcher sets. Set it too, or type unset {' '.join(here)} to start without a launcher."
+        )
+
+
+def _check_order(found: Mapping[str, int]) -> None:
+    """Raises UserError when a rank is beyond the last one."""
+    total = found.get("WORLD_SIZE")
+    if total is not None and found["RANK"] >= total:
+        raise UserError(
+            f"RANK={found['RANK']} with WORLD_SIZE={total} leaves no rank for this node. "
+            f"Ranks count from 0 to {total - 1}."
+        )
+    for name, bound in (("LOCAL_WORLD_SIZE", "WORLD_SIZE"), ("LOCAL_RANK", "RANK")):
+        if name in found and bound in found and found[name] > found[bound]:
+            raise UserError(f"{name}={found[name]} in the environment is more than {bound}={found[bound]}.")
+    if "LOCAL_WORLD_SIZE" in found and found.get("LOCAL_RANK", 0) >= found["LOCAL_WORLD_SIZE"]:
+        raise UserError(
+            f"LOCAL_RANK={found['LOCAL_RANK']} with LOCAL_WORLD_SIZE={found['LOCAL_WORLD_SIZE']}: "
+            f"the ranks of a node count from 0 to {found['LOCAL_WORLD_SIZE'] - 1}."
+        )

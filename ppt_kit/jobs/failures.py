@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import traceback
+import zlib
 from pathlib import Path
 
 from ppt_kit.files import write_text
+from ppt_kit.jobs.record import RECORD
 
 # in a run folder
 FOLDER = "failures"
+# in the folder of a launch: empty files, of what one rank has told
+TOLD = "told-"
 
 
 def tell_first_failure(run_dir: Path, *, rank: int, started: float) -> None:
@@ -31,3 +36,29 @@ def first_failure(run_dir: Path, *, started: float) -> str:
     written = {path: path.stat().st_mtime for path in (run_dir / FOLDER).glob("rank_*.txt")}
     recent = [path for path, when in written.items() if when >= started - 1]
     return min(recent, key=lambda path: written[path]).read_text() if recent else ""
+
+
+def tell_once(error: Exception, folder: Path) -> None:
+    """Prints a user's mistake that all ranks of a launch meet, by the first of them alone.
+
+    Args:
+        folder: of the launch, which its ranks share.
+    """
+    line = f"error: {' '.join(str(error).split())}"
+    mark = folder / f"{TOLD}{zlib.crc32(line.encode('utf-8', 'replace')):08x}"
+    # started by hand, this process may be the only one
+    is_launch = (folder / RECORD).exists()
+    # where nothing can be written: told twice is better than not at all
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        try:
+            if is_launch:
+                mark.open("x").close()
+        except FileExistsError:
+            return
+    print(line, file=sys.stderr, flush=True)
+
+
+def forget_told(folder: Path) -> None:
+    """What an earlier launch in `folder` has told, the next one tells again."""
+    for told in folder.glob(f"{TOLD}*"):
+        told.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
 from ppt_kit.jobs.decide import local_share
-from ppt_kit.jobs.failures import first_failure
+from ppt_kit.jobs.failures import first_failure, forget_told
 from ppt_kit.jobs.parents import SUPERVISE, lives
 from ppt_kit.jobs.ranks import STOP_GRACE_S, exit_code
 from ppt_kit.jobs.record import CONFIG, FOLDER, OUTPUT, RECORD, Record, read_record
@@ -89,7 +89,8 @@ class Job:
         """
         share = local_share(os.environ, world_size=world_size, num_devices=num_devices)
         run_dir, folder = Path(run_dir), (Path(run_dir) / FOLDER).absolute()
-        _refuse_second(run_dir)
+        refuse_second(run_dir)
+        forget_told(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / CONFIG, lambda beside: OmegaConf.save(cfg, beside))
         (folder / OUTPUT).unlink(missing_ok=True)
@@ -181,9 +182,11 @@ class Job:
                 os.killpg(rank.pid, signal.SIGKILL)
 
 
-def _refuse_second(run_dir: Path) -> None:
+def refuse_second(run_dir: Path) -> None:
+    """Raises UserError when a job trains in `run_dir` already, unless this process is one of its ranks."""
     record = read_record(run_dir / FOLDER)
-    if record is not None and _supervisor_of(record) is not None:
+    supervisor = _supervisor_of(record) if record is not None else None
+    if record is not None and supervisor is not None and supervisor not in psutil.Process().parents():
         raise UserError(
             f"{run_dir}: a job trains there already (process {record.pid}). Stop it, or choose another suffix=…."
         )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ppt_kit.errors import UserError
 from ppt_kit.files import write_text
 from ppt_kit.jobs.decide import Share
 
@@ -56,6 +57,18 @@ class Record:
 
 
 def read_record(folder: Path) -> Record | None:
-    """Of the newest launch in `folder`; None when there was none."""
+    """Of the newest launch in `folder`; None when there was none.
+
+    Raises:
+        UserError: it is not what a launch wrote.
+    """
     path = folder / RECORD
-    return Record.from_text(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return Record.from_text(path.read_text(encoding="utf-8"))
+    # ValueError: no JSON, no UTF-8; TypeError: JSON of other things
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}): which process trains there is not known. Look for it, then delete the file."
+        ) from None

@@ -28,6 +28,9 @@ def live(run: Any) -> Any:
 
     def draw(row: dict) -> None:
         nonlocal drawn
+        # a run that goes on after a stop tells again what came after its checkpoint
+        if row["kind"] == "train":
+            rows[:] = [each for each in rows if each["step"] < row["step"] and each["kind"] != "end"]
         rows.append(row)
         if row["kind"] == "checkpoint" or time.monotonic() - drawn > SECONDS_BETWEEN_DRAWINGS:
             picture.value = plot_metrics(pd.DataFrame(rows))._repr_png_()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +11,8 @@ import pandas as pd
 from ppt_kit.files import write_text
 
 METRICS = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 def read_metrics(run_dir: str | Path, kind: str | None = None) -> pd.DataFrame:
@@ -35,17 +37,32 @@ def read_metrics(run_dir: str | Path, kind: str | None = None) -> pd.DataFrame:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The JSON lines of a file; a last line that is only half written is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
+    """The JSON lines of a file; a last line that is only half written is left out, others are said to be."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [_row(line) for line in lines]
+    broken = [number for number, row in enumerate(rows, 1) if row is None and lines[number - 1].strip()]
+    if broken and broken != [len(lines)]:
+        log.warning("%s: %d of %d lines are no rows, the first is line %d", path, len(broken), len(lines), broken[0])
+    return [row for row in rows if row is not None]
+
+
+def _row(line: str) -> dict | None:
+    try:
+        row = json.loads(line)
+    # numbers of thousands of digits, brackets in brackets in brackets
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def drop_later_rows(path: Path, step: int) -> None:
     """Rows after `step`, and the end of the run before, are written again by the run that goes on."""
     if not path.exists():
         return
-    kept = [row for row in read_rows(path) if row.get("step", 0) <= step and row.get("kind") != "end"]
+    kept = [row for row in read_rows(path) if _step(row) <= step and row.get("kind") != "end"]
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _step(row: dict) -> float:
+    step = row.get("step", 0)
+    return step if isinstance(step, (int, float)) else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -11,19 +12,22 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ppt_kit.checks import check_values, domain_names
+from ppt_kit.checks import check_fits, check_values, domain_names
 from ppt_kit.config import from_mapping
 from ppt_kit.engine import World, from_first, join_world, leave_world
 from ppt_kit.errors import UserError
-from ppt_kit.jobs.decide import decide, local_share, num_visible_devices
+from ppt_kit.jobs.decide import decide, is_rank, launch_numbers, local_share, num_visible_devices
 from ppt_kit.jobs.failures import tell_first_failure
-from ppt_kit.jobs.job import run_job
+from ppt_kit.jobs.job import refuse_second, run_job
 from ppt_kit.jobs.parents import watch_launchers
 from ppt_kit.signals import end_with_parent
 from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.loop import train
 
 log = logging.getLogger(__name__)
+
+# the exit code after Ctrl-C, or a notebook's stop button
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class UnifiedTrainer:
@@ -47,6 +51,7 @@ class UnifiedTrainer:
             raise UserError(f"mode={mode!r}: takes single, distributed or auto.")
         self.cfg = from_mapping(cfg)
         check_values(self.cfg)
+        check_fits(self.cfg)
         self.mode = self.cfg.train_mode if mode == "auto" else mode
         if self.cfg.suffix is None:
             OmegaConf.update(self.cfg, "suffix", datetime.now().strftime("%Y%m%d-%H%M%S"))
@@ -55,7 +60,23 @@ class UnifiedTrainer:
         self._started = time.time()
 
     def run(self) -> int:
-        """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well."""
+        """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted and has saved, so that what follows it does not run; `resume` goes on.
+        """
+        code = self._run()
+        # of a launched rank the launcher asks for the code
+        if code == INTERRUPTED and not is_rank(os.environ):
+            raise KeyboardInterrupt(f"stopped and saved in {self.run_dir}; go on with run.resume()")
+        return code
+
+    def resume(self) -> int:
+        """Goes on from the run folder's newest checkpoint, or starts if there is none; as `run`."""
+        OmegaConf.update(self.cfg, "train.resume", "auto")
+        return self.run()
+
+    def _run(self) -> int:
         num_devices, world_size = num_visible_devices(), self.cfg.world_size
         what = decide(self.mode, world_size=world_size, env=os.environ, num_devices=num_devices)
         if what == "single":
@@ -72,15 +93,23 @@ class UnifiedTrainer:
 
     def run_single_gpu(self) -> int:
         """Trains in this process, on its GPU or its CPU; 0, or 128 + the signal that stopped it."""
+        refuse_second(self.run_dir)
         sources = open_sources(self.cfg, self.run_dir)
         return self._train(sources, join_world())
 
     def run_distributed(self) -> int:
         """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set); as `run_single_gpu`."""
+        if not is_rank(os.environ):
+            raise UserError(
+                "no launcher started this process: RANK, LOCAL_RANK and WORLD_SIZE are not all set. "
+                "Start it by deepspeed or torchrun, or call run() with train_mode=distributed."
+            )
+        numbers = launch_numbers(os.environ)
         end_with_parent()
         watch_launchers()
+        refuse_second(self.run_dir)
         sources = open_sources(self.cfg, self.run_dir)
-        world = self._setup_distributed(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
+        world = self._setup_distributed(numbers["LOCAL_RANK"], numbers["WORLD_SIZE"])
         try:
             return self._train(sources, world)
         except UserError:

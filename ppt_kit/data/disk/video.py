@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 from av.codec.context import Flags
 from av.video.reformatter import VideoReformatter
 
+from ppt_kit.data.disk.lfs import is_lfs_pointer, lfs_line
 from ppt_kit.errors import UserError
 
 # what one run of frames holds at most
@@ -123,6 +124,8 @@ class VideoFrames:
         try:
             return av.open(str(self.path))
         except (av.FFmpegError, OSError) as error:
+            if is_lfs_pointer(self.path):
+                raise UserError(lfs_line(self.path)) from None
             raise UserError(
                 f"{self.path}: not a video that can be opened ({_reason(error)}): missing or cut off."
             ) from None
@@ -254,6 +257,27 @@ class _Run:
         times, frames = np.asarray(self._times), self._frames[: self.count]
         self._times, self._frames, self.count = [], np.empty((0, *self._size), np.uint8), 0
         return times, frames
+
+
+def ends_inside(file: BinaryIO, size: int) -> bool:
+    """Whether an mp4 of `size` bytes ends before what it says it holds; false of what is no mp4."""
+    place, index = 0, False
+    while place < size:
+        file.seek(place)
+        head = file.read(16)
+        length, name = int.from_bytes(head[:4], "big"), head[4:8]
+        if place == 0 and name != b"ftyp":
+            return False
+        # 1: the length stands behind the name; 0: up to the end
+        length = int.from_bytes(head[8:16], "big") if length == 1 else length or size - place
+        index = index or name == b"moov"
+        if place + length > size:
+            return True
+        # padding
+        if length < 8:
+            break
+        place += length
+    return not index
 
 
 def runs_of(numbers: np.ndarray) -> list[tuple[int, int]]:

@@ -5,14 +5,19 @@ One more of ours is one more file here and one more line in FORMATS; what a form
 
 from __future__ import annotations
 
+import inspect
+import logging
 import re
 from pathlib import Path
 
 from ppt_kit.data.disk.cache import CacheFolder, RowCache, default_cache_dir
 from ppt_kit.data.formats.contract import Format, as_format, check_store, state_of_format
+from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import DecodedColumn, EpisodeStore, decoded_part
 from ppt_kit.errors import UserError
 from ppt_kit.parts import find_part
+
+log = logging.getLogger(__name__)
 
 # imported when they are first asked: each brings a library of its own
 FORMATS = {
@@ -36,6 +41,7 @@ def open_store(
     filter_key: str | None = None,
     cache_dir: str | Path | None = None,
     cache_gb: float = 20.0,
+    wanted: Wanted | None = None,
 ) -> EpisodeStore:
     """The dataset at `path`, in whatever format it is, read in place.
 
@@ -45,13 +51,14 @@ def open_store(
         filter_key: the part to read where the format names parts: a robomimic mask, an RLDS split; None = all.
         cache_dir: folder for decoded rows; None = see `default_cache_dir`.
         cache_gb: what that folder may hold, over all datasets; 0 = decode each row every time.
+        wanted: what of it is going to be read; None = all. LeRobot's files that hold nothing of it need not be there.
     Raises:
         UserError: nothing is there, or the format does not recognise it (the line says what was looked for), or it is
             damaged, or there is no such format.
     """
     path = Path(path).expanduser()
     found = recognise(path, format=format)
-    store = found.open_store(path, filter_key=filter_key)
+    store = _opened(found, path, filter_key=filter_key, wanted=wanted or Wanted())
     if format is not None and format not in FORMATS:
         check_store(store, found)
         store.read_by = state_of_format(found)
@@ -60,6 +67,18 @@ def open_store(
     if decoded and cache_gb > 0:
         attach_cache(store, decoded, folder=cache_folder(path, cache_dir=cache_dir, cache_gb=cache_gb))
     return store
+
+
+def _opened(found: Format, path: Path, *, filter_key: str | None, wanted: Wanted) -> EpisodeStore:
+    """What the format gives; those that have a file or more an episode take `wanted` too."""
+    if "wanted" in inspect.signature(found.open_store).parameters:
+        return found.open_store(path, filter_key=filter_key, wanted=wanted)  # type: ignore[call-arg]
+    if wanted.whole_episodes_only:
+        log.warning(
+            "%s: %s changes nothing, the episodes of a %s are not in files of their own", path, wanted.only_whole,
+            found.NAME,
+        )  # fmt: skip
+    return found.open_store(path, filter_key=filter_key)
 
 
 def cache_folder(path: Path, *, cache_dir: str | Path | None, cache_gb: float) -> CacheFolder:

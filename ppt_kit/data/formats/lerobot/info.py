@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ppt_kit.data.formats.lerobot.listed import read_text
 from ppt_kit.errors import UserError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -20,22 +22,32 @@ def read_info(path: Path) -> dict:
     Raises:
         UserError: it is damaged, or of another version.
     """
+    file = path / "meta/info.json"
+    text = read_text(file)
     try:
-        info = json.loads((path / "meta/info.json").read_text())
-        version, fps = info["codebase_version"], float(info["fps"])
-        features = {name: {**about, "shape": tuple(about["shape"])} for name, about in info["features"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}/meta/info.json: damaged ({type(error).__name__}: {str(error)[:80]}). Copy it again."
-        ) from None
+        info = json.loads(text)
+        version, fps, features = info["codebase_version"], info["fps"], dict(info["features"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({type(error).__name__}: {str(error)[:80]}). Copy it again.") from None
     if version not in VERSIONS:
         raise UserError(
             f"{path}: a LeRobot dataset of version {version}; {', '.join(VERSIONS)} can be read. "
             "Convert it with LeRobot's own scripts."
         )
-    if not (fps > 0 and math.isfinite(fps)):
-        raise UserError(f"{path}/meta/info.json: fps={info['fps']}: must be a number above 0.")
-    return {**info, "features": features}
+    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not (fps > 0 and math.isfinite(fps)):
+        raise UserError(f"{file}: fps={fps!r}: must be a number above 0. Copy it again.")
+    return {**info, "features": {name: _feature(file, name, about) for name, about in features.items()}}
+
+
+def _feature(file: Path, name: str, about: Any) -> dict:
+    """What is said of one feature, its shape as a tuple; () of what is no numbers and has none."""
+    if not isinstance(about, Mapping):
+        raise UserError(f"{file}: damaged (the feature {name} is {str(about)[:40]!r}, not an object). Copy it again.")
+    shape = about.get("shape")
+    fine = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    if not fine and why_not({**about, "shape": ()}) is None:
+        raise UserError(f"{file}: feature {name}: shape={shape!r}: takes a list of whole numbers. Copy it again.")
+    return {**about, "shape": tuple(shape) if fine and shape is not None else ()}
 
 
 def video_keys(info: Mapping) -> list[str]:
@@ -47,28 +59,51 @@ def why_not(about: Mapping) -> str | None:
     """Why a feature is no column, None where it is one."""
     dtype = about.get("dtype")
     if dtype in ("image", "video"):
-        details = about.get("info") or about.get("video_info") or {}
-        depth = any(details.get(name) for name in ("video.is_depth_map", "is_depth_map"))
+        depth = any(details_of(about).get(name) for name in ("video.is_depth_map", "is_depth_map"))
         if depth or any("depth" in label.lower() for label in labels_of(about)):
             return "a depth map, whose unit the format does not say"
-        return None if picture_size(about["shape"], labels_of(about)) else f"a picture of shape {about['shape']}"
+        return None if picture_size(about) else f"a picture of shape {about['shape']}"
+    if not isinstance(dtype, str):
+        return f"of type {dtype}"
     try:
         return None if np.dtype(dtype).kind in "biuf" else f"of type {dtype}"
     except TypeError:
         return f"of type {dtype}"
 
 
+def details_of(about: Mapping) -> Mapping:
+    """What is said of a video: codec, size, whether it is depth."""
+    found = about.get("info") or about.get("video_info")
+    return found if isinstance(found, Mapping) else {}
+
+
 def labels_of(about: Mapping) -> list[str]:
-    """What info.json calls the numbers (or axes) of a feature; its lists may be grouped under names."""
+    """What info.json calls the numbers (or axes) of a feature; its lists may be grouped under names, or in lists."""
     names = about.get("names")
     if isinstance(names, Mapping):
         lists = [part for part in names.values() if isinstance(part, list)]
-        names = [label for part in lists for label in part] if lists else list(names)
-    return [str(label) for label in names] if isinstance(names, list) else []
+        names = lists or list(names)
+    return _flat(names) if isinstance(names, list) else []
 
 
-def picture_size(shape: tuple[int, ...], names: list[str]) -> tuple[int, int] | None:
-    """(H, W) of a feature stored as hwc or chw: as its names say, unless the channels would be no channels then."""
+def _flat(names: list) -> list[str]:
+    return [label for name in names for label in (_flat(name) if isinstance(name, list) else [str(name)])]
+
+
+def picture_size(about: Mapping) -> tuple[int, int] | None:
+    """(H, W) of a feature stored as hwc or chw, None where it is no picture.
+
+    As its names say, unless the channels would be no channels then; which is the height, its video's details know best.
+    """
+    shape, names, details = about["shape"], labels_of(about), details_of(about)
+    found = _two_sizes(shape, names)
+    told = (details.get("video.height"), details.get("video.width"))
+    return told if found and told == (found[1], found[0]) else found
+
+
+def _two_sizes(shape: tuple[int, ...], names: list[str]) -> tuple[int, int] | None:
+    if 0 in shape:
+        return None
     if len(shape) == 2:
         return shape[0], shape[1]
     if len(shape) != 3:
@@ -83,7 +118,8 @@ def picture_size(shape: tuple[int, ...], names: list[str]) -> tuple[int, int] | 
 
 def split_of(path: Path, info: Mapping, name: str, *, count: int) -> np.ndarray:
     """Which episodes a split of info.json names, e.g. {"train": "0:50"}."""
-    splits = info.get("splits") or {}
+    splits = info.get("splits")
+    splits = splits if isinstance(splits, Mapping) else {}
     if name not in splits:
         raise UserError(
             f"dataset.filter_key={name}: {path} has no split of that name; it has {', '.join(splits) or 'none'}."
@@ -92,4 +128,7 @@ def split_of(path: Path, info: Mapping, name: str, *, count: int) -> np.ndarray:
         begin, end = (int(part) if part else None for part in str(splits[name]).split(":"))
     except ValueError:
         raise UserError(f"{path}/meta/info.json: split {name}: {splits[name]!r} is not first:end.") from None
-    return np.arange(count)[begin:end]
+    chosen = np.arange(count)[begin:end]
+    if not len(chosen):
+        raise UserError(f"dataset.filter_key={name}: {path} has {count} episodes, none of them in {splits[name]}.")
+    return chosen

@@ -7,15 +7,19 @@ along. An episode's sentence is the first of its tasks, also where its frames ha
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ppt_kit.data.formats.lerobot.episodes import episodes_v2, episodes_v3
+from ppt_kit.data.disk.lfs import is_lfs_pointer
+from ppt_kit.data.formats.lerobot.episodes import Episodes, episodes_v2, episodes_v3
 from ppt_kit.data.formats.lerobot.frames import frames_of
-from ppt_kit.data.formats.lerobot.info import labels_of, picture_size, read_info, split_of, why_not
+from ppt_kit.data.formats.lerobot.info import details_of, labels_of, picture_size, read_info, split_of, why_not
 from ppt_kit.data.formats.lerobot.rows import Rows, numbers, pictures
+from ppt_kit.data.formats.lerobot.whole import whole_episodes
+from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore
 
 NAME = "LeRobot dataset"
@@ -23,30 +27,45 @@ LOOKED_FOR = "meta/info.json with a codebase_version or beside data/"
 
 
 def recognises(path: Path) -> bool:
+    file = path / "meta/info.json"
     try:
-        text = (path / "meta/info.json").read_text(errors="replace")
+        text = file.read_text(errors="replace")
     except OSError:
         return False
     # `open_store` tells what is damaged
-    return "codebase_version" in text or (path / "data").is_dir()
+    return "codebase_version" in text or (path / "data").is_dir() or is_lfs_pointer(file)
 
 
-def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
+def open_store(path: Path, *, filter_key: str | None = None, wanted: Wanted | None = None) -> EpisodeStore:
+    """
+    Args:
+        wanted: files that hold nothing of it need not be there.
+    """
     info = read_info(path)
     episodes = episodes_v3(path, info) if info["codebase_version"] == "v3.0" else episodes_v2(path, info)
-    episodes.check_files()
     selected = np.arange(len(episodes.lengths))
     if filter_key is not None:
         selected = split_of(path, info, filter_key, count=len(selected))
+    store = _store(episodes, selected, info)
+    selected, fewer = whole_episodes(episodes, selected, store, wanted or Wanted())
+    if fewer:
+        store = _store(episodes, selected, info)
+        # rows that were decoded of other episodes are not its rows
+        store.read_by = hashlib.sha256(selected.tobytes()).hexdigest()[:12]
+    store.attrs |= {"filter_key": filter_key} if filter_key is not None else {}
+    return store
+
+
+def _store(episodes: Episodes, selected: np.ndarray, info: Mapping) -> EpisodeStore:
+    """The episodes selected, with every column that info.json names."""
     rows = Rows(episodes, selected)
     columns, notes = _columns(rows, info["features"])
     attrs = {"fps": info["fps"], "robot_type": info.get("robot_type"), "codebase_version": info["codebase_version"]}
     attrs |= {name: note for name, note in notes.items() if note}
-    attrs |= {"filter_key": filter_key} if filter_key is not None else {}
     own = episodes.index[selected]
     return EpisodeStore(
-        path=path, format=f"{NAME} {info['codebase_version']}", episode_ends=rows.ends, columns=columns, attrs=attrs,
-        sentences=None if episodes.tasks is None else [episodes.tasks[e] for e in selected.tolist()],
+        path=episodes.path, format=f"{NAME} {info['codebase_version']}", episode_ends=rows.ends, columns=columns,
+        attrs=attrs, sentences=None if episodes.tasks is None else [episodes.tasks[e] for e in selected.tolist()],
         episode_names=None if (own == np.arange(len(own))).all() else [f"episode_index {i}" for i in own.tolist()],
     )  # fmt: skip
 
@@ -61,6 +80,8 @@ def _columns(rows: Rows, features: Mapping) -> tuple[dict[str, Column], dict[str
             skipped[feature] = why
             continue
         key = _key(feature, about, features, taken=columns)
+        # two names that differ in their dots alone
+        key = feature if key in columns else key
         columns[key] = _column(rows, feature, about)
         labels = labels_of(about)
         if labels and len(labels) == int(np.prod(about["shape"])):
@@ -89,10 +110,11 @@ def _column(rows: Rows, feature: str, about: Mapping) -> DecodedColumn:
         dtype, shape = np.dtype(about["dtype"]), (count, *about["shape"])
         decode = numbers(rows, feature, shape[1:], dtype)
         return DecodedColumn(shape, dtype, decode, stored_as=feature, layout=f"parquet, {files} file(s)")
-    height, width = picture_size(about["shape"], labels_of(about)) or (0, 0)
+    height, width = picture_size(about) or (0, 0)
     if about["dtype"] == "video":
-        details = about.get("info") or about.get("video_info") or {}
-        layout = f"video {details.get('video.codec', 'mp4')}, {len(rows.episodes.videos[feature].files)} file(s)"
+        layout = (
+            f"video {details_of(about).get('video.codec', 'mp4')}, {len(rows.episodes.videos[feature].files)} file(s)"
+        )
         decode = frames_of(rows, feature, height, width)
     else:
         layout, decode = f"pictures in parquet, {files} file(s)", pictures(rows, feature, height, width)

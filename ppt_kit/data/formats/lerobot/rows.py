@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ppt_kit.data.disk.lfs import refuse_lfs_pointer
 from ppt_kit.data.disk.video import RUN_BYTES, runs_of
-from ppt_kit.data.formats.lerobot.episodes import Episodes, short
+from ppt_kit.data.formats.lerobot.cells import to_numpy
+from ppt_kit.data.formats.lerobot.counted import check_rows
+from ppt_kit.data.formats.lerobot.episodes import Episodes
+from ppt_kit.data.formats.lerobot.features import COUNTED
+from ppt_kit.data.formats.lerobot.listed import AGAIN, short
 from ppt_kit.errors import UserError
 
 Decode = Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
@@ -30,7 +34,9 @@ class Rows:
         self.file, self.first = episodes.data_file[selected], episodes.data_first[selected]
         self._file_rows = np.zeros(len(episodes.data_files), np.int64)
         np.add.at(self._file_rows, episodes.data_file, episodes.lengths)
+        # of each file that was looked at, where they do not count the frames
         self._times: dict[int, np.ndarray | None] = {}
+        self._told: set[str] = set()
 
     def owner(self, rows: np.ndarray) -> np.ndarray:
         """The selected episode each row belongs to."""
@@ -56,7 +62,7 @@ class Rows:
         Returns:
             (file, the feature's values in the group, the store's row of each value) of each.
         Raises:
-            UserError: a file cannot be read, has another number of rows than its episodes, or lacks the feature.
+            UserError: a file cannot be read, has other rows than its episodes, or lacks the feature.
         """
         owner = self.owner(rows)
         for file in np.unique(self.file[owner]).tolist():
@@ -65,7 +71,11 @@ class Rows:
             path, episode = self.episodes.data_files[file], int(owner[mine][0])
             try:
                 with pq.ParquetFile(path) as opened:
-                    self._check_file(opened, file, feature, episode)
+                    self._look_at(opened, file, episode)
+                    if feature not in opened.schema_arrow.names:
+                        raise UserError(
+                            f"{path}: has no column {feature}, which meta/info.json names ({self.name(episode)})."
+                        )
                     sizes = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
                     ends = np.cumsum(sizes)
                     for group in np.unique(np.searchsorted(ends, inside, side="right")).tolist():
@@ -74,44 +84,46 @@ class Rows:
             except (OSError, pa.ArrowException) as error:
                 raise UserError(f"{path}: {feature} of {self.name(episode)} cannot be read: {short(error)}") from None
 
+    def place(self, row: int) -> str:
+        """A row of the store as the dataset counts."""
+        episode = int(self.owner(np.array([row]))[0])
+        return f"{self.name(episode)}, step {row - int(self.starts[episode])}"
+
     def times(self, episode: int) -> np.ndarray:
         """(T,) float64 timestamps of an episode's rows, s after its start."""
         file, first, length = int(self.file[episode]), int(self.first[episode]), int(self.lengths[episode])
         if file not in self._times:
-            self._times[file] = self._read_times(file, episode)
+            path = self.episodes.data_files[file]
+            try:
+                with pq.ParquetFile(path) as opened:
+                    self._look_at(opened, file, episode)
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"{path}: timestamp of {self.name(episode)} cannot be read: {short(error)}") from None
         found = self._times[file]
         return np.arange(length) / self.episodes.fps if found is None else found[first : first + length]
 
-    def _read_times(self, file: int, episode: int) -> np.ndarray | None:
-        """Timestamps of a whole file; None where they count the frames, as they nearly always do."""
-        path = self.episodes.data_files[file]
-        try:
-            with pq.ParquetFile(path) as opened:
-                if "timestamp" not in opened.schema_arrow.names:
-                    return None
-                self._check_file(opened, file, "timestamp", episode)
-                column = opened.read(columns=["timestamp"], use_threads=False).column("timestamp")
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path}: timestamp of {self.name(episode)} cannot be read: {short(error)}") from None
-        found = _to_numpy(column, (), np.dtype(np.float64), where=f"{path}: timestamp")
-        counted = np.full(len(found), np.nan)
-        for first, length in zip(*self._all_in(file)):
-            counted[first : first + length] = np.arange(length) / self.episodes.fps
-        return None if np.abs(found - counted).max() < 0.01 / self.episodes.fps else found
-
-    def _all_in(self, file: int) -> tuple[list[int], list[int]]:
-        """First rows and lengths of all the episodes in a file, selected or not."""
-        mine = self.episodes.data_file == file
-        return self.episodes.data_first[mine].tolist(), self.episodes.lengths[mine].tolist()
-
-    def _check_file(self, opened: pq.ParquetFile, file: int, feature: str, episode: int) -> None:
+    def _look_at(self, opened: pq.ParquetFile, file: int, episode: int) -> None:
+        """Compares a data file with the list of episodes, once: its number of rows, and what they say they are."""
+        if file in self._times:
+            return
         path, count, due = self.episodes.data_files[file], opened.metadata.num_rows, int(self._file_rows[file])
         if count != due:
             several = int((self.episodes.data_file == file).sum())
             whose = self.name(episode) if several == 1 else f"{self.name(episode)} and {several - 1} more"
-            raise UserError(f"{path}: {count} rows, but {whose} in it should have {due}. The dataset is damaged.")
-        if feature not in opened.schema_arrow.names:
-            raise UserError(f"{path}: has no column {feature}, which meta/info.json names ({self.name(episode)}).")
+            raise UserError(f"{path}: {count} rows, but {whose} in it should have {due}. {AGAIN}.")
+        names = [name for name in COUNTED if name in opened.schema_arrow.names]
+        table = opened.read(columns=names, use_threads=False)
+        mine = self.selected[self.file == file].tolist()
+        times = check_rows(table, path, self.episodes, mine, told=self._told)
+        # of those that count the frames, as they nearly always do, none are kept
+        inside = np.flatnonzero(self.file == file).tolist()
+        counted = times is None or all(self._counts(times, each) for each in inside)
+        self._times[file] = None if counted else times
+
+    def _counts(self, times: np.ndarray, episode: int) -> bool:
+        first, length = int(self.first[episode]), int(self.lengths[episode])
+        off = times[first : first + length] - np.arange(length) / self.episodes.fps
+        return bool(np.abs(off).max() < 0.01 / self.episodes.fps)
 
 
 def numbers(rows: Rows, feature: str, shape: tuple[int, ...], dtype: np.dtype) -> Decode:
@@ -120,11 +132,13 @@ def numbers(rows: Rows, feature: str, shape: tuple[int, ...], dtype: np.dtype) -
     def decode(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         for file, column, places in rows.groups(wanted, feature):
             kept = places >= 0
-            whose = rows.name(int(rows.owner(places[kept])[0])) if kept.any() else ""
-            where = f"{rows.episodes.data_files[file]}: {feature}"
-            values, places = _to_numpy(column, shape, dtype, where=where, whose=whose)[kept], places[kept]
-            for begin, end in runs_of(places):
-                yield int(places[begin]), values[begin:end]
+            yield from runs(file, column.filter(pa.array(kept)), places[kept])
+
+    def runs(file: int, column: pa.ChunkedArray, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        where = f"{rows.episodes.data_files[file]}: {feature}"
+        values = to_numpy(column, shape, dtype, where=where, locate=lambda row: rows.place(int(places[row])))
+        for begin, end in runs_of(places):
+            yield int(places[begin]), values[begin:end]
 
     return decode
 
@@ -155,10 +169,13 @@ def _picture(rows: Rows, feature: str, file: int, row: int, stored: Any, size: t
         stored = {"path": stored} if isinstance(stored, str) else {"bytes": stored}
     data, name = stored.get("bytes"), stored.get("path")
     path = rows.episodes.path / name if data is None and name else rows.episodes.data_files[file]
-    episode = int(rows.owner(np.array([row]))[0])
-    whose = f"{path}: {feature} of {rows.name(episode)}, frame {row - int(rows.starts[episode])},"
+    whose = f"{path}: {feature} of {rows.place(row).replace('step', 'frame')},"
     if data is None and not name:
         raise UserError(f"{whose} is missing.")
+    if data is None:
+        refuse_lfs_pointer(path)
+    elif not isinstance(data, bytes):
+        raise UserError(f"{whose} is {type(data).__name__}, not the bytes of a picture.")
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as image:
             if image.mode.startswith(("I", "F")):
@@ -171,40 +188,3 @@ def _picture(rows: Rows, feature: str, file: int, row: int, stored: Any, size: t
     if pixels.shape[:2] != size:
         raise UserError(f"{whose} is {pixels.shape[:2]} pixels, meta/info.json says {size} (height, width).")
     return pixels
-
-
-def _to_numpy(
-    column: pa.ChunkedArray, shape: tuple[int, ...], dtype: np.dtype, *, where: str, whose: str = ""
-) -> np.ndarray:
-    """(n, *shape) numbers of a parquet column, whose rows are numbers or lists of them.
-
-    Args:
-        where, whose: file and column, and the episode, for a message.
-    """
-    count, whose = len(column), f" ({whose})" if whose else ""
-    values = _flat(column.combine_chunks(), where=where, whose=whose).to_numpy(zero_copy_only=False)
-    if values.size != count * int(np.prod(shape)):
-        raise UserError(
-            f"{where}: {values.size // max(1, count)} numbers a row, meta/info.json says {list(shape)}{whose}."
-        )
-    if values.dtype.kind not in "biuf" or not np.can_cast(values.dtype, dtype, "same_kind"):
-        raise UserError(f"{where}: holds {values.dtype}, meta/info.json says {dtype}{whose}.")
-    return values.astype(dtype, copy=False).reshape(count, *shape)
-
-
-def _flat(array: Any, *, where: str, whose: str) -> pa.Array:
-    """The numbers of lists, however deep, one after the other."""
-    if isinstance(array, pa.ChunkedArray):
-        # of a table without rows there is no chunk at all
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    while True:
-        if isinstance(array, pa.ExtensionArray):
-            array = array.storage
-        if array.null_count:
-            raise UserError(f"{where}: {array.null_count} values are missing{whose}.")
-        if not isinstance(array, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
-            return array
-        sizes = pc.min_max(pc.list_value_length(array)).as_py()
-        if sizes["min"] != sizes["max"]:
-            raise UserError(f"{where}: its lists have {sizes['min']} to {sizes['max']} values, not the same{whose}.")
-        array = array.flatten()

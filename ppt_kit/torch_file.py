@@ -1,0 +1,118 @@
+"""Files of tensors and plain values, as `torch.save` writes them: no code of theirs runs, and a lost bit is noticed."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppt_kit.errors import UserError
+from ppt_kit.files import write_whole
+
+# newest that is read: 2 has the policy's parts by modality and a view of each domain
+FORMAT = 2
+# of a file of large files that git keeps elsewhere
+LFS = b"version https://git-lfs"
+
+
+def save_tensors(content: dict, path: Path) -> None:
+    """Writes a file that `read_tensors` reads, finished or absent.
+
+    Raises:
+        OSError: the disk is full or read-only; what stood there is untouched.
+    """
+    write_whole(path, lambda beside: _save(content, beside))
+
+
+def read_tensors(file: Path, *, needs: Mapping[str, Any], remedy: str) -> dict:
+    """What `save_tensors` wrote, on the CPU.
+
+    Args:
+        needs: part -> its type, or the same of the parts below it.
+        remedy: what the user is to do about a damaged file.
+    Raises:
+        UserError: it is empty, cut off, of another program or a newer version, or not what was written: one line.
+    """
+    _check_bytes(file, remedy)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{file}: needs code to be unpickled, so it is not loaded: a checkpoint can run anything. "
+            "Save it again as tensors and plain values, or migrate the run."
+        ) from None
+    # each of its bytes is as it was written, so it was written by something else
+    except Exception as error:
+        raise UserError(f"{file}: not written by ppt_kit ({_first_line(error)}). {remedy}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not written by ppt_kit: it holds a {type(content).__name__}. {remedy}")
+    version = content.get("format", 1)
+    if not isinstance(version, int) or version > FORMAT:
+        raise UserError(
+            f"{file}: of format {version!r}, and this version reads up to {FORMAT}. Install the ppt_kit that wrote it."
+        )
+    check_parts(content, needs, file=file, remedy=remedy)
+    return content
+
+
+def check_parts(content: Mapping, needs: Mapping[str, Any], *, file: Path, remedy: str) -> None:
+    """Whether a file holds its parts; arguments as of `read_tensors`.
+
+    Raises:
+        UserError: names the first that it does not, or of another type.
+    """
+    lacking = _lacking(content, needs)
+    if lacking:
+        raise UserError(f"{file}: not written by ppt_kit, or only in part: it needs {lacking}. {remedy}")
+
+
+def _save(content: dict, path: Path) -> None:
+    # given a path torch opens it itself, and a full disk has no name in its error
+    with open(path, "wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+
+
+def _check_bytes(file: Path, remedy: str) -> None:
+    """Whether every byte is what was written: torch writes the archive's checksums, and does not look at them."""
+    try:
+        with open(file, "rb") as opened:
+            begin = opened.read(len(LFS))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}).") from None
+    if begin == LFS:
+        raise UserError(f"{file}: a Git LFS pointer, not the file itself. Type `git lfs pull` in its repository.")
+    if not begin:
+        raise UserError(f"{file}: empty. {remedy}")
+    if begin[:2] != b"PK":
+        kind = "a pickle of another program" if begin[:1] == b"\x80" else f"it starts with {begin[:8]!r}"
+        raise UserError(f"{file}: not a checkpoint of ppt_kit ({kind}). {remedy}")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    # a lost bit in its directory: zipfile, zlib and struct have exceptions of their own
+    except Exception as error:
+        raise UserError(f"{file}: damaged ({_first_line(error)}). {remedy}") from None
+    if damaged is not None:
+        raise UserError(f"{file}: damaged ({damaged} is not what was written). {remedy}")
+
+
+def _lacking(content: Mapping, needs: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first part that is not there or of another type, in words."""
+    for name, kind in needs.items():
+        value = content.get(name)
+        nested = isinstance(kind, Mapping)
+        if not isinstance(value, Mapping if nested else kind):
+            found = "absent" if name not in content else type(value).__name__
+            return f"{prefix}{name} ({found})"
+        inner = _lacking(value, kind, f"{prefix}{name}.") if nested else None
+        if inner:
+            return inner
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
