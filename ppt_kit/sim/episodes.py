@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ def open_checked(policy: PPTPolicy, plan: EpisodePlan, *, seed: int) -> SimEnv:
         raise
 
 
-def run_here(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seeds: Sequence[int]) -> Iterator[dict]:
+def run_here(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seeds: Sequence[int]) -> Generator[dict, None, None]:
     """One row a seed, as soon as it is run: seed, success, steps, return, error, subtasks, actions_sha256, video.
 
     Where a video could not be written, video_error says why.
@@ -87,7 +87,9 @@ def run_here(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seeds: Sequence[
         yield run_one(policy, env, plan, seed)
 
 
-def run_in_processes(policy: PPTPolicy, plan: EpisodePlan, seeds: Sequence[int], *, n_procs: int) -> Iterator[dict]:
+def run_in_processes(
+    policy: PPTPolicy, plan: EpisodePlan, seeds: Sequence[int], *, n_procs: int
+) -> Generator[dict, None, None]:
     """As `run_here`, in the order in which they end. What the workers could not build has to be told before.
 
     Raises:

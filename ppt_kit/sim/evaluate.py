@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from numbers import Integral
@@ -19,7 +19,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.signals import Stopped, stops_raise
-from ppt_kit.sim.env import SimEnv, close_env, code_of
+from ppt_kit.sim.env import close_env, code_of
 from ppt_kit.sim.episodes import EpisodePlan, open_checked, run_here, run_in_processes
 from ppt_kit.sim.recorded import recorded, tasks_of
 from ppt_kit.sim.results import Evaluation, check_summary, write_summary
@@ -139,18 +139,17 @@ def check_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> None:
 
 def _run(
     policy: PPTPolicy, plan: EpisodePlan, left: list[int], options: EvaluateOptions, *, ran: Mapping[int, dict]
-) -> Iterator[dict]:
+) -> Generator[dict, None, None]:
     """The rows of the episodes that are left, beside a bar over all of them."""
     if not left:
         return
-    env: SimEnv | None = open_checked(policy, plan, seed=left[0])
-    n_procs = min(options.n_procs, len(left))
+    env, n_procs = open_checked(policy, plan, seed=left[0]), min(options.n_procs, len(left))
+    if n_procs > 1:
+        # a worker builds its own, and may need the room
+        close_env(env)
     try:
-        if n_procs > 1:
-            # a worker builds its own, and may need the room
-            close_env(env)
-            env = None
-        rows = run_here(policy, env, plan, left) if env else run_in_processes(policy, plan, left, n_procs=n_procs)
+        several = n_procs > 1
+        rows = run_in_processes(policy, plan, left, n_procs=n_procs) if several else run_here(policy, env, plan, left)
         title, total = f"evaluating {plan.stem}", options.episodes
         with closing(rows), tqdm(total=total, initial=len(ran), desc=title, unit="episode", **bar_pace()) as bar:
             for row in rows:
@@ -162,7 +161,7 @@ def _run(
                 wins = sum(each["success"] is True for each in ran.values())
                 bar.set_postfix(success=f"{wins}/{len(ran)}", refresh=False)
     finally:
-        if env is not None:
+        if n_procs == 1:
             close_env(env)
 
 

@@ -11,7 +11,7 @@ import os
 import pickle
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -34,7 +34,9 @@ class Died:
     how: str
 
 
-def work_in_processes(begin: Callable[[], Work], tasks: Sequence[Any], *, n_procs: int) -> Iterator[tuple[Any, Any]]:
+def work_in_processes(
+    begin: Callable[[], Work], tasks: Sequence[Any], *, n_procs: int
+) -> Generator[tuple[Any, Any], None, None]:
     """(task, its result) as soon as there is one; a Died instead of a result where the worker died in it.
 
     Whether the iteration ends, is left or is interrupted: no worker is left.
