@@ -51,7 +51,7 @@ def load_config(
     # a mapping before its parts
     for dotted, text in sorted(value_pairs, key=lambda pair: pair[0].count(".")):
         tree = set_word(tree, dotted, text, schema)
-    return _checked(tree, schema)
+    return _checked(tree, schema, origin=f"{name}.yaml, or a word" if name else "a word")
 
 
 def from_file(path: str | Path, *, schema: type = Config) -> DictConfig:
@@ -63,7 +63,8 @@ def from_file(path: str | Path, *, schema: type = Config) -> DictConfig:
     if not _is_file(Path(path)):
         raise UserError(f"{path}: no such file. A run folder holds a config.yaml; name that file.")
     text, _ = _read(Path(path))
-    return _checked(_merge(OmegaConf.structured(schema), renamed(_tree(text)), schema, origin=str(path)), schema)
+    tree = _merge(OmegaConf.structured(schema), renamed(_tree(text)), schema, origin=str(path))
+    return _checked(tree, schema, origin=str(path))
 
 
 def from_mapping(values: Any, *, schema: type = Config) -> DictConfig:
@@ -202,14 +203,15 @@ def _tree(values: Any) -> Any:
         raise UserError(f"the configuration: {where} cannot be used: {_first_line(error)}") from None
 
 
-def _checked(tree: DictConfig, schema: type) -> DictConfig:
-    """The same, interpolations resolved."""
+def _checked(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
+    """The same, interpolations resolved; `origin` is where they stand."""
     try:
         OmegaConf.resolve(tree)
     # an interpolation may call a function of the user's
     except Exception as error:
         said = "it leads back to itself" if isinstance(error, RecursionError) else _first_line(error)
-        raise UserError(f"{_unresolved(tree, schema)}: an interpolation ${{…}} does not resolve: {said}") from None
+        where = f"{origin}: {_unresolved(tree, schema)}"
+        raise UserError(f"{where}: an interpolation ${{…}} does not resolve: {said}") from None
     check_values(tree, schema)
     return tree
 

@@ -102,7 +102,8 @@ WITHOUT_CHECKSUM = ("data/actions/0.0", "data/obs/pointcloud/pos/0.0.0", "data/o
 def read_whole(path: Path) -> dict[str, np.ndarray]:
     store = open_store(path, cache_gb=0)
     rows = np.arange(store.episode_ends[-1])
-    return {key: store.read(key, rows) for key in store.columns} | {"ends": store.episode_ends}
+    told = {"ends": store.episode_ends, "sentences": np.array(store.sentences or [])}
+    return {key: store.read(key, rows) for key in store.columns} | told
 
 
 def outcome(path: Path, file: Path, whole: dict[str, np.ndarray]) -> str:

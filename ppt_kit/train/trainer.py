@@ -63,12 +63,13 @@ class UnifiedTrainer:
         """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well.
 
         Raises:
-            KeyboardInterrupt: it was interrupted and has saved, so that what follows it does not run; `resume` goes on.
+            KeyboardInterrupt: it was interrupted and has saved; what follows in a notebook does not run, `resume` goes on.
         """
         code = self._run()
         # of a launched rank the launcher asks for the code
         if code == INTERRUPTED and not is_rank(os.environ):
-            raise KeyboardInterrupt(f"stopped and saved in {self.run_dir}; go on with run.resume()")
+            kept = f"{self.run_dir} is saved; run.resume(), or train.resume=auto suffix={self.cfg.suffix}, goes on"
+            raise KeyboardInterrupt(f"stopped by Ctrl-C: {kept}")
         return code
 
     def resume(self) -> int:
