@@ -63,7 +63,7 @@ class UnifiedTrainer:
         """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well.
 
         Raises:
-            KeyboardInterrupt: it was interrupted and has saved; what follows in a notebook does not run, `resume` goes on.
+            KeyboardInterrupt: it was interrupted and has saved; what follows in a notebook does not run.
         """
         code = self._run()
         # of a launched rank the launcher asks for the code
