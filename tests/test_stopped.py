@@ -542,15 +542,30 @@ def test_killed_while_it_finishes_a_dataset_is_the_old_or_the_new_and_goes_on(la
     assert done.returncode == -signal.SIGKILL, done.stderr
     again = (lambda: collected("overwrite=true")) if over else collected
     if at == "rmtree":
-        if over:
-            again()
-        else:
-            with pytest.raises(UserError, match="exists already"):
-                again()
+        # it was complete, and is found so
+        assert again().episodes == collected(dataset_path="whole").episodes
     else:
         again()
     same_files(lab / "data/line.zarr", collected(dataset_path="whole").path)
     assert [path.name for path in (lab / "data").iterdir()] == ["line.zarr"]
+
+
+def test_a_complete_dataset_is_taken_by_the_same_call_and_refused_to_others(lab, caplog):
+    first = collected()
+    before = {path: path.read_bytes() for path in first.path.rglob("*") if path.is_file()}
+    again = collected()
+    assert (again.seeds, again.discarded_seeds, again.steps) == (first.seeds, first.discarded_seeds, first.steps)
+    assert "are there already" in caplog.text
+    for word in ("options.wind=1", "seed=1", "max_steps=33"):
+        with pytest.raises(UserError, match="exists already"):
+            collected(word)
+    with pytest.raises(UserError, match="exists already"):
+        collected(episodes=first.episodes + 1)
+    file = lab / "my_lab/sim.py"
+    file.write_text(file.read_text() + "\n# edited\n")
+    with pytest.raises(UserError, match="exists already"):
+        collected()
+    assert {path: path.read_bytes() for path in first.path.rglob("*") if path.is_file()} == before
 
 
 KILLED = """

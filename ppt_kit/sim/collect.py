@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ppt_kit.checks import check_name
 from ppt_kit.config import load_config, typed
+from ppt_kit.data.formats import open_store
 from ppt_kit.data.formats.replay_buffer.partial import sweep
 from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 from ppt_kit.data.replaceable import check_replaceable
@@ -23,6 +26,8 @@ from ppt_kit.schema import CollectConfig
 from ppt_kit.signals import Stopped, stops_raise
 from ppt_kit.sim.env import SimEnv, close_env, code_of, copied, find_simulator, make_env, told
 from ppt_kit.tracking import bar_pace
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,8 +64,8 @@ def collect(task: str, *words: str, **options: Any) -> Collected:
         words: as on the command line of scripts/collect_demos.py, e.g. "num_points=1024".
         options: the same as keyword arguments, e.g. episodes=10, simulator="my_lab.sim:MyEnv", options={"wind": 0.3}.
     Raises:
-        UserError: an unknown task, key or simulator, an option that it does not take, a dataset of that name exists,
-            or the expert fails too often.
+        UserError: an unknown task, key or simulator, an option that it does not take, another dataset of that name, or
+            the expert fails too often.
         Stopped: see `collect_demos`.
     """
     given = [f"{name}={value if isinstance(value, str) else _text(value)}" for name, value in options.items()]
@@ -71,7 +76,8 @@ def collect_demos(cfg: DictConfig) -> Collected:
     """Demonstrations as CollectConfig says; only the expert's successes are kept.
 
     Each is on the disk as it comes, in a hidden folder beside the dataset's name, which it takes once it is complete.
-    The same call goes on with what a stopped one left, to the same dataset to the bit.
+    The same call goes on with what a stopped one left, to the same dataset to the bit; of a complete one it says that
+    it is there.
 
     Raises:
         UserError: see `collect`.
@@ -82,7 +88,11 @@ def collect_demos(cfg: DictConfig) -> Collected:
     name = config.task if config.domain is None else config.domain
     check_name(name, key="domain")
     check_place(Path(config.dataset_path), key="dataset_path")
-    _check_free(config, name)
+    path = Path(config.dataset_path) / f"{name}.zarr"
+    sweep(path)
+    there = _there(config, path)
+    if there is None or not asked.items() <= there.env.items():
+        check_replaceable(path, kind="zarr", overwrite=config.overwrite, key="domain")
     with stops_raise():
         env = make_env(asked, uses=["collecting"])
         try:
@@ -91,6 +101,9 @@ def collect_demos(cfg: DictConfig) -> Collected:
             find_simulator(spec)
             name = spec["task"] if config.domain is None else config.domain
             check_name(name, key="domain")
+            if there is not None and there.made_by(spec):
+                log.warning("%s: these %d demonstrations are there already", there.done.path, there.done.episodes)
+                return there.done
             return _collected(env, config, spec, path=Path(config.dataset_path) / f"{name}.zarr")
         finally:
             close_env(env)
@@ -116,15 +129,39 @@ def expert_episode(env: SimEnv, *, seed: int) -> dict[str, np.ndarray] | None:
     return None
 
 
-def _check_free(config: CollectConfig, name: str) -> None:
-    path = Path(config.dataset_path) / f"{name}.zarr"
-    sweep(path)
-    check_replaceable(path, kind="zarr", overwrite=config.overwrite, key="domain")
+@dataclass(frozen=True)
+class _There:
+    """A complete dataset of as many episodes from the same seed on, and what simulated it."""
+
+    done: Collected
+    env: dict[str, Any]
+    code: str | None
+
+    def made_by(self, spec: Mapping[str, Any]) -> bool:
+        """Whether it is what collecting in the simulator `spec` would give."""
+        # as a file gives it back
+        return self.env == json.loads(json.dumps(spec, default=str)) and self.code == code_of(spec)
+
+
+def _there(config: CollectConfig, path: Path) -> _There | None:
+    if config.overwrite or not path.is_dir():
+        return None
+    try:
+        store = open_store(path, cache_gb=0)
+    # whatever stands there is no dataset that could be taken: it is refused by its name
+    except UserError:
+        return None
+    env, seeds, failed = (store.attrs.get(name) for name in ("env", "seeds", "discarded_seeds"))
+    if not (isinstance(env, dict) and isinstance(seeds, list) and isinstance(failed, list)):
+        return None
+    if len(seeds) != config.episodes or min([*seeds, *failed]) != config.seed:
+        return None
+    return _There(Collected(path, seeds, failed, int(store.episode_ends[-1])), env, store.attrs.get("code"))
 
 
 def _collected(env: SimEnv, config: CollectConfig, spec: dict[str, Any], *, path: Path) -> Collected:
     """The dataset, or one line that says what there is of it."""
-    attrs = {"env": spec, "task": spec["task"], "expert": "scripted"}
+    attrs = {"env": spec, "task": spec["task"], "expert": "scripted", "code": code_of(spec)}
     plan = {"seed": config.seed, **spec, "code": code_of(spec)}
     writer = ZarrWriter(path, attrs=attrs, overwrite=config.overwrite, plan=plan, at_most=config.episodes)
     try:
