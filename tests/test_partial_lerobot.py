@@ -337,6 +337,8 @@ LISTS = {
     "no number": ("v2.1", setting(episode_index=None), "entry 2: episode_index=null: takes"),
     "a negative number": ("both", setting(episode_index=-1), "entry 2: episode_index=-1: takes"),
     "a task that is none": ("v2.1", setting(tasks=[9]), "episode 1 has task 9, which is not among the tasks"),
+    "a task of another kind": ("v2.1", setting(tasks=[{"a": 1}]), "episode 1 has the task {'a': 1}, which is no"),
+    "tasks of another kind": ("v2.1", setting(tasks=True), "episode 1 has the task True, which is no"),
     "rows of another": (
         "v3.0", setting(dataset_from_index=3, dataset_to_index=12), "episodes 0 and 1 both have rows 3 to 12 of one file",
     ),
@@ -389,6 +391,12 @@ BROKEN = [
         "task_index=0 is listed twice",
     ),
     ("v2.1", "meta/tasks.jsonl", lambda data: data.replace(b'_index": 1', b'_index": "b"'), "task_index='b': takes"),
+    (
+        "v2.1",
+        "meta/tasks.jsonl",
+        lambda data: data.replace(b'"pick the cube"', b"4.5"),
+        "task 0 is 4.5, not a sentence",
+    ),
     ("v3.0", "meta/episodes/chunk-000/file-000.parquet", lambda data: data[:-40], "cannot be read"),
     ("v3.0", "meta/tasks.parquet", lambda data: data[: len(data) // 2], "cannot be read"),
     ("both", "meta/info.json", lambda data: data[:-1], "damaged"),

@@ -1,4 +1,7 @@
-"""What of a dataset is going to be read, for formats whose files need not all be there."""
+"""What of a dataset is going to be read, for formats whose files need not all be there.
+
+A format whose `open_store` has a parameter `wanted` is given this; the others read what is there.
+"""
 
 from __future__ import annotations
 

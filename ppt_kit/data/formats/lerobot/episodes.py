@@ -17,6 +17,7 @@ from ppt_kit.data.formats.lerobot.listed import (
     json_lines,
     read_table,
     seconds,
+    short,
     task_texts,
     whole_numbers,
 )  # fmt: skip
@@ -121,7 +122,7 @@ def episodes_v3(path: Path, info: Mapping) -> Episodes:
 def _no_place(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path}/meta/info.json: chunks_size, data_path and video_path do not say where the episodes are "
-        f"({type(error).__name__}: {str(error)[:80]}). {AGAIN}."
+        f"({type(error).__name__}: {short(error)}). {AGAIN}."
     )
 
 

@@ -30,8 +30,9 @@ def read_info(path: Path) -> dict:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({type(error).__name__}: {str(error)[:80]}). Copy it again.") from None
     if version not in VERSIONS:
+        said = " ".join(str(version).split())[:20]
         raise UserError(
-            f"{path}: a LeRobot dataset of version {version}; {', '.join(VERSIONS)} can be read. "
+            f"{path}: a LeRobot dataset of version {said}; {', '.join(VERSIONS)} can be read. "
             "Convert it with LeRobot's own scripts."
         )
     if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not (fps > 0 and math.isfinite(fps)):
@@ -44,7 +45,7 @@ def _feature(file: Path, name: str, about: Any) -> dict:
     if not isinstance(about, Mapping):
         raise UserError(f"{file}: damaged (the feature {name} is {str(about)[:40]!r}, not an object). Copy it again.")
     shape = about.get("shape")
-    fine = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    fine = isinstance(shape, list) and all(type(size) is int and 0 <= size < 1 << 31 for size in shape)
     if not fine and why_not({**about, "shape": ()}) is None:
         raise UserError(f"{file}: feature {name}: shape={shape!r}: takes a list of whole numbers. Copy it again.")
     return {**about, "shape": tuple(shape) if fine and shape is not None else ()}

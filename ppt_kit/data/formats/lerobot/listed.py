@@ -122,7 +122,10 @@ def task_texts(path: Path, *, lines: bool) -> dict[int, str]:
     if len(set(found)) < len(found):
         twice = next(number for number in found if found.count(number) > 1)
         raise UserError(f"{file}: task_index={twice} is listed twice. {AGAIN}.")
-    return {number: "" if text is None else str(text) for number, text in zip(found, texts)}
+    wrong = next((number for number, text in zip(found, texts) if not isinstance(text, str | None)), None)
+    if wrong is not None:
+        raise UserError(f"{file}: task {wrong} is {_said(texts[found.index(wrong)])}, not a sentence. {AGAIN}.")
+    return {number: text or "" for number, text in zip(found, texts)}
 
 
 def first_tasks(file: Path, index: np.ndarray, tasks: Sequence[Any], texts: Mapping[int, str]) -> list[str] | None:
@@ -139,11 +142,13 @@ def first_tasks(file: Path, index: np.ndarray, tasks: Sequence[Any], texts: Mapp
     sentences = []
     for number, listed in zip(index.tolist(), tasks):
         first = (listed[0] if len(listed) else "") if isinstance(listed, (list, np.ndarray)) else listed
-        if isinstance(first, (int, np.integer)):
+        if isinstance(first, (int, np.integer)) and not isinstance(first, bool):
             if first not in texts:
                 raise UserError(f"{file}: episode {number} has task {first}, which is not among the tasks. {AGAIN}.")
             first = texts[int(first)]
-        sentences.append(str(first or ""))
+        if not isinstance(first, str | None):
+            raise UserError(f"{file}: episode {number} has the task {_said(first)}, which is no sentence. {AGAIN}.")
+        sentences.append(first or "")
     return sentences
 
 
