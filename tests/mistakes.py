@@ -305,7 +305,6 @@ def places() -> Iterator[Mistake]:
     yield Mistake("taken", "collect_demos.py", ["domain=push"], "push")
     yield Mistake("taken", "convert_dataset.py", ["target=data/copy.zarr"], "overwrite=true")
     for place in (
-        "odd/empty",
         "odd/text.txt",
         "odd/home",
         "outputs",

@@ -20,7 +20,7 @@ import numpy as np
 
 from ppt_kit.data.disk.blocks import blocks, row_bytes, values_of
 from ppt_kit.data.formats import open_store
-from ppt_kit.data.formats.lerobot.encoders import encoder_of
+from ppt_kit.data.formats.lerobot.encoders import ENCODERS, encoder_of
 from ppt_kit.data.formats.lerobot.features import features_of, fps_of
 from ppt_kit.data.formats.lerobot.writer import LeRobotWriter, Progress
 from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
@@ -117,7 +117,9 @@ def to_lerobot(
     _check_ending(path, to="lerobot")
     left = [] if keys else [key for key in store.columns if key.startswith(NO_FEATURE)]
     features = features_of(store, [key for key in _chosen(store, keys) if key not in left], video=video)
-    encoder = encoder_of(codec) if any(feature.kind == "video" for feature in features) else ""
+    films = any(feature.kind == "video" for feature in features)
+    # a word that is no codec is told also where there is nothing to encode
+    encoder = encoder_of(codec) if films or codec not in ENCODERS else ""
     with _all_or_nothing(store, path, kind="lerobot", overwrite=overwrite):
         with _beside(path, kind="lerobot", overwrite=overwrite) as folder:
             _tell_left_out(store, path, left)
