@@ -146,17 +146,16 @@ def check_fits(cfg: DictConfig) -> None:
     policy, has = cfg.policy, memory_gb()
     # a transformer block: four square matrices of attention, two of four times the width behind it
     parameters = 12 * policy.width**2 * policy.depth
-    # weights and gradients on every rank; alone it also holds both of AdamW's moments
-    gigabytes = parameters * (8 if cfg.world_size > 1 or "WORLD_SIZE" in os.environ else 16) / 1e9
+    # weights, gradients and both of AdamW's moments, which ZeRO-3 divides among the ranks
+    ranks = max(cfg.world_size, env_number(os.environ, "WORLD_SIZE") or 1)
+    gigabytes = parameters * 16 / ranks / 1e9
     if gigabytes > has:
         raise UserError(
             f"policy.width={policy.width} with policy.depth={policy.depth} are {parameters / 1e9:.1f} billion "
             f"parameters: {gigabytes:.0f} GB to train them, and this machine has {has:.0f} GB. Set one of them lower."
         )
-    frames, points = (
-        cfg.dataset.observation_horizon,
-        (cfg.dataset.num_points if policy.stems.pointcloud.kind else 1) or 1,
-    )
+    frames = cfg.dataset.observation_horizon
+    points = (cfg.dataset.num_points if policy.stems.pointcloud.kind else 1) or 1
     # three float32 a point
     gigabytes = 12 * cfg.batch_size * frames * points / 1e9
     if gigabytes > has:
