@@ -743,8 +743,9 @@ def everything(tmp_path: Path, lengths=LENGTHS) -> tuple[EpisodeStore, dict]:
         "next.done": np.arange(total) % 7 == 0,
         "steps": np.arange(total),
     }
-    camera = Camera(np.eye(3) * 50, np.eye(4) + 0.5)
-    turning = Camera(np.eye(3), np.arange(total)[:, None, None] * np.eye(4))
+    moving = np.tile(np.eye(4), (total, 1, 1))
+    moving[:, 0, 3] = np.arange(total)
+    camera, turning = Camera(np.diag([50.0, 50, 1]), moving[7]), Camera(np.eye(3), moving)
     store = in_memory(
         tmp_path / "source", arrays, lengths, sentences=["one", "two, " + "long " * 40, "one"][: len(lengths)],
         attrs={"fps": FPS, "robot_type": "arm", "task": "x", "limit": np.float32(2), "names": {"actions": list("abcd")}},
@@ -771,12 +772,12 @@ def test_to_zarr_keeps_every_value_and_name(tmp_path, monkeypatch):
     assert root.attrs["robot_type"] == "arm"
     assert root.attrs["limit"] == 2
     assert [str(text) for text in root["meta/episode_descriptions"][:]] == [text[:100] for text in store.sentences]
-    np.testing.assert_array_equal(root["meta/camera_info/front/intrinsics"][:], np.eye(3) * 50)
-    np.testing.assert_array_equal(root["meta/camera_info/front/extrinsics"][:], np.eye(4) + 0.5)
+    np.testing.assert_array_equal(root["meta/camera_info/front/intrinsics"][:], np.diag([50, 50, 1]))
+    np.testing.assert_array_equal(root["meta/camera_info/front/extrinsics"][:], store.cameras["front"].extrinsics)
     np.testing.assert_array_equal(root["meta/camera_info/turning/intrinsics"][:], np.eye(3))
     again = open_store(tmp_path / "out.zarr")
     assert again.sentences == store.sentences
-    np.testing.assert_array_equal(again.cameras["front"].extrinsics, np.eye(4) + 0.5)
+    np.testing.assert_array_equal(again.cameras["front"].extrinsics, store.cameras["front"].extrinsics)
     np.testing.assert_array_equal(again.cameras["turning"].extrinsics, store.cameras["turning"].extrinsics)
     np.testing.assert_array_equal(
         again.read("obs/images/front", np.array([70, 3])), arrays["obs/images/front"][[70, 3]]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import zarr
 from conftest import ROOT, SMALL_WORDS, latest
 
 from ppt_kit.checkpoint import load_model, load_resume, resume_files
@@ -321,29 +323,41 @@ def test_a_read_only_output_dir_is_one_line_before_training(small_data, small_di
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_a_loss_that_is_no_number_stops_or_is_skipped(small_cfg, tmp_path, on_nan):
     """One cloud in the training data is infinite, as from a broken depth camera."""
-    import shutil
-
-    import numpy as np
-    import zarr
-
     cfg = small_cfg(f"train.on_nan={on_nan}", "dataset.val_ratio=0", "train.total_epochs=3")
     shutil.copytree(cfg.dataset_path, tmp_path / "bad")
     zarr.open_group(str(tmp_path / "bad/a.zarr"), mode="a")["data/obs/pointcloud/pos"][14, 3] = np.inf
     cfg.dataset_path = str(tmp_path / "bad")
     run = UnifiedTrainer(cfg)
     if on_nan == "stop":
-        with pytest.raises(
-            FloatingPointError, match=r"nan_step_.*a.zarr: data/obs/pointcloud/pos of episode 1 \(row 14\)"
-        ):
+        with pytest.raises(UserError, match=r"a.zarr: data/obs/pointcloud/pos of episode 1 \(row 14\) is not finite"):
             run.run()
-        (told,) = run.run_dir.glob("nan_step_*.json")
-        assert {14, 15} & set(json.loads(told.read_text())["windows"])
         assert not (run.run_dir / "model.pth").exists()
     else:
         assert run.run() == 0
         assert read_metrics(run.run_dir, "train")["skipped"].iloc[-1] >= 3
         weights = load_model(run.run_dir)["policy"]
         assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.long
+def test_a_row_that_one_of_two_ranks_cannot_use_is_the_last_that_is_told(small_data, tmp_path):
+    shutil.copytree(small_data, tmp_path / "bad")
+    zarr.open_group(str(tmp_path / "bad/a.zarr"), mode="a")["data/obs/pointcloud/pos"][14, 3] = np.inf
+    command = command_of(tmp_path / "bad", tmp_path, "run", "dataset.val_ratio=0", "train.total_epochs=3", ranks=2)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "pointcloud/pos of episode 1 (row 14) is not finite" in done.stderr
+    assert "closed by peer" not in done.stderr
+
+
+def test_a_loss_that_is_no_number_on_finite_data_writes_down_its_windows(small_cfg):
+    words = ["optimizer.lr=1e37", "optimizer.warmup_steps=0", "gradient_clipping=0", "dataset.val_ratio=0"]
+    run = UnifiedTrainer(small_cfg(*words, "train.total_epochs=3"))
+    with pytest.raises(FloatingPointError, match=r"nan_step_.*The data is finite"):
+        run.run()
+    (told,) = run.run_dir.glob("nan_step_*.json")
+    assert len(json.loads(told.read_text())["windows"]) == 8
+    assert not (run.run_dir / "model.pth").exists()
 
 
 def test_the_best_checkpoint_outlives_the_last_k(small_cfg):

@@ -291,7 +291,7 @@ def test_metrics_are_read_while_they_are_written_and_after_a_crash(tmp_path):
     tracker.close()
 
 
-def test_tensorboard_and_a_read_only_folder(small_cfg, monkeypatch):
+def test_tensorboard_and_a_folder_that_nobody_writes_to(small_cfg):
     run = UnifiedTrainer(small_cfg("tensorboard=true", "train.total_iters=2"))
     run.run()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -299,9 +299,8 @@ def test_tensorboard_and_a_read_only_folder(small_cfg, monkeypatch):
     events = EventAccumulator(str(run.run_dir / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root writes anywhere: say no in its place
     with pytest.raises(UserError, match="cannot be written to"):
-        UnifiedTrainer(small_cfg("suffix=other")).run()
+        UnifiedTrainer(small_cfg("output_dir=/proc/models")).run()
 
 
 def test_wandb_offline_mirrors_and_a_failing_wandb_stops_nothing(tmp_path, monkeypatch):

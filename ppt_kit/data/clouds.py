@@ -29,14 +29,14 @@ def compose_cloud(
 
     Args:
         position: (..., P, 3) metres, or (..., P, 6) with the colour behind.
-        color: (..., P, 3) uint8 or floats; None takes the columns behind the position.
+        color: (..., P, 3) whole numbers to 255, or floats; None takes the columns behind the position.
         color_range: what float colours go to: 1, or 255 as in DP3.
         segmentation: (..., P) or (..., P, 1).
     """
     xyz, columns = position[..., :3].astype(np.float32, copy=False), []
     if channels >= 6:
         color = position[..., 3:6] if color is None else color
-        columns.append(color.astype(np.float32) / (255 if color.dtype == np.uint8 else color_range))
+        columns.append(color.astype(np.float32) / (255 if color.dtype.kind in "iu" else color_range))
     if channels == 5 and segmentation is not None:
         columns.append(segmentation.astype(np.float32).reshape(*xyz.shape[:-1], 1))
     if channels in (4, 5, 7):
@@ -51,7 +51,8 @@ def compose_cloud(
 class CloudSource:
     """What clouds are made from where none are stored: the depth of calibrated cameras.
 
-    The points of all cameras together, in the world, inside the crop box, thinned by farthest-point sampling.
+    The points of all cameras together, in the world, inside the crop box, thinned by farthest-point sampling. A depth
+    of 0, or one that is not finite, is no point: so depth cameras say that they saw none.
 
     Attributes:
         cameras: names; each has depth and a calibration.
@@ -113,7 +114,7 @@ class CloudSource:
             points = points[crop(points[:, :3], np.asarray(self.crop_box, np.float64).reshape(2, 3))]
         if not len(points):
             inside = f" inside dataset.crop_box={list(self.crop_box)}. Set another one." if self.crop_box else None
-            raise UserError(f"{where} has no point{inside or ': it is zero everywhere.'}")
+            raise UserError(f"{where} has no point{inside or ': it is zero, or not finite, everywhere.'}")
         if len(points) > CANDIDATES:
             points = points[spread(CANDIDATES, len(points))]
         return points[farthest_points(points[:, :3], num_points)].astype(np.float32)

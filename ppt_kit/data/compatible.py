@@ -37,11 +37,13 @@ def compatible_domains(
     if chosen is None:
         chosen = [kind for kind in MODALITIES if any(each.has(kind) for each in columns.values())]
     _check_modalities(columns, chosen)
+    _check_shapes(columns, chosen)
     for kind in ("rgb", "depth"):
         if kind in chosen:
             _check_cameras(columns, kind)
-    points, channels = _points(columns, options), _channels(columns, options)
+    points = channels = 0
     if "pointcloud" in chosen:
+        points, channels = _points(columns, options), _channels(columns, options)
         _check_clouds(columns, points=points, channels=channels)
     return {
         name: seen_through(name, each, options, modalities=chosen, points=points, channels=channels)
@@ -75,6 +77,39 @@ def _check_modalities(columns: Mapping[str, Columns], chosen: Iterable[str]) -> 
                 )
             store = each.store
             raise UserError(f"{store.path} has no {modality}; it has {', '.join(store.columns)}. {remedy}")
+
+
+def _check_shapes(columns: Mapping[str, Columns], chosen: Iterable[str]) -> None:
+    """Whether pictures, depths and clouds have the axes that the contract says."""
+    for each in columns.values():
+        for kind in ("rgb", "depth"):
+            for camera, column in getattr(each, kind).items() if kind in chosen else ():
+                shape, behind = each.store.shape(column), [(3,)] if kind == "rgb" else [(), (1,)]
+                if len(shape) < 3 or shape[3:] not in behind or 0 in shape:
+                    takes = "(N, H, W, 3) or (N, 3, H, W)" if kind == "rgb" else "(N, H, W) or (N, H, W, 1)"
+                    raise _misshapen(each, column, f"{kind} of the camera {camera} takes {takes}")
+        if "pointcloud" in chosen and "pos" in each.cloud:
+            _check_cloud_shape(each)
+
+
+def _check_cloud_shape(each: Columns) -> None:
+    shape = each.store.shape(each.cloud["pos"])
+    if len(shape) != 3 or shape[-1] < 3 or 0 in shape:
+        raise _misshapen(each, each.cloud["pos"], "the positions of clouds take (N, P, 3), or (N, P, 6) with colours")
+    takes: dict[str, list[tuple[int, ...]]] = {"colors": [(3,)], "seg": [(), (1,)]}
+    for part, behind in takes.items():
+        column = each.cloud.get(part)
+        fits = [(*shape[:2], *last) for last in behind]
+        if column is not None and each.store.shape(column) not in fits:
+            raise _misshapen(each, column, f"{part} of these clouds takes {' or '.join(map(str, fits))}")
+
+
+def _misshapen(each: Columns, column: str, takes: str) -> UserError:
+    store = each.store
+    return UserError(
+        f"{store.path}: {store.columns[column].stored_as} has the shape {store.shape(column)}; {takes}. Store it so, "
+        f"or leave it out with dataset.ignored_keys=[{column.removeprefix('obs/')}]."
+    )
 
 
 def _check_cameras(columns: Mapping[str, Columns], kind: str) -> None:

@@ -57,6 +57,7 @@ class MultiTrajDataset:
         split: "train" or "val"; episodes are divided, never windows.
         seed: which episodes are held out.
         modalities: which of spec.MODALITIES to read; None = all there are.
+        on_nan: "stop" refuses a value that is not finite, "skip" gives it and says so once a column.
     Attributes:
         domains: name -> Domain, in the order that a batch's "domain" counts.
         specs: name -> Spec of what the batches hold of it.
@@ -74,10 +75,13 @@ class MultiTrajDataset:
         split: str = "train",
         seed: int = 0,
         modalities: Sequence[str] | None = None,
+        on_nan: str = "stop",
     ):
         self.options = options or DatasetConfig()
         self.horizon, self._seed = Horizon.of(self.options), seed
         self.domains = compatible_domains(stores, self.options, modalities=modalities)
+        for domain in self.domains.values():
+            domain.on_nan = on_nan
         self.specs = {name: domain.spec for name, domain in self.domains.items()}
         first = next(iter(self.specs.values()))
         self.modalities = list(modalities) if modalities is not None else list(first.modalities)
@@ -105,6 +109,7 @@ class MultiTrajDataset:
             indices: (B,) window numbers, any order, repeats allowed.
         Raises:
             IndexError: one lies outside the dataset.
+            UserError: a value is not finite, or cannot be decoded; the line names file, column, episode and row.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         if not len(chosen):
@@ -273,7 +278,9 @@ def load_dataset(
         for name in domain_names(options.domains)
     }
     stores = open_stores(paths, options.dataset, modalities=modalities)
-    return MultiTrajDataset(stores, options.dataset, split=split, seed=options.seed, modalities=modalities)
+    return MultiTrajDataset(
+        stores, options.dataset, split=split, seed=options.seed, modalities=modalities, on_nan=options.train.on_nan
+    )
 
 
 def open_stores(

@@ -14,7 +14,8 @@ import psutil
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
 from ppt_kit.data.disk.rows import bytes_under, spread
 from ppt_kit.data.formats.wanted import Wanted
-from ppt_kit.data.store import Column, EpisodeStore, decoded_part
+from ppt_kit.data.store import Column, ConvertedColumn, EpisodeStore, NotFinite, decoded_part
+from ppt_kit.data.uses import uses_of
 
 # of a column, to give its range; of a larger one an eighth of this
 BYTES_READ = 1 << 30
@@ -28,7 +29,7 @@ BATCHES = 8
 # the columns of `describe`, as they are shown
 SHOWN = (
     "format", "episodes", "steps", "length_min", "length_median", "length_max", "shape", "dtype", "min", "max", "nans",
-    "infs", "rows_read", "languages", "language", "stored_as", "layout",
+    "infs", "rows_read", "languages", "language", "stored_as", "layout", "used",
 )  # fmt: skip
 
 Source = MultiTrajDataset | str | Path | Mapping[str, str | Path]
@@ -45,15 +46,22 @@ def describe(dataset: Source) -> pd.DataFrame:
         dataset: an opened one, or what `open_dataset` takes.
     Returns:
         A table indexed by (domain, key): format, episodes, steps, length_min, length_median, length_max, shape (of one
-        row), dtype, min, max, nans, infs, rows_read, languages (distinct), language (the first), stored_as, layout.
+        row), dtype, min, max, nans, infs, rows_read, languages (distinct), language (the first), stored_as, layout,
+        used: what batches hold of it ("state", "rgb", …), or what to type so that they do. What the dataset holds
+        and is no column (texts, shapes that differ) has a line without numbers.
     """
     data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
     wanted = Wanted(ignored_keys=data.options.ignored_keys, modalities=data.modalities)
     lines = []
     for name, domain in data.domains.items():
-        for key, column in domain.store.columns.items():
-            numbers = _column_line(column, read=wanted.reads(domain.store, key))
-            lines.append({"domain": name, "key": key, **_store_line(domain.store), **numbers})
+        store, uses = domain.store, uses_of(data, name)
+        for key, column in store.columns.items():
+            numbers = _column_line(column, read=wanted.reads(store, key))
+            lines.append({"domain": name, "key": key, **_store_line(store), **numbers, "used": uses[key]})
+        for key, why in store.left_out.items():
+            nothing = {"shape": (), "dtype": "", "min": np.nan, "max": np.nan, "nans": pd.NA, "infs": pd.NA}
+            where = {"rows_read": 0, "stored_as": key, "layout": "", "used": f"no: {why}"}
+            lines.append({"domain": name, "key": key, **_store_line(store), **nothing, **where})
     return pd.DataFrame(lines).set_index(["domain", "key"])[list(SHOWN)]
 
 
@@ -94,11 +102,18 @@ def _store_line(store: EpisodeStore) -> dict[str, Any]:
     }
 
 
+def _stored_values(column: Column, rows: np.ndarray) -> np.ndarray:
+    try:
+        return column.read(rows)
+    except NotFinite:
+        return column.source.read(rows) if isinstance(column, ConvertedColumn) else column.read(rows)
+
+
 def _column_line(column: Column, *, read: bool) -> dict[str, Any]:
     rows = _rows_to_read(column) if read else np.arange(0)
     low, high, nans, infs = np.inf, -np.inf, 0, 0
     for part in np.array_split(rows, max(1, len(rows) * _row_bytes(column) // BYTES_AT_ONCE)):
-        values = column.read(part)
+        values = _stored_values(column, part)
         if values.dtype.kind not in "biuf" or not values.size:
             continue
         nans, infs = nans + int(np.isnan(values).sum()), infs + int(np.isinf(values).sum())
@@ -198,6 +213,11 @@ def _report(data: MultiTrajDataset, table: pd.DataFrame, *, batch_size: int, sec
         f"batches of {batch_size} windows: {seconds * 1e3:.1f} ms each, {batch_size / seconds:.0f} windows/s "
         "with one loader"
     )
+    unused = {
+        name: [key for key, use in uses_of(data, name).items() if use.startswith("no")] + list(domain.store.left_out)
+        for name, domain in data.domains.items()
+    }
+    lines += [f"{name}: not in batches: {', '.join(keys)}; see ppt.describe" for name, keys in unused.items() if keys]
     advice = [f"{line['domain']} {line['stage']}: {line['advice']}" for line in stages if line["advice"]]
     free, held = psutil.virtual_memory().available, float(table["gigabytes"].sum()) * 1e9
     if held > free:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,13 @@ from ppt_kit.data.clouds import CloudSource
 from ppt_kit.data.columns import Columns
 from ppt_kit.data.disk.rows import spread
 from ppt_kit.data.formats import attach_cache, cache_folder
-from ppt_kit.data.store import EpisodeStore, decoded_part
+from ppt_kit.data.store import EpisodeStore, check_finite, decoded_part
 from ppt_kit.data.view import View
+from ppt_kit.errors import UserError
 from ppt_kit.schema import DatasetConfig
 from ppt_kit.spec import Spec
+
+log = logging.getLogger(__name__)
 
 
 class Domain:
@@ -24,18 +28,26 @@ class Domain:
     Attributes:
         store: its columns and episodes; clouds that are made from depth are a column of it like any other.
         view: which columns are seen, and how; `spec` has the sizes.
+        on_nan: what a value that is not finite does that is read for a batch: "stop" refuses it, "skip" says it once a
+            column and gives it, for a training that leaves such batches out.
     """
 
     def __init__(self, name: str, store: EpisodeStore, view: View):
         self.name, self.store, self.view = name, store, view
         self.spec: Spec = view.spec
         self.columns = view.columns()
+        self.on_nan, self._told = "stop", set[str]()
+        self._known: dict[str, np.ndarray] = {}
 
     def observations(self, rows: np.ndarray, *, kinds: Iterable[str] | None = None) -> dict[str, Any]:
-        """obs of the windows that read `rows` (B, To); the sentence is that of their last frame."""
+        """obs of the windows that read `rows` (B, To); the sentence is that of their last frame.
+
+        Raises:
+            UserError: a value is not finite; the line names file, column, episode and row.
+        """
         kinds = self.spec.modalities if kinds is None else list(kinds)
         flat = rows.ravel()
-        seen = self.view.observe(lambda column: self.store.read(column, flat), kinds=kinds)
+        seen = self.view.observe(lambda column: self._read(column, flat), kinds=kinds)
         obs = _reshaped(seen, rows.shape)
         if "language" in kinds:
             episodes = np.searchsorted(self.store.episode_ends, rows[:, -1], side="right")
@@ -49,10 +61,31 @@ class Domain:
         return {name: value if name == "language" else _squeezed(value) for name, value in obs.items()}
 
     def values(self, kind: str, rows: np.ndarray) -> np.ndarray:
-        """(len(rows), D) float32 of "state" or "action", not padded."""
+        """(len(rows), D) float32 of "state" or "action", not padded.
+
+        Raises:
+            UserError: as `observations`.
+        """
         if kind not in self.columns:
             return np.zeros((len(rows), 0), np.float32)
-        return self.view.numbers(kind, lambda column: self.store.read(column, rows))
+        return self.view.numbers(kind, lambda column: self._read(column, rows))
+
+    def _read(self, column: str, rows: np.ndarray) -> np.ndarray:
+        """Rows of a column, looked at when they are read for the first time: each look costs a third of reading."""
+        values = self.store.read(column, rows)
+        known = self._known.setdefault(column, np.zeros(self.store.shape(column)[0], bool))
+        if known[rows].all():
+            return values
+        try:
+            check_finite(self.store, column, rows, values)
+            known[rows] = True
+        except UserError as error:
+            if self.on_nan != "skip":
+                raise
+            if column not in self._told:
+                log.warning("%s train.on_nan=skip: it is read as it is", error)
+            self._told.add(column)
+        return values
 
     def sentences(self) -> list[str]:
         """What each episode shows, in words; the domain's name where nothing was written down."""

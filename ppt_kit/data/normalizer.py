@@ -80,6 +80,67 @@ def fit_normalizer(dataset: MultiTrajDataset, options: NormalizerConfig | None =
     }
 
 
+def check_stats(stats: Any, specs: Mapping[str, Spec], *, source: str) -> None:
+    """Refuses statistics that were read from a file and cannot be those of these domains.
+
+    Args:
+        stats: what the file holds in place of what `fit_normalizer` gives.
+        specs: domain -> its sizes; each needs statistics.
+        source: the file, for the message.
+    Raises:
+        UserError: the first thing that is missing, of another kind or width, not finite, or a scale not above 0.
+    """
+    if not isinstance(stats, Mapping):
+        raise _wrong(source, "are", f"{_short(stats)}, where domain -> statistics is read")
+    for name, spec in specs.items():
+        domain = stats.get(name)
+        if not isinstance(domain, Mapping):
+            known = ", ".join(map(str, stats)) or "none"
+            what = f"{_short(domain)}" if name in stats else f"missing; there are some for {known}"
+            raise _wrong(source, f"of {name} are", what)
+        for kind in KINDS:
+            _check_stats_of(domain.get(kind), getattr(spec, f"{kind}_dim"), where=f"of {name}/{kind}", source=source)
+        _check_fingerprint(domain.get("fingerprint"), where=f"of {name}/fingerprint", source=source)
+
+
+def _check_stats_of(stats: Any, width: int, *, where: str, source: str) -> None:
+    if not isinstance(stats, Mapping) or not {"offset", "scale", "mode", "constant"} <= stats.keys():
+        raise _wrong(source, where, f"{_short(stats)}, where offset, scale, mode and constant are read")
+    for part in ("offset", "scale"):
+        values = stats[part]
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) != width:
+            found = f"{len(values)} numbers" if numbers else _short(values)
+            raise _wrong(source, f"{where}/{part} are", f"{found}, where a list of {width} numbers is read")
+        bad = next((i for i, v in enumerate(values) if not np.isfinite(v) or (part == "scale" and v <= 0)), None)
+        if bad is not None:
+            rule = "finite numbers above 0" if part == "scale" else "finite numbers"
+            raise _wrong(source, f"{where}/{part}[{bad}] are", f"{values[bad]}, where {rule} are read")
+    if not isinstance(stats["mode"], list) or len(stats["mode"]) != width or set(stats["mode"]) - {*NORMALIZER_MODES}:
+        raise _wrong(source, f"{where}/mode are", f"{_short(stats['mode'])}, where {width} modes are read")
+    constant = stats["constant"]
+    if not isinstance(constant, list) or not all(type(at) is int and 0 <= at < width for at in constant):
+        raise _wrong(source, f"{where}/constant are", f"{_short(constant)}, where places below {width} are read")
+
+
+def _check_fingerprint(told: Any, *, where: str, source: str) -> None:
+    parts = {"dataset": str, "state_keys": list, "action": list}
+    if not isinstance(told, Mapping) or not all(isinstance(told.get(part), kind) for part, kind in parts.items()):
+        raise _wrong(source, f"{where} are", f"{_short(told)}, where {', '.join(parts)} are read")
+
+
+def _wrong(source: str, what: str, found: str) -> UserError:
+    return UserError(
+        f"{source}: the normaliser's statistics {what} {found}. The file is damaged: take another, or fit them "
+        "anew with normalizer.path=null."
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value).replace("\n", " ")
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
 def near_constant(stats: Mapping[str, Any], specs: Mapping[str, Spec]) -> list[str]:
     """Names of the dimensions that hardly move: `domain: eef_pos[2]`."""
     found = []

@@ -9,6 +9,8 @@ Every format opens into an EpisodeStore whose columns have these names, so that 
     obs/pointcloud/pos           (N, P, 3) metres, or (N, P, 6) with colours behind; /colors, /seg beside it
     anything else                stays under its own name: rewards, simulator states
 
+What is read and is not finite is refused where it is read: see `check_finite`.
+
 A column is either plain (its rows lie on disk as bytes: reading is a memory copy) or decoded (compressed chunks,
 video, pictures, tables: decoding costs, so decoded rows are kept in a cache on disk, see disk/cache.py). What a format
 of one's own has read into memory is an ArrayColumn.
@@ -24,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ppt_kit.cameras import Camera
+from ppt_kit.data.calibration import check_cameras
 from ppt_kit.data.disk.buffers import empty
 from ppt_kit.data.disk.cache import RowCache
 from ppt_kit.data.disk.rows import PlainRows, spread
@@ -140,7 +143,24 @@ class ConvertedColumn:
         self.stored_as, self.layout = source.stored_as, f"{source.layout}, converted from {source.dtype}"
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        return self._convert(self.source.read(rows))
+        """
+        Raises:
+            NotFinite: whole numbers are to be made of a value that is none.
+        """
+        values = self.source.read(rows)
+        if self.dtype.kind != "f":
+            bad = not_finite_at(values)
+            if bad is not None:
+                raise NotFinite(int(np.asarray(rows)[bad]))
+        return self._convert(values)
+
+
+class NotFinite(ValueError):
+    """A row holds a value that is not finite; who knows the file and the episode says so."""
+
+    def __init__(self, row: int):
+        super().__init__(f"row {row} is not finite")
+        self.row = row
 
 
 def decoded_part(column: Column) -> DecodedColumn | None:
@@ -152,8 +172,11 @@ def decoded_part(column: Column) -> DecodedColumn | None:
 def picture_column(column: Column) -> Column:
     """Pictures as the contract has them, (N, H, W, 3) uint8, out of pictures with the channels first or of floats.
 
-    Whether floats go to 1 or to 255 is decided once for the column, by 16 of its pictures.
+    Whether floats go to 1 or to 255 is decided once for the column, by 16 of its pictures. What has no three colours
+    stays as it is.
     """
+    if len(column.shape) != 4 or 3 not in (column.shape[1], column.shape[-1]):
+        return column
     first = column.shape[-1] != 3 and column.shape[1] == 3
     if not first and column.dtype == np.uint8:
         return column
@@ -182,9 +205,11 @@ class EpisodeStore:
         attrs: what was recorded with the data: simulator, task, seeds, fps.
         sentences: one an episode.
         episode_names: the dataset's own, where it has some: demo_12.
+        left_out: what the dataset holds and is no column -> why, and what to type where something helps.
         read_by: what else than the files the decoded rows depend on: the state of a user's own format.
     Raises:
-        UserError: no episode, an empty one, or columns whose length is not where the last episode ends.
+        UserError: no episode, an empty one, columns whose length is not where the last episode ends, or attrs of
+            another kind than what reads them takes.
     """
 
     path: Path
@@ -195,6 +220,7 @@ class EpisodeStore:
     sentences: list[str] | None = None
     cameras: dict[str, Camera] = field(default_factory=dict)
     episode_names: Sequence[str] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
     read_by: str = ""
 
     def __post_init__(self) -> None:
@@ -206,8 +232,11 @@ class EpisodeStore:
         if (ends <= starts).any():
             bad = int(np.argmax(ends <= starts))
             raise UserError(
-                f"{self.path}: {self.episode_name(bad)} is empty: episode_ends goes from {starts[bad]} to {ends[bad]}."
+                f"{self.path}: {self.episode_name(bad)} is empty: episode_ends goes from {starts[bad]} to {ends[bad]}. "
+                "They increase, one past the last row of each episode: the dataset is damaged."
             )
+        _check_attrs(self.path, self.attrs)
+        check_cameras(self.path, self.cameras, rows=int(ends[-1]))
         for column in self.columns.values():
             if column.shape[0] != ends[-1]:
                 found = sorted({other.shape[0] for other in self.columns.values()})
@@ -233,9 +262,21 @@ class EpisodeStore:
         """(len(rows), ...) rows of one column, in the order asked for, repeats included.
 
         Raises:
-            UserError: what is on disk cannot be decoded; the line names the file and the episode.
+            UserError: what is on disk cannot be decoded, or a picture of floats is not finite; the line names the file
+                and the episode.
         """
-        return self.columns[key].read(np.asarray(rows))
+        try:
+            return self.columns[key].read(np.asarray(rows))
+        except NotFinite as error:
+            raise UserError(self.says_not_finite(key, error.row)) from None
+
+    def says_not_finite(self, key: str, row: int) -> str:
+        """The line that names file, column, episode and row of a value that is not finite."""
+        stored, episode = self.columns[key].stored_as, self.episode_name(self.episode_of(row))
+        return (
+            f"{self.path}: {stored} of {episode} (row {row}) is not finite. Leave that episode out of the dataset, "
+            "or repair it."
+        )
 
     def bounds(self, episode: int) -> tuple[int, int]:
         """First row of an episode and one past its last."""
@@ -264,15 +305,26 @@ def check_finite(store: EpisodeStore, key: str, rows: np.ndarray, values: np.nda
     Raises:
         UserError: names file, column, episode and row of the first.
     """
+    bad = not_finite_at(values)
+    if bad is not None:
+        raise UserError(store.says_not_finite(key, int(rows[bad])))
+
+
+def not_finite_at(values: np.ndarray) -> int | None:
+    """The first row of values (M, ...) that holds one which is not finite; None where all are."""
     if values.dtype.kind != "f":
-        return
-    bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if bad.any():
-        row = int(rows[int(np.argmax(bad))])
-        raise UserError(
-            f"{store.path}: {store.columns[key].stored_as} of {store.episode_name(store.episode_of(row))} (row {row}) "
-            "is not finite. Leave that episode out of the dataset, or repair it."
-        )
+        return None
+    fine = np.isfinite(values)
+    return None if fine.all() else int(np.argmin(fine.reshape(len(values), -1).all(axis=1)))
+
+
+def _check_attrs(path: Path, attrs: dict) -> None:
+    """What others read of the attributes: the simulator, and the seeds that an evaluation keeps away from."""
+    env, seeds = attrs.get("env"), attrs.get("seeds", [])
+    if env is not None and not isinstance(env, dict):
+        raise UserError(f"{path}: the attribute env is {str(env)[:60]}, not a mapping (simulator, task, …). Mend it.")
+    if not isinstance(seeds, (list, tuple)) or not all(type(s) is int or isinstance(s, np.integer) for s in seeds):
+        raise UserError(f"{path}: the attribute seeds is {str(seeds)[:60]}, not a list of whole numbers. Mend it.")
 
 
 def plain(value: Any) -> Any:

@@ -18,17 +18,26 @@ FOLDER = "failures"
 TOLD = "told-"
 
 
-def tell_first_failure(run_dir: Path, *, rank: int, started: float) -> None:
+def tell_first_failure(run_dir: Path, *, rank: int, started: float) -> int:
     """Called while an exception is handled: writes it down, then prints the first that any rank of this run wrote.
+
+    Gives the exit code: 2 where that is a mistake of the user's, told in one line, else 1.
 
     Args:
         started: time.time() before which what was written belongs to an earlier run.
     """
-    (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / FOLDER / f"rank_{rank}.txt", f"rank {rank} failed:\n{traceback.format_exc()}")
+    note_failure(run_dir, rank=rank, text=traceback.format_exc())
     # the rank that failed first may still be writing
     time.sleep(1.0)
-    print(first_failure(run_dir, started=started), file=sys.stderr, flush=True)
+    first = first_failure(run_dir, started=started)
+    print(first, file=sys.stderr, flush=True)
+    return 2 if "failed:\nerror: " in first else 1
+
+
+def note_failure(run_dir: Path, *, rank: int, text: str) -> None:
+    """Writes down how a rank failed, for the others to print."""
+    (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / FOLDER / f"rank_{rank}.txt", f"rank {rank} failed:\n{text}")
 
 
 def first_failure(run_dir: Path, *, started: float) -> str:

@@ -17,7 +17,7 @@ from ppt_kit.config import from_mapping
 from ppt_kit.engine import World, from_first, join_world, leave_world
 from ppt_kit.errors import UserError
 from ppt_kit.jobs.decide import decide, is_rank, launch_numbers, local_share, num_visible_devices
-from ppt_kit.jobs.failures import tell_first_failure
+from ppt_kit.jobs.failures import note_failure, tell_first_failure
 from ppt_kit.jobs.job import refuse_second, run_job
 from ppt_kit.jobs.parents import watch_launchers
 from ppt_kit.signals import end_with_parent
@@ -117,9 +117,9 @@ class UnifiedTrainer:
             raise
         except Exception:
             # a survivor's broken connection must not be the last thing on the screen: the first failure is
-            tell_first_failure(self.run_dir, rank=world.rank, started=self._started)
+            code = tell_first_failure(self.run_dir, rank=world.rank, started=self._started)
             # leaving the group politely would wait for ranks that are gone
-            os._exit(1)
+            os._exit(code)
         finally:
             self._cleanup_distributed()
 
@@ -138,7 +138,14 @@ class UnifiedTrainer:
         leave_world(self._world)
 
     def _train(self, sources: Sources, world: World) -> int:
-        return train(build_run(sources, world, self.run_dir, self.listeners))
+        run = build_run(sources, world, self.run_dir, self.listeners)
+        try:
+            return train(run)
+        except UserError as error:
+            # a damaged row is met by one rank alone: the others print this in place of a broken connection
+            if world.size > 1:
+                note_failure(self.run_dir, rank=world.rank, text=f"error: {error}")
+            raise
 
     def _run_ranks(self, num_devices: int) -> int:
         """Starts the ranks and waits for them; what can be wrong is told first, once, and by no rank."""

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from ppt_kit.data.disk.cache import CacheFolder, RowCache, default_cache_dir
+from ppt_kit.data.disk.lfs import refuse_lfs_pointer
 from ppt_kit.data.formats.contract import Format, as_format, check_store, state_of_format
 from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import DecodedColumn, EpisodeStore, decoded_part
@@ -112,6 +113,7 @@ def recognise(path: Path, *, format: str | None = None) -> Format:
     """
     if not path.exists():
         raise UserError(f"{path}: no such dataset. {_neighbours(path)}")
+    refuse_lfs_pointer(path)
     looked = []
     for name in FORMATS if format is None else [format]:
         found = find_format(name)

@@ -5,6 +5,7 @@ Datasets that lie in the file as plain bytes are read without h5py; others are d
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,8 @@ import numpy as np
 from ppt_kit.data.disk.rows import PlainRows, Segment
 from ppt_kit.data.store import Column, DecodedColumn, PlainColumn
 from ppt_kit.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # so much is decoded at once: below it the call costs more than the bytes
 WHOLE_BYTES = 1 << 18
@@ -50,6 +53,29 @@ def is_hdf5(path: Path) -> bool:
     return path.is_file() and h5py.is_hdf5(path)
 
 
+def warn_of_unnumbered(path: Path, group: h5py.Group, taken: Iterable[str], *, prefix: str) -> dict[str, str]:
+    """Groups that look like episodes and are none by their names: {name: why they are left out}; says so once."""
+    names = [name for name in group if name not in set(taken) and _is_episode(group, name, prefix)]
+    if names:
+        log.warning(
+            "%s: %s %s left out: an episode is called %s<number>. Rename them, as h5py's move(old, new) does, to have "
+            "them read", path, _few(names), "is" if len(names) == 1 else "are", prefix,
+        )  # fmt: skip
+    inside = "" if group.name == "/" else f"{(group.name or '').strip('/')}/"
+    return {f"{inside}{name}": f"no episode: call it {prefix}<number> to have it read" for name in names}
+
+
+def _is_episode(group: h5py.Group, name: str, prefix: str) -> bool:
+    if name.startswith(prefix):
+        return True
+    child = group.get(name)
+    return isinstance(child, h5py.Group) and "actions" in child
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def open_file(path: Path) -> h5py.File:
     """
     Raises:
@@ -70,7 +96,7 @@ def reading(path: Path, group: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, KeyError, ValueError, AttributeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -96,15 +122,17 @@ class Episodes:
 
     def __init__(self, path: Path, file: h5py.File, groups: list[str], *, wanted: Iterable[str]):
         if not groups:
-            raise UserError(f"{path}: holds no episode.")
+            raise UserError(f"{path}: holds no episode: none of its groups is called as one, with a number.")
         self.path, self.groups = path, groups
         top = {name.encode() for name in wanted}
-        types: dict[str, tuple[h5py.h5t.TypeID, np.dtype]] = {}
         self.found: list[dict[str, Leaf]] = []
+        walk = Walk(file.id, top)
         for group in groups:
             with reading(path, group):
-                self.found.append(dict(_leaves(h5py.h5g.open(file.id, group.encode()), types, top)))
+                self.found.append(dict(walk.leaves(group)))
             self._check_like_first(group)
+        self.left_out, self._unwritten = walk.left_out, walk.unwritten
+        self.read_by = " ".join(sorted(walk.others))
         self.ends = np.zeros(len(groups), np.int64)
         self._opened: tuple[int, h5py.File] | None = None
 
@@ -151,12 +179,15 @@ class Episodes:
         if convert is None and first.dtype.isnative and None not in offsets:
             segments = [Segment(self.path, int(offset or 0), count) for offset, count in zip(offsets, lengths)]
             return PlainColumn(PlainRows(segments, row_shape=first.shape[1:], dtype=first.dtype), stored_as=names[0])
+        absent = "".join(f"; {self._unwritten[name]}" for name in names if name in self._unwritten)
+        if absent:
+            log.warning("%s: %s: %s. Right if the writer left them at that", self.path, names[0], absent[2:])
         shape = (int(self.ends[-1]), *(first.shape[1:] if row_shape is None else row_shape))
         dtype = first.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
         how = f"chunks of {first.chunk_rows} rows" if first.chunk_rows else "plain bytes to convert"
         steps = [leaf.rows_at_once() for leaf in leaves]
         return DecodedColumn(
-            shape, dtype, self._decoder(names, convert, dtype, steps), stored_as=names[0], layout=f"HDF5, {how}"
+            shape, dtype, self._decoder(names, convert, dtype, steps), stored_as=names[0], layout=f"HDF5, {how}{absent}"
         )
 
     def _decoder(self, names: tuple[str, ...], convert: Callable[..., np.ndarray] | None, dtype: Any, steps: list[int]):
@@ -202,29 +233,108 @@ class Episodes:
                 )
 
 
-def _leaves(
-    group: h5py.h5g.GroupID, types: dict, wanted: set[bytes] | None = None, prefix: str = ""
-) -> Iterator[tuple[str, Leaf]]:
-    """The arrays of numbers under a group.
+class Walk:
+    """Goes through the datasets of a file's episodes.
 
     Low-level calls, and an element type is translated once a name: 16000 datasets take 0.8 s of one core; h5py's own
     objects would take 2.5 s.
+
+    Args:
+        wanted: names directly under an episode's group that count; groups among them are walked.
+    Attributes:
+        left_out: dataset -> why it is no column.
+        unwritten: dataset -> how much of it was never written, of the first episode where that is so.
+        others: path, size and time of the other files that links lead into.
     """
-    for name in group:
-        if wanted is not None and name not in wanted:
-            continue
-        child, where = h5py.h5o.open(group, name), prefix + name.decode()
-        if isinstance(child, h5py.h5g.GroupID):
-            yield from _leaves(child, types, None, f"{where}/")
-            continue
-        kind, shape = child.get_type(), child.shape
-        if where not in types or not types[where][0].equal(kind):
-            types[where] = kind, child.dtype
-        dtype = types[where][1]
-        # not texts, not single values
-        if shape and dtype.kind in "biuf":
-            offset, chunk_rows = child.get_offset(), None
-            if offset is None:
-                plist = child.get_create_plist()
-                chunk_rows = plist.get_chunk()[0] if plist.get_layout() == h5py.h5d.CHUNKED else None
-            yield where, Leaf(shape, dtype, offset, chunk_rows)
+
+    def __init__(self, file: h5py.h5f.FileID, wanted: Iterable[bytes]):
+        self._file, self._wanted = file, set(wanted)
+        self._number = h5py.h5g.get_objinfo(file).fileno
+        self._types: dict[str, tuple[h5py.h5t.TypeID, np.dtype]] = {}
+        self._filters: dict[str, tuple] = {}
+        self.left_out: dict[str, str] = {}
+        self.unwritten: dict[str, str] = {}
+        self.others: set[str] = set()
+
+    def leaves(self, episode: str) -> Iterator[tuple[str, Leaf]]:
+        """Name and place of the arrays of numbers under an episode's group.
+
+        Raises:
+            OSError: a group links to one that it lies in, or a filter is not installed.
+        """
+        self._episode = episode
+        yield from self._below(h5py.h5g.open(self._file, episode.encode()), "", ())
+
+    def _below(self, group: h5py.h5g.GroupID, prefix: str, around: tuple) -> Iterator[tuple[str, Leaf]]:
+        info = h5py.h5g.get_objinfo(group)
+        around = (*around, (info.fileno, info.objno))
+        for name in group:
+            if not prefix and name not in self._wanted:
+                continue
+            child, where = h5py.h5o.open(group, name), prefix + name.decode()
+            info = h5py.h5g.get_objinfo(child)
+            if isinstance(child, h5py.h5g.GroupID):
+                if (info.fileno, info.objno) in around:
+                    raise OSError(f"{where} links to a group that it lies in")
+                yield from self._below(child, f"{where}/", around)
+            elif isinstance(child, h5py.h5d.DatasetID):
+                is_here = info.fileno == self._number
+                if not is_here:
+                    self._note_other(child)
+                leaf = self._leaf(child, where, is_here=is_here)
+                if leaf is not None:
+                    yield where, leaf
+
+    def _leaf(self, dataset: h5py.h5d.DatasetID, where: str, *, is_here: bool) -> Leaf | None:
+        kind, shape = dataset.get_type(), dataset.shape
+        if where not in self._types or not self._types[where][0].equal(kind):
+            self._types[where] = kind, dataset.dtype
+        dtype = self._types[where][1]
+        if not shape or dtype.kind not in "biuf":
+            self.left_out[where] = "a single value, not one a row" if not shape else _no_numbers(dtype)
+            return None
+        offset, chunk_rows = dataset.get_offset(), None
+        if offset is None:
+            plist = dataset.get_create_plist()
+            if plist.get_layout() == h5py.h5d.CHUNKED:
+                chunk_rows = plist.get_chunk()[0]
+                self._check_filters(plist, where)
+            self._note_unwritten(dataset, plist, where)
+        return Leaf(shape, dtype, offset if is_here else None, chunk_rows)
+
+    def _check_filters(self, plist: h5py.h5p.PropDCID, where: str) -> None:
+        filters = tuple(plist.get_filter(index)[0] for index in range(plist.get_nfilters()))
+        if self._filters.get(where) == filters:
+            return
+        self._filters[where] = filters
+        lacking = [code for code in filters if not h5py.h5z.filter_avail(code)]
+        if lacking:
+            raise OSError(
+                f"{where} is compressed by the filter {lacking[0]}, which is not installed; `import hdf5plugin` brings "
+                "the usual ones, or repack the file: h5repack -f GZIP=4 old.h5 new.h5"
+            )
+
+    def _note_unwritten(self, dataset: h5py.h5d.DatasetID, plist: h5py.h5p.PropDCID, where: str) -> None:
+        """Room that was asked for and never written reads as the fill value."""
+        if where in self.unwritten or not dataset.get_space().get_simple_extent_npoints():
+            return
+        if plist.get_layout() == h5py.h5d.CHUNKED:
+            parts = [-(-size // part) for size, part in zip(dataset.shape, plist.get_chunk())]
+            gone, of = int(np.prod(parts)) - dataset.get_num_chunks(), f"of {int(np.prod(parts))} chunks"
+        else:
+            gone, of = int(plist.get_external_count() == 0 and dataset.get_storage_size() == 0), "of 1 block"
+        if gone > 0:
+            self.unwritten[where] = f"{gone} {of} of {self._episode} were never written, their rows read as 0"
+
+    def _note_other(self, dataset: h5py.h5d.DatasetID) -> None:
+        path = Path(os.fsdecode(h5py.h5f.get_name(dataset)))
+        state = path.stat()
+        self.others.add(f"{path} {state.st_size} {state.st_mtime_ns}")
+
+
+def _no_numbers(dtype: np.dtype) -> str:
+    if h5py.check_string_dtype(dtype) or dtype.kind in "SU":
+        return "texts, no numbers"
+    if h5py.check_ref_dtype(dtype):
+        return "references to objects, no numbers"
+    return "rows of different lengths" if h5py.check_vlen_dtype(dtype) else f"{dtype}, no numbers"

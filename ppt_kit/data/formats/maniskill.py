@@ -21,8 +21,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ppt_kit.cameras import Camera, camera_to_world
-from ppt_kit.data.formats.hdf5 import Episodes, is_hdf5, numbered, open_file, reading
+from ppt_kit.cameras import Camera
+from ppt_kit.data.calibration import checked_camera
+from ppt_kit.data.disk.lfs import refuse_lfs_pointer
+from ppt_kit.data.formats.hdf5 import Episodes, is_hdf5, numbered, open_file, reading, warn_of_unnumbered
 from ppt_kit.data.store import Column, EpisodeStore
 from ppt_kit.errors import UserError
 
@@ -45,6 +47,7 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         raise UserError(f'dataset.filter_key={filter_key}: {path} is a ManiSkill file, which knows "success" alone.')
     with open_file(path) as file:
         names = numbered(file, "traj_")
+        unnumbered = warn_of_unnumbered(path, file, names, prefix="traj_")
         notes = _notes(path)
         if filter_key == "success":
             names = [name for name in names if _succeeded(path, file, name, notes.get(name, {}))]
@@ -66,7 +69,8 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         attrs["filter_key"] = filter_key
     return EpisodeStore(
         path=path, format=NAME, episode_ends=episodes.ends, columns=_columns(episodes), attrs=attrs,
-        cameras=_cameras(episodes), episode_names=names,
+        cameras=_cameras(episodes), episode_names=names, left_out={**episodes.left_out, **unnumbered},
+        read_by=episodes.read_by,
     )  # fmt: skip
 
 
@@ -131,8 +135,8 @@ def _cameras(episodes: Episodes) -> dict[str, Camera]:
                 for stored, convention in (("cam2world_gl", "opengl"), ("extrinsic_cv", "opencv_extrinsic")):
                     if f"{folder}/{stored}" in episodes.names:
                         pose = episodes.column(f"{folder}/{stored}").read(rows)
-                        found[camera] = Camera(
-                            episodes.column(name).read(rows), camera_to_world(pose, convention=convention)
+                        found[camera] = checked_camera(
+                            f"{episodes.path}: {folder}", episodes.column(name).read(rows), pose, convention=convention
                         )
                         break
     return found
@@ -143,11 +147,14 @@ def _notes(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
     if not beside.is_file():
         return {}
+    refuse_lfs_pointer(beside)
     try:
         told = json.loads(beside.read_text())
         episodes = {f"traj_{note['episode_id']}": note for note in told.get("episodes", [])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{beside}: not ManiSkill's JSON ({error}). Copy it again, or take it away.") from None
+    if not all(isinstance(note, dict) for note in (told.get("env_info") or {}, *episodes.values())):
+        raise UserError(f"{beside}: env_info and each of its episodes take mappings. Copy it again, or take it away.")
     return {"env_info": told.get("env_info") or {}, **episodes}
 
 

@@ -1,7 +1,8 @@
 """robomimic's HDF5, and those of robosuite, robocasa, MimicGen and LIBERO, which share its layout.
 
 `/data/demo_i` holds `actions (T, A)`, `obs/<key>` and, if recorded, `states`, `rewards`, `dones`; `next_obs` repeats
-obs and is left out, and so is what is no array of numbers. Demos are in the order of their numbers. Of `obs`,
+obs and is left out, and so is what is no array of numbers. Demos are in the order of their numbers; a group that is
+called otherwise is left out with a warning. Of `obs`,
     uint8 (T, H, W, 3) or (T, 3, H, W)      -> obs/images/<camera>, always (N, H, W, 3); the camera is the key less
                                                _image or _rgb
     <camera>_depth, float (T, H, W[, 1])    -> obs/depths/<camera>, metres as recorded
@@ -19,7 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ppt_kit.data.formats.hdf5 import Episodes, is_hdf5, numbered, open_file, reading
+from ppt_kit.data.formats.hdf5 import Episodes, is_hdf5, numbered, open_file, reading, warn_of_unnumbered
 from ppt_kit.data.store import Column, EpisodeStore
 from ppt_kit.errors import UserError
 
@@ -39,28 +40,33 @@ def recognises(path: Path) -> bool:
 
 def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
     with open_file(path) as file:
-        data = file["data"]
+        with reading(path, "data"):
+            data = file["data"]
         demos = numbered(data, "demo_")
+        unnumbered = warn_of_unnumbered(path, data, demos, prefix="demo_") if filter_key is None else {}
         if filter_key is not None:
             chosen = _masked(path, file, filter_key, demos=demos)
             demos = [name for name in demos if name in chosen]
         episodes = Episodes(path, file, [f"data/{name}" for name in demos], wanted=WANTED)
         if "actions" not in episodes.names:
             raise UserError(f"{path}: {episodes.groups[0]} holds no actions.")
-        env_args = _parsed(data.attrs.get("env_args"))
-        common, lengths, sentences = dict(_texts(data.attrs)), [], []
+        with reading(path, "data"):
+            env_args, common = _parsed(data.attrs.get("env_args")), dict(_texts(data.attrs))
+        lengths, sentences = [], []
         for demo, found in zip(demos, episodes.found):
             with reading(path, f"data/{demo}"):
                 own = data[demo].attrs
                 lengths.append(int(own.get("num_samples", found["actions"].shape[0])))
                 sentences.append(_sentence(dict(_texts(own)), common, env_args))
         episodes.set_lengths(lengths)
-        attrs = {"env_args": env_args, "total": int(data.attrs.get("total", episodes.ends[-1]))}
+        with reading(path, "data"):
+            attrs = {"env_args": env_args, "total": int(data.attrs.get("total", episodes.ends[-1]))}
         if filter_key is not None:
             attrs["filter_key"] = filter_key
     return EpisodeStore(
         path=path, format=NAME, episode_ends=episodes.ends, columns=_columns(episodes), attrs=attrs,
         episode_names=demos, sentences=[text or "" for text in sentences] if any(sentences) else None,
+        left_out={**episodes.left_out, **unnumbered}, read_by=episodes.read_by,
     )  # fmt: skip
 
 

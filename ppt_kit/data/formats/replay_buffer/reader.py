@@ -10,16 +10,28 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.errors import ZarrUserWarning
 from zarr.storage import ZipStore
 
-from ppt_kit.cameras import Camera, camera_to_world
-from ppt_kit.data.disk.rows import PlainRows, Segment
+from ppt_kit.cameras import Camera
+from ppt_kit.data.calibration import checked_camera
+from ppt_kit.data.disk.lfs import refuse_lfs_pointer
+from ppt_kit.data.formats.replay_buffer.chunks import (
+    Chunks,
+    member_sizes,
+    refuse_cut_blosc,
+    refuse_pointers,
+    written_by_us,
+)
+from ppt_kit.data.formats.replay_buffer.writer import WRITTEN_BY
 from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore, PlainColumn, picture_column
 from ppt_kit.errors import UserError
 
@@ -32,8 +44,8 @@ FLAT = {
     "action": "actions", "actions": "actions",
 }  # fmt: skip
 RENAMED = {"obs/pointcloud/color": "obs/pointcloud/colors"}
-# of a plain array; above that its chunk files are read through zarr and cached
-MOST_FILES = 100_000
+# what zarr says of arrays and groups
+DESCRIPTIONS = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
 
 
 def recognises(path: Path) -> bool:
@@ -53,27 +65,118 @@ def recognises(path: Path) -> bool:
 def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
     if filter_key is not None:
         raise UserError(f"dataset.filter_key={filter_key}: {path} is a zarr replay buffer, which has no named parts.")
-    try:
+    with _opening(path), warnings.catch_warnings():
+        # of folders that are neither array nor group; they are refused below, by name
+        warnings.simplefilter("ignore", ZarrUserWarning)
         source = _Source(path)
-        ends = np.asarray(source.root["meta/episode_ends"][:], dtype=np.int64)
-        found = dict(_walk(source.root["data"]))
-        meta = {name: np.asarray(array[...]) for name, array in _walk(source.root["meta"])}
+        attrs = json.loads(json.dumps(dict(source.root.attrs)))
+        arrays = dict(_walk(source.root["data"], "data/")) | dict(_walk(source.root["meta"], "meta/"))
+        sizes = member_sizes(path)
+    _refuse_lost_descriptions(path, arrays)
+    ours = written_by_us(attrs, arrays, path=path)
+    attrs.pop(WRITTEN_BY, None)
+    chunks = {name: Chunks(path, name, array, ours=name in ours, sizes=sizes) for name, array in arrays.items()}
+    with _opening(path):
+        meta = {name[5:]: np.asarray(array[...]) for name, array in arrays.items() if name.startswith("meta/")}
+    ends = _episode_ends(meta.get("episode_ends"), path)
+    found = {name[5:]: each for name, each in chunks.items() if name.startswith("data/")}
+    return EpisodeStore(
+        path=path, format=NAME, episode_ends=ends, columns=_columns(source, found, ends=ends), attrs=attrs,
+        sentences=_sentences(attrs, meta, path=path, count=len(ends)), cameras=_cameras(meta, attrs, path=path),
+        left_out=_left_out(found),
+    )  # fmt: skip
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Says of what cannot be opened which file it is."""
+    try:
+        yield
     # zip files, codecs and JSON have exceptions of their own
     except Exception as error:
+        if isinstance(error, UserError):
+            raise
+        for file in sorted(path.rglob("*")) if path.is_dir() else ():
+            if file.is_file():
+                refuse_lfs_pointer(file)
+                if file.name in DESCRIPTIONS:
+                    _check_json(file)
         raise UserError(
             f"{path}: not a replay buffer that can be read: it needs meta/episode_ends and a group data "
             f"({type(error).__name__}: {str(error)[:120]})."
         ) from None
-    attrs = json.loads(json.dumps(dict(source.root.attrs)))
+
+
+def _check_json(file: Path) -> None:
+    try:
+        told = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: no JSON ({error}). Copy the dataset again.") from None
+    if not isinstance(told, dict):
+        raise UserError(f"{file}: {str(told)[:40]}, where zarr has a mapping. Copy the dataset again.")
+
+
+def _refuse_lost_descriptions(path: Path, arrays: Mapping[str, Any]) -> None:
+    """An array whose .zarray is gone, or a group whose .zgroup is, would be left out without a word."""
+    waiting = [path / "data", path / "meta"] if path.is_dir() else []
+    while waiting:
+        for entry in sorted(waiting.pop().iterdir()):
+            name = entry.relative_to(path).as_posix()
+            if entry.name.startswith(".") or name in arrays or not entry.is_dir():
+                continue
+            inside = [child.name for child in entry.iterdir()]
+            if ".zarray" in inside:
+                raise UserError(
+                    f"{path}: {name} is there and .zmetadata, which lists the arrays, does not have it: make that anew "
+                    "with zarr.consolidate_metadata, or move that folder out of the dataset."
+                )
+            if {".zgroup", "zarr.json"} & set(inside):
+                waiting.append(entry)
+            elif inside:
+                raise UserError(
+                    f"{path}: {name} holds files ({inside[0]}, …) and no description (.zarray, .zgroup): what it is "
+                    "cannot be told. Copy the dataset again, or move that folder out of it."
+                )
+
+
+def _episode_ends(values: np.ndarray | None, path: Path) -> np.ndarray:
+    """(E,) int64, increasing."""
+    if values is None:
+        raise UserError(f"{path}: has no meta/episode_ends, so where episodes end is not known. Copy it again.")
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: meta/episode_ends is {values.dtype} of shape {values.shape}; it takes whole numbers (E,), one "
+            "past the last row of each episode. Write it again."
+        )
+    return values.astype(np.int64)
+
+
+def _sentences(attrs: dict, meta: Mapping[str, np.ndarray], *, path: Path, count: int) -> list[str] | None:
     sentences = attrs.get("descriptions")
     if sentences is None and "episode_descriptions" in meta:
-        sentences = [str(text) for text in meta["episode_descriptions"]]
-    if sentences is not None and len(sentences) != len(ends):
-        raise UserError(f"{path}: {len(sentences)} descriptions for {len(ends)} episodes. The dataset is damaged.")
-    return EpisodeStore(
-        path=path, format=NAME, episode_ends=ends, columns=_columns(source, found, ends=ends), attrs=attrs,
-        sentences=sentences, cameras=_cameras(meta, attrs),
-    )  # fmt: skip
+        sentences = [str(text) for text in np.atleast_1d(meta["episode_descriptions"])]
+    if sentences is None:
+        return None
+    if not isinstance(sentences, list) or not all(isinstance(text, str) for text in sentences):
+        raise UserError(f"{path}: descriptions in .zattrs is {str(sentences)[:60]}, not a list of texts. Mend it.")
+    if len(sentences) != count:
+        raise UserError(f"{path}: {len(sentences)} descriptions for {count} episodes. The dataset is damaged.")
+    return sentences
+
+
+def _left_out(found: Mapping[str, Chunks]) -> dict[str, str]:
+    """What is no column, and why."""
+    why = {
+        name: f"{chunks.array.dtype}: no numbers, so it is no column"
+        for name, chunks in found.items()
+        if chunks.array.dtype.kind not in "biuf" and not _is_simulators(name)
+    }
+    simulators = {name: "the simulator's own, not observations" for name in found if _is_simulators(name)}
+    return {f"data/{name}": text for name, text in {**why, **simulators}.items()}
+
+
+def _is_simulators(name: str) -> bool:
+    return name.startswith(("initial_state/", "states/"))
 
 
 class _Source:
@@ -97,15 +200,14 @@ class _Source:
         return self.root[f"data/{name}"]
 
 
-def _columns(source: _Source, arrays: dict[str, Any], *, ends: np.ndarray) -> dict[str, Column]:
-    flat = not any(name.startswith("obs/") for name in arrays)
+def _columns(source: _Source, found: dict[str, Chunks], *, ends: np.ndarray) -> dict[str, Column]:
+    flat = not any(name.startswith("obs/") for name in found)
     columns: dict[str, Column] = {}
-    for name, array in arrays.items():
-        # the simulator's own, not observations
-        if name.startswith(("initial_state/", "states/")):
+    for name, chunks in found.items():
+        if _is_simulators(name) or chunks.array.dtype.kind not in "biuf" or not chunks.array.ndim:
             continue
-        key = _flat_key(name, array) if flat else RENAMED.get(name, name)
-        column = _column(source, name, array, ends=ends)
+        key = _flat_key(name, chunks.array) if flat else RENAMED.get(name, name)
+        column = _column(source, name, chunks, ends=ends)
         columns[key] = picture_column(column) if key.startswith("obs/images/") else column
     return columns
 
@@ -124,42 +226,13 @@ def _flat_key(name: str, array: Any) -> str:
     return f"obs/{name}"
 
 
-def _column(source: _Source, name: str, array: Any, *, ends: np.ndarray) -> Column:
-    rows = _plain_rows(source.path / "data" / name, array) if source.path.is_dir() else None
+def _column(source: _Source, name: str, chunks: Chunks, *, ends: np.ndarray) -> Column:
+    rows, array = chunks.plain_rows(), chunks.array
+    layout = _layout(array, plain=rows is not None) + (f"; {chunks.absent}" if chunks.absent else "")
     if rows is not None:
-        return PlainColumn(rows, stored_as=f"data/{name}", layout=_layout(array, plain=True))
-    return DecodedColumn(
-        tuple(array.shape), array.dtype, _decoder(source, name, array, ends=ends), stored_as=f"data/{name}",
-        layout=_layout(array, plain=False),
-    )  # fmt: skip
-
-
-def _plain_rows(folder: Path, array: Any) -> PlainRows | None:
-    """Where the rows lie, when chunks are plain bytes of whole rows; None when they are not."""
-    meta_file = folder / ".zarray"
-    if not meta_file.is_file():
-        return None
-    meta = json.loads(meta_file.read_text())
-    plain = meta["compressor"] is None and not meta.get("filters") and meta["order"] == "C"
-    if not plain or meta["chunks"][1:] != meta["shape"][1:] or array.dtype.kind not in "biuf":
-        return None
-    chunk, total = meta["chunks"][0], meta["shape"][0]
-    if -(-total // chunk) > MOST_FILES:
-        return None
-    separator = meta.get("dimension_separator", ".")
-    row_bytes = int(np.prod(meta["shape"][1:], dtype=np.int64)) * array.dtype.itemsize
-    segments = []
-    for first in range(0, total, chunk):
-        file = folder / separator.join([str(first // chunk)] + ["0"] * (len(meta["shape"]) - 1))
-        # zarr leaves out chunks that hold the fill value alone
-        if not file.is_file():
-            return None
-        if file.stat().st_size < min(chunk, total - first) * row_bytes:
-            raise UserError(
-                f"{file}: {file.stat().st_size} bytes, fewer than its rows need: it was not written to its end."
-            )
-        segments.append(Segment(file, 0, min(chunk, total - first)))
-    return PlainRows(segments, row_shape=tuple(meta["shape"][1:]), dtype=meta["dtype"]) if segments else None
+        return PlainColumn(rows, stored_as=f"data/{name}", layout=layout)
+    decode = _decoder(source, name, array, ends=ends)
+    return DecodedColumn(tuple(array.shape), array.dtype, decode, stored_as=f"data/{name}", layout=layout)
 
 
 def _decoder(source: _Source, name: str, array: Any, *, ends: np.ndarray):
@@ -171,10 +244,11 @@ def _decoder(source: _Source, name: str, array: Any, *, ends: np.ndarray):
         for index in np.unique(rows // chunk).tolist():
             first = index * chunk
             try:
-                _refuse_cut_chunks(source.path / "data" / name, stored, index)
+                refuse_cut_blosc(source.path / "data" / name, stored, first)
                 yield first, np.asarray(stored[first : first + chunk])
             # every codec has exceptions of its own
             except Exception as error:
+                refuse_pointers(source.path / "data" / name, stored, first)
                 episode = int(np.searchsorted(ends, first, side="right"))
                 raise UserError(
                     f"{source.path}: data/{name} of episode {episode} "
@@ -182,29 +256,6 @@ def _decoder(source: _Source, name: str, array: Any, *, ends: np.ndarray):
                 ) from None
 
     return decode
-
-
-def _refuse_cut_chunks(folder: Path, array: Any, index: int) -> None:
-    """Blosc reads past the end of a chunk file that was cut, and gives numbers: its header says how long it must be.
-
-    Raises:
-        ValueError: a file of the chunk row `index` is shorter.
-    """
-    if not folder.is_dir() or not any("blosc" in type(codec).__name__.lower() for codec in array.compressors):
-        return
-    if array.metadata.zarr_format == 2:
-        separator = array.metadata.dimension_separator
-    else:
-        folder, separator = folder / "c", "/"
-    counts = [-(-size // part) for size, part in zip(array.shape[1:], array.chunks[1:])]
-    for place in np.ndindex(*counts):
-        file = folder / separator.join(map(str, (index, *place)))
-        if file.is_file():
-            with file.open("rb") as opened:
-                header = opened.read(16)
-            needed = int.from_bytes(header[12:16], "little")
-            if len(header) < 16 or file.stat().st_size < needed:
-                raise ValueError(f"{file} has {file.stat().st_size} bytes of {needed}: it was not written to its end")
 
 
 def _layout(array: Any, *, plain: bool) -> str:
@@ -215,15 +266,14 @@ def _layout(array: Any, *, plain: bool) -> str:
     return f"{how}, {chunks} chunk(s) of {array.chunks[0]} rows"
 
 
-def _cameras(meta: dict[str, np.ndarray], attrs: dict) -> dict[str, Camera]:
+def _cameras(meta: dict[str, np.ndarray], attrs: dict, *, path: Path) -> dict[str, Camera]:
     convention = attrs.get("camera_convention", "opengl")
+    names = {key.split("/")[1] for key in meta if re.fullmatch("camera_info/[^/]+/(intrinsics|extrinsics)", key)}
     found = {}
-    for key, intrinsics in meta.items():
-        if key.startswith("camera_info/") and key.endswith("/intrinsics"):
-            name = key.split("/")[1]
-            pose = meta.get(f"camera_info/{name}/extrinsics")
-            if pose is not None:
-                found[name] = Camera(intrinsics, camera_to_world(pose, convention=convention))
+    for name in sorted(names):
+        where = f"{path}: meta/camera_info/{name}"
+        both = [meta.get(f"camera_info/{name}/{what}") for what in ("intrinsics", "extrinsics")]
+        found[name] = checked_camera(where, *both, convention=convention)
     return found
 
 

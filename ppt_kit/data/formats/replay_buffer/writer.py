@@ -21,6 +21,8 @@ from ppt_kit.data.replaceable import check_replaceable
 from ppt_kit.files import begin_folder, finish_folder, fsync
 
 CHUNK_BYTES = 64 << 20
+# the attribute that says what was written: array -> [element type, shape]
+WRITTEN_BY = "written_by_ppt_kit"
 
 
 class ZarrWriter:
@@ -163,7 +165,6 @@ class ZarrWriter:
 
     def _finish(self) -> None:
         root = zarr.open_group(str(self._beside / "new"), mode="a", zarr_format=2)
-        root.attrs.update(self.attrs)
         for name, writer in self._arrays.items():
             _create(
                 root, f"data/{name}", shape=(writer.count, *writer.row_shape), dtype=writer.dtype, rows=writer.finish()
@@ -174,6 +175,8 @@ class ZarrWriter:
             _write_array(root, f"meta/{name}", array.astype("U100") if array.dtype.kind == "U" else array)
         for name, constant in self.constants.items():
             _write_array(root, f"meta/{name}", np.asarray(constant))
+        arrays = {f"{group}/{name}": array for group in ("data", "meta") for name, array in _arrays(root[group])}
+        root.attrs.update({**self.attrs, WRITTEN_BY: {n: [a.dtype.str, list(a.shape)] for n, a in arrays.items()}})
         finish_folder(self._beside, self.path, overwrite=self.overwrite)
 
 
@@ -259,3 +262,7 @@ def _create(root: Any, name: str, *, shape: tuple[int, ...], dtype: np.dtype, ro
 
 def _write_array(root: Any, name: str, values: np.ndarray) -> None:
     _create(root, name, shape=values.shape, dtype=values.dtype, rows=len(values) if values.ndim else 1)[...] = values
+
+
+def _arrays(group: Any) -> list[tuple[str, Any]]:
+    return [(name, child) for name, child in group.members(max_depth=None) if isinstance(child, zarr.Array)]

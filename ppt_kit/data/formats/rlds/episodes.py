@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from ppt_kit.data.formats.rlds import tfrecord
 from ppt_kit.data.formats.rlds.features import Feature
+from ppt_kit.data.formats.rlds.shards import Shard, Split, Unpacked
 from ppt_kit.errors import UserError
 
 SENTENCES = tuple(
@@ -36,23 +35,31 @@ class _Record:
 
 
 class Episodes:
-    """The records of a split: where they lie, how long they are, what their first sentence is.
+    """The records of splits: where they lie, how long they are, what their first sentence is.
 
-    Args:
-        promised: how many episodes each shard should hold; None = nobody says.
+    Attributes:
+        features: those that are read: of sequences in a step the ones that have one length in every step.
+        ragged: sequences in a step that have not -> the least and greatest length; None = the records do not say.
     Raises:
         UserError: a shard is damaged or holds another number of episodes.
     """
 
-    def __init__(self, shards: list[Path], features: dict[str, Feature], promised: list[int] | None):
-        self.shards = shards
+    def __init__(self, splits: list[Split], features: dict[str, Feature]):
+        unpacked = Unpacked()
+        self.shards = [Shard(path, unpacked) for split in splits for path in split.shards]
+        promised: list[int | None] = []
+        for split in splits:
+            promised += split.promised or [None] * len(split.shards)
         self.records: list[_Record] = []
         self.sentences: list[str] = []
         self._features, self._needed = features, {name for name, feature in features.items() if feature.is_read}
-        lengths = [length for shard in range(len(shards)) for length in self._scan(shard, promised)]
+        self.ragged: dict[str, tuple[int, int] | None] = {}
+        lengths = [length for shard, count in enumerate(promised) for length in self._scan(shard, count)]
         if not self.records:
-            raise UserError(f"{shards[0]}: holds no episode.")
+            raise UserError(f"{self.shards[0].path}: holds no episode.")
         self.ends = np.cumsum(lengths, dtype=np.int64)
+        self.features = {name: feature for name, feature in features.items() if feature.is_read}
+        self._take_even()
         # places take 16 bytes a picture
         self._lists, self._places = lru_cache(4096)(self._read_lists), lru_cache(4096)(self._read_places)
 
@@ -74,16 +81,16 @@ class Episodes:
         except tfrecord.Damaged as error:
             record = self.records[episode]
             raise UserError(
-                f"{self.shards[record.shard]}: episode {episode} (record {record.number} of the shard): {error}. "
+                f"{self.shards[record.shard].path}: episode {episode} (record {record.number} of the shard): {error}. "
                 "Copy the shard again."
             ) from None
 
     def numbers(self, episode: int, name: str, feature: Feature) -> np.ndarray:
         """(T, ...) of one array of an episode."""
-        kind, begin, end = self._lists(episode)[name]
+        kind, begin, end = self._lists(episode)[feature.list_of(name)]
         shape = (self.length(episode), *feature.fixed_shape)
         if feature.encoding == "none":
-            with _mapped(self._path(episode)) as data:
+            with self._shard(episode).mapped() as data:
                 values = tfrecord.numbers(data, kind, begin, end)
         else:
             undo = zlib.decompress if feature.encoding == "zlib" else bytes
@@ -98,19 +105,35 @@ class Episodes:
         places = self._places(episode, name)
         if len(places) != self.length(episode):
             raise tfrecord.Damaged(f"{name} has {len(places)} values, expected {self.length(episode)}")
-        with self._path(episode).open("rb", buffering=0) as file:
+        with self._shard(episode).opened() as read:
             for step in steps:
-                begin, end = places[step].tolist()
-                yield os.pread(file.fileno(), end - begin, begin)
+                yield read(*places[step].tolist())
 
-    def _scan(self, shard: int, promised: list[int] | None) -> list[int]:
+    def _take_even(self) -> None:
+        """Sequences that have as many values in every step of every episode are arrays like any other."""
+        for name, lengths in list(self.ragged.items()):
+            if lengths is not None and lengths[0] == lengths[1] > 0:
+                self.features[name] = self._features[name].evened(lengths[0])
+                del self.ragged[name]
+
+    def _note_ragged(self, data: mmap.mmap, found: dict[str, tuple[int, int, int]]) -> None:
+        """The least and greatest length of sequences, as far as one record tells."""
+        for name in (name for name, feature in self._features.items() if feature.is_ragged):
+            told, before = found.get(f"{name}/ragged_row_lengths_0"), self.ragged.get(name, (2**62, 0))
+            lengths = np.zeros(0) if told is None else tfrecord.numbers(data, *told)
+            self.ragged[name] = None
+            if before is not None and len(lengths):
+                self.ragged[name] = min(before[0], int(lengths.min())), max(before[1], int(lengths.max()))
+
+    def _scan(self, shard: int, promised: int | None) -> list[int]:
         """Notes the records of a shard; how many steps each has."""
-        path, before, lengths = self.shards[shard], len(self.records), []
-        with _mapped(path) as data:
+        path, before, lengths = self.shards[shard].path, len(self.records), []
+        with self.shards[shard].mapped() as data:
             try:
                 for begin, end in tfrecord.records(data):
                     found = tfrecord.lists(data, begin, end)
                     lengths.append(self._length(data, found))
+                    self._note_ragged(data, found)
                     self.sentences.append(_first_text(data, [found[name] for name in SENTENCES if name in found]))
                     self.records.append(_Record(shard, len(lengths) - 1, begin, end))
             except tfrecord.Damaged as error:
@@ -118,10 +141,9 @@ class Episodes:
                 raise UserError(
                     f"{path}: episode {number} (record {number - before} of the shard): {error}. Copy the shard again."
                 ) from None
-        if promised is not None and len(lengths) != promised[shard]:
+        if promised is not None and len(lengths) != promised:
             raise UserError(
-                f"{path}: holds {len(lengths)} episodes, where dataset_info.json says {promised[shard]}. "
-                "Copy the shard again."
+                f"{path}: holds {len(lengths)} episodes, where dataset_info.json says {promised}. Copy the shard again."
             )
         return lengths
 
@@ -135,36 +157,19 @@ class Episodes:
             raise tfrecord.Damaged("it has no steps")
         return length
 
-    def _path(self, episode: int) -> Path:
+    def _shard(self, episode: int) -> Shard:
         return self.shards[self.records[episode].shard]
 
     def _read_lists(self, episode: int) -> dict[str, tuple[int, int, int]]:
         record = self.records[episode]
-        with _mapped(self._path(episode)) as data:
+        with self._shard(episode).mapped() as data:
             tfrecord.check(data, record.begin, record.end)
             return tfrecord.lists(data, record.begin, record.end)
 
     def _read_places(self, episode: int, name: str) -> np.ndarray:
         _, begin, end = self._lists(episode)[name]
-        with _mapped(self._path(episode)) as data:
+        with self._shard(episode).mapped() as data:
             return tfrecord.places(data, begin, end)
-
-
-@contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    """A shard's bytes."""
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    # ValueError: it is empty
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Copy the shard again.") from None
-    with data:
-        # most of it is stepped over
-        data.madvise(mmap.MADV_RANDOM)
-        if data[:2] == b"\x1f\x8b" and not tfrecord.is_plain(data):
-            raise UserError(f"{path}: GZIP-compressed records are not supported. Write them uncompressed.")
-        yield data
 
 
 def _first_text(data: mmap.mmap, candidates: list[tuple[int, int, int]]) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppt_kit.data.formats.rlds.shards import read_json
@@ -21,6 +21,10 @@ class Feature:
     shape: tuple[int | None, ...]
     dtype: str
     encoding: str  # of a tensor: "none", "bytes", "zlib"
+    # how often it repeats within a step, a number of times that features.json does not tell
+    ragged: int = 0
+    # it has as many values in each step, although that is not told
+    even: bool = False
 
     @property
     def is_picture(self) -> bool:
@@ -28,11 +32,36 @@ class Feature:
 
     @property
     def is_numbers(self) -> bool:
+        return self._has_numbers and not self.ragged
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether it may be an array after all, if the records show that it has one length."""
+        return self._has_numbers and self.ragged == 1 and self.encoding == "none"
+
+    @property
+    def _has_numbers(self) -> bool:
         return self.kind == "Tensor" and all(self.shape) and re.match("bool|u?int|float", self.dtype) is not None
+
+    def evened(self, length: int) -> Feature:
+        """A sequence as the array that it is where each step has `length` values."""
+        return replace(self, shape=(length, *self.shape), ragged=0, even=True)
+
+    def list_of(self, name: str) -> str:
+        """The list of a record that holds its values."""
+        return f"{name}/ragged_flat_values" if self.even else name
+
+    def why_not(self) -> str:
+        """Why it is no column."""
+        if self.kind == "Text" or self.dtype == "string":
+            return "texts, no numbers"
+        if self.ragged or not all(self.shape):
+            return f"{self.dtype} whose shape differs from step to step"
+        return f"{self.dtype}, no numbers"
 
     @property
     def is_read(self) -> bool:
-        return self.is_numbers or self.is_picture
+        return self.is_numbers or self.is_picture and not self.ragged
 
     @property
     def values_a_step(self) -> int:
@@ -44,17 +73,26 @@ class Feature:
         return tuple(size or 0 for size in self.shape)
 
 
-def features_of(folder: Path) -> dict[str, Feature]:
-    """The arrays of a step, by their names in a record."""
+def features_of(folder: Path) -> tuple[dict[str, Feature], list[str]]:
+    """The arrays of a step, by their names in a record; and the names of what an episode has once.
+
+    Raises:
+        UserError: features.json is missing, or describes no steps.
+    """
     file = folder / "features.json"
     if not file.is_file():
         raise UserError(
             f"{file} is missing: shapes and encodings stand there alone. Copy it from where the shards are from."
         )
-    found = {name: feature for name, feature in _walk(read_json(file), "") if name.startswith("steps/")}
+    described = read_json(file)
+    try:
+        everything = dict(_walk(described, ""))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: not as TFDS writes it ({type(error).__name__}: {error}). Copy it again.") from None
+    found = {name: feature for name, feature in everything.items() if name.startswith("steps/")}
     if not any(feature.is_read for feature in found.values()):
         raise UserError(f"{file}: describes no steps: this is no RLDS dataset, whose records are episodes of steps.")
-    return found
+    return found, [name for name in everything if name not in found]
 
 
 def _walk(node: dict, prefix: str, *, depth: int = 0) -> Iterator[tuple[str, Feature]]:
@@ -68,11 +106,20 @@ def _walk(node: dict, prefix: str, *, depth: int = 0) -> Iterator[tuple[str, Fea
         for name, child in inside.items():
             yield from _walk(child, f"{prefix}/{name}" if prefix else name, depth=depth)
     elif kind in ("Dataset", "Sequence") or "sequence" in node:
-        # the steps; a sequence within a step has no fixed shape
-        if depth == 0:
-            yield from _walk(node.get("sequence", content)["feature"], prefix, depth=1)
+        inside = node.get("sequence", content)
+        for name, feature in _walk(inside["feature"], prefix, depth=depth + 1):
+            # depth 0: the steps themselves
+            yield name, _repeated(feature, inside.get("length")) if depth else feature
     else:
         yield prefix, _leaf(node, kind, content)
+
+
+def _repeated(feature: Feature, length: str | int | None) -> Feature:
+    """A feature that each step has `length` times; null or below 1: it is not told how often."""
+    told = int(length or -1)
+    if told > 0 and not feature.ragged:
+        return replace(feature, shape=(told, *feature.shape))
+    return replace(feature, ragged=feature.ragged + 1)
 
 
 def _leaf(node: dict, kind: str, content: dict) -> Feature:

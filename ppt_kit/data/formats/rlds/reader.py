@@ -11,9 +11,10 @@ that does. Of an episode's steps,
     language_instruction, natural_language_instruction (here or in observation)
                                   -> the episode's sentence: its first step's
     anything else of numbers      -> its own name: reward, discount, is_first, is_last, action_dict/…
-Other texts, arrays without a fixed shape, sequences within a step and episode_metadata are left out. float64 comes back
-as float64, but TensorFlow's records keep 32 bits of it. All steps are there: in many datasets the last step's action is
-a dummy. filter_key names a split; without one it is "train", or the only one there is.
+Other texts, episode_metadata, and arrays and sequences whose shape differs from step to step are left out, and
+`EpisodeStore.left_out` names them. float64 comes back as float64, but TensorFlow's records keep 32 bits of it. All
+steps are there: in many datasets the last step's action is a dummy. filter_key names a split; without one all are read,
+"train" first. Shards may be GZIP-compressed: TFDS does not note it, their first bytes tell.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ import numpy as np
 from PIL import Image
 
 from ppt_kit.data.formats.rlds import tfrecord
-from ppt_kit.data.formats.rlds.episodes import Episodes
+from ppt_kit.data.formats.rlds.episodes import SENTENCES, Episodes
 from ppt_kit.data.formats.rlds.features import Feature, features_of
-from ppt_kit.data.formats.rlds.shards import folder_of, info_of, shards_of, versions_in
+from ppt_kit.data.formats.rlds.shards import folder_of, info_of, splits_of, versions_in
 from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore
 
 NAME = "RLDS (TFDS folder)"
@@ -41,14 +42,27 @@ def recognises(path: Path) -> bool:
 
 def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
     folder = folder_of(path)
-    features = features_of(folder)
-    split, shards, promised = shards_of(folder, filter_key)
-    episodes = Episodes(shards, features, promised)
-    sentences = episodes.sentences
+    features, of_episodes = features_of(folder)
+    splits = splits_of(folder, filter_key)
+    episodes = Episodes(splits, features)
+    names, sentences = "+".join(split.name for split in splits), episodes.sentences
+    left_out = _left_out(episodes, features) | dict.fromkeys(of_episodes, "of the episode, not of its steps")
     return EpisodeStore(
-        path=path, format=NAME, episode_ends=episodes.ends, columns=_columns(episodes, features),
-        attrs={**info_of(folder), "split": split, "filter_key": split}, sentences=sentences if any(sentences) else None,
+        path=path, format=NAME, episode_ends=episodes.ends, columns=_columns(episodes, episodes.features),
+        attrs={**info_of(folder), "split": names, "filter_key": names}, sentences=sentences if any(sentences) else None,
+        left_out=left_out,
     )  # fmt: skip
+
+
+def _left_out(episodes: Episodes, features: dict[str, Feature]) -> dict[str, str]:
+    found = {}
+    for name, feature in features.items():
+        if name in episodes.features or name in SENTENCES:
+            continue
+        lengths = episodes.ragged.get(name)
+        how = f" ({lengths[0]} to {lengths[1]} long)" if lengths else ""
+        found[name] = f"{feature.why_not()}{how}"
+    return found
 
 
 def _columns(episodes: Episodes, features: dict[str, Feature]) -> dict[str, Column]:
