@@ -71,7 +71,12 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         source = _Source(path)
         attrs = json.loads(json.dumps(dict(source.root.attrs)))
         arrays = dict(_walk(source.root["data"], "data/")) | dict(_walk(source.root["meta"], "meta/"))
-        sizes = member_sizes(path)
+        sizes, noted = member_sizes(path), WRITTEN_BY in source.root["meta"].attrs
+    if noted and WRITTEN_BY not in attrs:
+        raise UserError(
+            f"{path}/.zattrs: lost, or not as it was written: ppt_kit wrote this dataset, and notes there what it wrote. "
+            "Copy the dataset again."
+        )
     _refuse_lost_descriptions(path, arrays)
     ours = written_by_us(attrs, arrays, path=path)
     attrs.pop(WRITTEN_BY, None)

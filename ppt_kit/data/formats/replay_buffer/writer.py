@@ -177,6 +177,8 @@ class ZarrWriter:
             _write_array(root, f"meta/{name}", np.asarray(constant))
         arrays = {f"{group}/{name}": array for group in ("data", "meta") for name, array in _arrays(root[group])}
         root.attrs.update({**self.attrs, WRITTEN_BY: {n: [a.dtype.str, list(a.shape)] for n, a in arrays.items()}})
+        # a second time elsewhere: the first can be lost, with all else that is said of the dataset
+        root["meta"].attrs[WRITTEN_BY] = True
         finish_folder(self._beside, self.path, overwrite=self.overwrite)
 
 
