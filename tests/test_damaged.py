@@ -85,6 +85,7 @@ def unnoted(store):
     told = json.loads((store / ".zattrs").read_text())
     del told[WRITTEN_BY]
     (store / ".zattrs").write_text(json.dumps(told))
+    (store / "meta/.zattrs").unlink()
 
 
 def cut(file, count):
@@ -134,6 +135,8 @@ NOTED = {
     "an array of a group": (lambda s: shutil.rmtree(s / "data/obs/pointcloud/colors"), "pointcloud/colors is not there"),
     "the kind of number": (lambda s: edited(s / EEF / ".zarray", dtype="<i4"), "eef_pos/.zarray describes <i4"),
     "the order of bytes": (lambda s: edited(s / EEF / ".zarray", dtype=">f4"), "eef_pos/.zarray describes >f4"),
+    "the attributes": (lambda s: (s / ".zattrs").unlink(), ".zattrs: lost"),
+    "the note of the attributes": (lambda s: (s / ".zattrs").write_text("{}"), ".zattrs: lost"),
     "the note's form": (lambda s: edited(s / ".zattrs", **{WRITTEN_BY: "me"}), ".zattrs: written_by_ppt_kit is me"),
 }  # fmt: skip
 
@@ -147,6 +150,7 @@ def test_what_was_written_is_noted_and_compared(store, damage, says):
 @pytest.mark.parametrize("described", [True, False], ids=["with attributes of ours", "laid out as we do"])
 def test_a_store_of_ours_from_before_is_known_as_ours(store, described):
     (store / ".zattrs").write_text(json.dumps({"descriptions": ["a", "b", "c", "d"]} if described else {}))
+    (store / "meta/.zattrs").unlink()
     assert open_store(store).episode_ends[-1] == 43
     (store / "data/actions/0.0").unlink()
     refused(store, "data/actions/0.0: the chunk with rows 0 to 42 is not there")

@@ -74,7 +74,7 @@ def open_store(path: Path, *, filter_key: str | None = None) -> EpisodeStore:
         sizes, noted = member_sizes(path), WRITTEN_BY in source.root["meta"].attrs
     if noted and WRITTEN_BY not in attrs:
         raise UserError(
-            f"{path}/.zattrs: lost, or not as it was written: ppt_kit wrote this dataset, and notes there what it wrote. "
+            f"{path}/.zattrs: lost, or not as written: ppt_kit wrote this dataset, and notes there what it wrote. "
             "Copy the dataset again."
         )
     _refuse_lost_descriptions(path, arrays)
