@@ -117,12 +117,12 @@ def check_value(dotted: str, value: Any, takes: Mapping[str, Any]) -> None:
     Raises:
         UserError: it is none of the choices, out of range, no name, or no text that a disk or a screen takes.
     """
-    _check_choice(dotted, value, takes["choices"])
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, str):
             _check_text(dotted, each)
         elif isinstance(each, (int, float)) and not isinstance(each, bool):
             _check_range(dotted, each, low=takes["low"], high=takes["high"])
+    _check_choice(dotted, value, takes["choices"])
     if takes["is_name"] and value is not None:
         check_name(value, key=dotted)
 
@@ -208,7 +208,7 @@ def _check_choice(dotted: str, value: Any, choices: tuple) -> None:
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"{dotted}={value}: takes {', '.join(show(choice) for choice in choices)}.{hint}")
+        raise UserError(f"{dotted}={str(value)[:80]}: takes {', '.join(show(choice) for choice in choices)}.{hint}")
 
 
 def _check_range(dotted: str, value: float, *, low: float | None, high: float | None) -> None:

@@ -106,6 +106,7 @@ def test_a_policy_and_a_batch_that_this_machine_cannot_hold_are_told_in_gigabyte
 
 
 ODD = [
+    ("train_mode", ["", "\n", "x" * 5000, "auto ", "auto\n"]),
     ("seed", ["٣", "１２", "1_000", "0x10", "010", "1:30", "1e3", "1.0", "+", "", "true", "null", "1 2", "0b1", "1,0", "'3'", "²", "9" * 5000]),
     ("optimizer.lr", ["٣", "1_0.5", "0x1p3", "1:30.5", "01.5", "true", "null", "1,5", ".", "e5", "1e", "", "0.1.2"]),
     ("debug", ["7", "0", "1", "yes", "on", "off", "no", "y", "TRUE", "null", "tru", "", "[true]"]),
