@@ -20,6 +20,7 @@ import torch
 
 from ppt_kit.checks import check_values
 from ppt_kit.config import from_mapping, typed
+from ppt_kit.data.normalizer import check_stats
 from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
@@ -236,6 +237,7 @@ def _rebuilt(content: dict, run_dir: str | Path) -> PPTPolicy:
             cfg = from_mapping(content["config"])
             check_values(cfg)
             specs = {name: View.from_plain(view).spec for name, view in content["views"].items()}
+            check_stats(content["normalizer"], specs, source="stored beside the weights")
             return build_policy(typed(cfg), specs)
         except UserError as error:
             places = ", ".join(f"{part} was in {place}" for part, place in content.get("parts", {}).items())

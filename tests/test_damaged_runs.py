@@ -92,6 +92,8 @@ OF_MODEL = {
     "views that are numbers": (lambda file: changed(file, views={"a": 3}), "does not describe a policy"),
     "a view without a size": (lambda file: changed(file, views={"a": {"state": {}}}), "does not describe a policy"),
     "sources that are a list": (lambda file: changed(file, sources=[]), "sources"),
+    "statistics of no domain": (lambda file: changed(file, normalizer={}), "missing"),
+    "statistics that are numbers": (lambda file: changed(file, normalizer={"a": 3}), "3"),
     "no weights of the head": (lambda file: changed(file, policy={}, ema=None), "do not fit"),
     "weights that are numbers": (lambda file: changed(file, policy={"trunk": 3}, ema=None), "do not fit"),
     "a width no machine has": (

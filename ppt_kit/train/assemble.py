@@ -16,7 +16,7 @@ from ppt_kit.checkpoint import load_model
 from ppt_kit.config import typed
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
-from ppt_kit.data.normalizer import check_same_source, fit_normalizer, near_constant
+from ppt_kit.data.normalizer import check_same_source, check_stats, fit_normalizer, near_constant
 from ppt_kit.engine import Engine, World, check_settings
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
@@ -179,6 +179,7 @@ def statistics(sources: Sources) -> dict:
     stats = fit_normalizer(sources.train_set, asked)
     if sources.stats is None:
         return stats
+    check_stats(sources.stats, sources.train_set.specs, source=f"normalizer.path={asked.path}")
     check_same_source(sources.stats, stats, any_dataset=asked.any_dataset)
     return {name: sources.stats[name] for name in stats}
 
