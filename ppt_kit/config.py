@@ -76,7 +76,8 @@ def from_mapping(values: Any, *, schema: type = Config) -> DictConfig:
         raise UserError(
             f"the configuration is {show(values)[:80]}. Give what load_config gives, or a mapping of its keys."
         )
-    return _merge(OmegaConf.structured(schema), renamed(_tree(values)), schema, origin="the configuration")
+    tree = _merge(OmegaConf.structured(schema), renamed(_tree(values)), schema, origin="the configuration")
+    return _resolved(tree, schema)
 
 
 def renamed(values: Any) -> Any:
@@ -203,14 +204,19 @@ def _tree(values: Any) -> Any:
 
 
 def _checked(tree: DictConfig, schema: type) -> DictConfig:
-    """The same, interpolations resolved."""
+    """The same, interpolations resolved and values in range."""
+    check_values(_resolved(tree, schema), schema)
+    return tree
+
+
+def _resolved(tree: DictConfig, schema: type) -> DictConfig:
+    """The same, every interpolation as the value it stands for."""
     try:
         OmegaConf.resolve(tree)
     # an interpolation may call a function of the user's
     except Exception as error:
         said = "it leads back to itself" if isinstance(error, RecursionError) else _first_line(error)
         raise UserError(f"{_unresolved(tree, schema)}: an interpolation ${{…}} does not resolve: {said}") from None
-    check_values(tree, schema)
     return tree
 
 
