@@ -376,7 +376,9 @@ def _check_normalizer(cfg: DictConfig) -> None:
         groups[f"normalizer.per_domain.{name}"] = modes
     for where, modes in groups.items():
         if not OmegaConf.is_dict(modes):
-            raise UserError(f"{where}={modes}: takes a mapping of keys to modes, e.g. {{eef_pos: gaussian}}.")
+            raise UserError(
+                f"{where}={show(modes)[:80]}: takes a mapping of keys to modes, e.g. {{eef_pos: gaussian}}."
+            )
         for name, mode in modes.items():
             if mode not in NORMALIZER_MODES:
                 raise UserError(f"{where}.{name}={mode}: takes {', '.join(NORMALIZER_MODES)}.")

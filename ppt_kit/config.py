@@ -77,7 +77,8 @@ def from_mapping(values: Any, *, schema: type = Config) -> DictConfig:
         raise UserError(
             f"the configuration is {show(values)[:80]}. Give what load_config gives, or a mapping of its keys."
         )
-    return _merge(OmegaConf.structured(schema), renamed(_tree(values)), schema, origin="the configuration")
+    tree = _merge(OmegaConf.structured(schema), renamed(_tree(values)), schema, origin="the configuration")
+    return _resolved(tree, schema, origin="the configuration")
 
 
 def renamed(values: Any) -> Any:
@@ -204,7 +205,13 @@ def _tree(values: Any) -> Any:
 
 
 def _checked(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
-    """The same, interpolations resolved; `origin` is where they stand."""
+    """The same, interpolations resolved and values in range; `origin` is where they stand."""
+    check_values(_resolved(tree, schema, origin=origin), schema)
+    return tree
+
+
+def _resolved(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
+    """The same, every interpolation as the value it stands for."""
     try:
         OmegaConf.resolve(tree)
     # an interpolation may call a function of the user's
@@ -212,7 +219,6 @@ def _checked(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
         said = "it leads back to itself" if isinstance(error, RecursionError) else _first_line(error)
         where = f"{origin}: {_unresolved(tree, schema)}"
         raise UserError(f"{where}: an interpolation ${{…}} does not resolve: {said}") from None
-    check_values(tree, schema)
     return tree
 
 

@@ -145,7 +145,7 @@ def test_what_is_a_number_and_what_is_a_text_stays_so():
         {"seed": "3"}, {"seed": 3.0}, {"seed": True}, {"seed": None}, {"debug": 7}, {"debug": "yes"}, {"suffix": True}, {"suffix": 1.5},
         {"optimizer": {"lr": "1e-3"}}, {"optimizer": {"betas": 0.9}}, {"dataset": {"state_keys": "eef_pos"}}, {"dataset": 3},
         {"optimizer": {"lr": 10**400}}, {"seed": "???"}, {"seed": {"a": 1}}, {"dataset": {"state_keys": [1.5]}}, {"nokey": 1},
-        {"seed": object()}, {None: 1}, "seed=3", ["seed=3"], 7, None,
+        {"seed": "${a}"}, {"domains": "${a}"}, {"seed": object()}, {None: 1}, "seed=3", ["seed=3"], 7, None,
     ],
     ids=repr,
 )  # fmt: skip
