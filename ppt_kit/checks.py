@@ -103,13 +103,10 @@ def check_values(tree: DictConfig, schema: type = Config) -> None:
             check_value(dotted, list(value) if OmegaConf.is_list(value) else value, leaf.metadata)
     if schema is Config:
         _check_together(tree)
-    if schema is CollectConfig and tree.domain is None:
-        check_name(tree.task, key="task")
+    if schema is CollectConfig:
+        _check_collecting(tree)
     if schema is EvaluateConfig:
-        for name in domain_names(tree.domains) if tree.domains is not None else ():
-            check_name(name, key="domains")
-        if tree.eval_mode == "parallel":
-            check_processes(min(tree.n_procs, tree.episodes), key="n_procs")
+        _check_evaluating(tree)
 
 
 def check_value(dotted: str, value: Any, takes: Mapping[str, Any]) -> None:
@@ -191,6 +188,21 @@ def env_number(env: Mapping[str, str], name: str, *, low: int = 0, high: int = L
             f"A launcher sets it; type unset {name} to start without one."
         )
     return int(text)
+
+
+def _check_collecting(cfg: DictConfig) -> None:
+    if cfg.domain is None:
+        check_name(cfg.task, key="task")
+    own = next((name for name in cfg.options if name in cfg), None)
+    if own is not None:
+        raise UserError(f"options.{own}: {own} is a key itself. Type {own}={show(cfg.options[own])[:60]}.")
+
+
+def _check_evaluating(cfg: DictConfig) -> None:
+    for name in domain_names(cfg.domains) if cfg.domains is not None else ():
+        check_name(name, key="domains")
+    if cfg.eval_mode == "parallel":
+        check_processes(min(cfg.n_procs, cfg.episodes), key="n_procs")
 
 
 def _check_choice(dotted: str, value: Any, choices: tuple) -> None:

@@ -137,7 +137,7 @@ def _compose(name: str, config_path: str | Path | None, group_words: list[str]) 
 
 
 def _folder_of(name: str, config_path: str | Path | None) -> Path:
-    if config_path is not None and not _is_folder(Path(config_path)):
+    if config_path is not None and not (str(config_path) and _is_folder(Path(config_path))):
         raise UserError(f"--config-path={str(config_path)[:200]}: no such folder.")
     folders = [Path(config_path).resolve()] if config_path is not None else []
     folders.append(PACKAGE_CONFIGS)

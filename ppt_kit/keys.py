@@ -83,7 +83,7 @@ def fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool) or inner is bool:
         return isinstance(value, bool) and inner is bool
     # a text may be written as a plain number
-    takes = {int: int, float: (int, float), str: (str, int, Path)}
+    takes: dict[Any, Any] = {int: int, float: (int, float), str: (str, int, Path)}
     return isinstance(value, takes[inner])
 
 

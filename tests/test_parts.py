@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, latest, run_script
 
 import ppt_kit as ppt
 from ppt_kit.config import load_config, typed
@@ -52,7 +52,7 @@ def lab(tmp_path_factory):
 def trained(lab, *words, domain="reach"):
     """What evaluating prints after training with the words, both as a user types them."""
     (lab / "outputs").exists() and subprocess.run(["rm", "-rf", str(lab / "outputs")], check=True)
-    done = run_script(str(ROOT / "scripts/train.py"), f"domains={domain}", *SMALL, *words, cwd=lab)
+    done = run_script(str(ROOT / "scripts/train.py"), *latest(f"domains={domain}", *SMALL, *words), cwd=lab)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = subprocess.run(
         [sys.executable, "-c", EVALUATE.format(domain=domain)], cwd=lab, capture_output=True, text=True, timeout=300
@@ -405,5 +405,5 @@ def test_a_loss_of_the_wrong_shape_is_refused(monkeypatch):
 
 def test_a_stem_of_the_recipe_trains_in_bfloat16(lab):
     words = ("policy.stems.state.kind=my_lab.stems:MyStem", "precision=bf16", "deepspeed=zero1", "suffix=half")
-    done = run_script(str(ROOT / "scripts/train.py"), "domains=reach", *SMALL, *words, cwd=lab)
+    done = run_script(str(ROOT / "scripts/train.py"), *latest("domains=reach", *SMALL, *words), cwd=lab)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -152,6 +152,11 @@ def test_a_mapping_holds_values_of_their_types(values):
     told(ppt.UnifiedTrainer, values)
 
 
+@pytest.mark.parametrize("options", [{"task": "x"}, {"simulator": "metaworld"}, {"max_steps": 3}, {"seed": 1}], ids=str)
+def test_an_option_of_a_simulator_is_none_of_the_keys(options):
+    assert "is a key itself" in told(ppt.collect, "reach", options=options)
+
+
 # ------------------------------------------------------------------ words
 
 NO_WORDS = [
@@ -163,7 +168,7 @@ NO_WORDS = [
     ["seed=1", "--", "--trace"], ["--", "--interactive"], ["seed=1", "-", "x"], ["--debug", "nonsense"], ["--config-name"],
     ["--config-name=a", "config_name=b"], ["config_name=quikstart"], ["--config-path=absent"], ["config-name=x"], [""], [" "], ["\n"],
     ["\x00=1"], ["\udcff=1"], ["seed=\udcff"], ["x" * 5000], ["x" * 5000 + "=1"], ["suffix=" + "x" * 5000], ["deepspeed=" + "x" * 5000],
-    ["--config-name=" + "x" * 5000], ["--config-path=" + "x" * 5000], ["--config-name="], ["--config-name=."], ["--config-name=.."],
+    ["--config-name=" + "x" * 5000], ["--config-path=" + "x" * 5000], ["--config-name="], ["--config-path="], ["--config-name=."], ["--config-name=.."],
     ["train.pretrained_dir=" + "x" * 300], ["dataset_path=a\nb"], ["output_dir="], ["train/resume=auto"], ["help", "seed=1"],
     ["policy=absent"], ["domains.a=3"], ["augment.action_parts.a.b.c=3"], ["suffix=${"], ["suffix=${nowhere}"], ["suffix=${suffix}"],
     ["seed=${oc.env:NOWHERE_SET}"], ["seed=${seed}"], ["optimizer.betas=[${"],
