@@ -697,6 +697,15 @@ def test_a_dataset_has_one_plain_name(lab, domain):
     assert not (lab / "data").exists()
 
 
+def test_what_a_script_imports_before_it_can_be_stopped_takes_no_time():
+    """Until `cli.run` Ctrl-C would be Python's own many lines."""
+    scripts = ("train", "eval_sim", "collect_demos", "convert_dataset", "quickstart")
+    slow = ("omegaconf", "fire", "hydra", "torch", "numpy", "tqdm")
+    code = f"import sys, {', '.join(scripts)}; print([name for name in {slow} if name in sys.modules])"
+    done = run_script(sys.executable, "-c", code, env={"PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}"})
+    assert done.stdout == "[]\n", done.stderr
+
+
 # ------------------------------------------------------------------ rendering
 
 
