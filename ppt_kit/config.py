@@ -21,11 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
 from ppt_kit.keys import default_of, fits, leaves_of, show, type_name
-from ppt_kit.schema import DEFAULT_OPTIONS, RENAMED, Config
+from ppt_kit.schema import DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAMED, Config
 from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, parse_words, refuse_twins, set_word, unknown
 
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"
-DEFAULT_CONFIG = "quickstart"
 
 
 def load_config(

@@ -11,8 +11,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 
 def key(
     default: Any,
@@ -89,6 +87,9 @@ def fits(value: Any, kind: Any) -> bool:
 
 def show(value: Any) -> str:
     """A value as a user types it: true, null, [1,2]."""
+    # a script is stopped in one line only once it runs: what takes time to import comes after
+    from omegaconf import OmegaConf
+
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
     if isinstance(value, bool):

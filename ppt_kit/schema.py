@@ -7,6 +7,8 @@ from typing import Any
 
 from ppt_kit.keys import key
 
+# the file in configs/ that is meant where none is named
+DEFAULT_CONFIG = "quickstart"
 # the next ones, of later episodes, still fit into the 32 bits that numpy's and simulators' generators take
 MAX_SEED = 2**31 - 1
 

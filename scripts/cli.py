@@ -5,13 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import fire
-from omegaconf import DictConfig
-
-from ppt_kit.config import describe_keys, load_config
 from ppt_kit.errors import UserError
-from ppt_kit.words import own_words, parse_words
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # words about files, for scripts that read one
 FILE_WORDS = ("config_name", "config_path")
@@ -28,6 +27,9 @@ def run(
     """Builds the configuration from sys.argv, then calls main(cfg); exits with its code, after Ctrl-C with 130."""
     given = [word for word in sys.argv[1:] if word not in ignore]
     try:
+        # from here on Ctrl-C is one line: what takes time to import comes after
+        from ppt_kit.words import own_words
+
         if {"--help", "-h"} & set(given) or given == ["help"]:
             print(_help_text(schema=schema, about=about, config_name=config_name))
             sys.exit(0)
@@ -43,6 +45,11 @@ def run(
 
 
 def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:
+    import fire
+
+    from ppt_kit.config import load_config
+    from ppt_kit.words import parse_words
+
     pairs = parse_words(words, schema=schema, beside=FILE_WORDS if config_name else ())
     received: list[str] = []
 
@@ -66,6 +73,8 @@ def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:
 
 
 def _help_text(*, schema: type, about: str, config_name: str) -> str:
+    from ppt_kit.config import describe_keys, load_config
+
     script = sys.argv[0]
     files = " [--config-name=NAME] [--config-path=FOLDER]" if config_name else ""
     defaults = load_config(config_name, schema=schema)

@@ -1,10 +1,16 @@
 """Demonstrations by a simulator's scripted expert: `collect_demos.py task=button-press-topdown episodes=10`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import cli
-from omegaconf import DictConfig
 
 from ppt_kit.schema import CollectConfig
 from ppt_kit.signals import stops_raise
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main(cfg: DictConfig) -> None:

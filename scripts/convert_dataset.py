@@ -1,13 +1,18 @@
 """From any dataset format to another: python scripts/convert_dataset.py source=PATH target=PATH to=zarr|lerobot"""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cli
-from omegaconf import DictConfig
 
 from ppt_kit.errors import UserError
 from ppt_kit.schema import ConvertConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main(cfg: DictConfig) -> None:

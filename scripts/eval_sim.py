@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
-from omegaconf import DictConfig
 
-from ppt_kit.checks import domain_names
-from ppt_kit.config import typed
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
 from ppt_kit.schema import EvaluateConfig
 from ppt_kit.signals import stops_raise
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from ppt_kit.sim.evaluate import EvaluateOptions
 
 
@@ -31,6 +30,8 @@ def evaluated(cfg: DictConfig) -> int:
             "e.g. outputs/models/button-press-topdown/exp1."
         )
     from ppt_kit.checkpoint import load_policy
+    from ppt_kit.checks import domain_names
+    from ppt_kit.config import typed
     from ppt_kit.sim.evaluate import check_evaluation, run_evaluation
     from ppt_kit.sim.results import success_table
 

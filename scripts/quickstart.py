@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli
-from omegaconf import DictConfig, OmegaConf
 
-from ppt_kit.checks import domain_names
-from ppt_kit.config import DEFAULT_CONFIG
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place, write_whole
-from ppt_kit.schema import Config
+from ppt_kit.schema import DEFAULT_CONFIG, Config
 from ppt_kit.signals import stops_raise
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from ppt_kit.train.trainer import UnifiedTrainer
 
 # collected, and evaluated
@@ -77,6 +76,8 @@ def quickstart(cfg: DictConfig) -> int:
 
 
 def _only_task(cfg: DictConfig) -> str:
+    from ppt_kit.checks import domain_names
+
     if cfg.train_mode == "distributed":
         raise UserError(
             "the quickstart trains in one process. "
@@ -133,6 +134,8 @@ def _is_left(run_dir: Path, cfg: DictConfig) -> bool:
 
 def _deciding(cfg: DictConfig) -> Any:
     """All but the name of the run, and whether it goes on."""
+    from omegaconf import OmegaConf
+
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     return {**plain, "suffix": None, "train": {**plain["train"], "resume": None}}
 

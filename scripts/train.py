@@ -1,10 +1,15 @@
 """Trains a policy: python scripts/train.py [--config-name=NAME] [key=value …]; also under deepspeed and torchrun."""
 
-import cli
-from omegaconf import DictConfig
+from __future__ import annotations
 
-from ppt_kit.config import DEFAULT_CONFIG
-from ppt_kit.schema import Config
+from typing import TYPE_CHECKING
+
+import cli
+
+from ppt_kit.schema import DEFAULT_CONFIG, Config
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main(cfg: DictConfig) -> int:

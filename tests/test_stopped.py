@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import re
+import resource
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -126,19 +129,65 @@ def alike(rows):
     return sorted(tuple(row[name] for name in names) for row in rows)
 
 
-def start(script, *words, cwd, limit=None, **env):
+def start(script, *words, cwd, **env):
     """A script in a process group of its own, as a shell starts it."""
-
-    def limited():
-        if limit is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
     return subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / script), *words], cwd=cwd, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **env}, preexec_fn=limited,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **env},
     )  # fmt: skip
+
+
+class Forked:
+    """As `start`, of a process that has imported everything already: a script takes no seconds to begin.
+
+    Args:
+        script: a file in scripts/, or a function.
+        limit: bytes that a file may have, as on a full disk.
+    """
+
+    def __init__(self, script, *words, cwd, limit=None, **env):
+        self.returncode, self._files = None, [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be(script, words, cwd, limit, env)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def communicate(self, timeout=60):
+        wait_for(lambda: self.poll() is not None, seconds=timeout)
+        for file in self._files:
+            file.seek(0)
+        return [file.read().decode() for file in self._files]
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+
+    def _be(self, script, words, cwd, limit, env):
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(cwd)
+            os.environ |= env
+            for number, file in enumerate(self._files, 1):
+                os.dup2(file.fileno(), number)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            if callable(script):
+                code = script() or 0
+            else:
+                sys.argv, sys.path = [script, *words], [str(ROOT / "scripts"), *sys.path]
+                runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
 
 def wait_for(condition, *, seconds=90, of=None):
@@ -172,20 +221,25 @@ def evaluated(run_dir, **options):
 
 
 @pytest.mark.parametrize(
-    ("number", "to_all", "words"),
+    ("number", "to_all", "words", "begin"),
     [
-        (signal.SIGINT, True, PARALLEL),
-        (signal.SIGTERM, False, PARALLEL),
-        (signal.SIGKILL, False, PARALLEL),
-        pytest.param(signal.SIGINT, False, PARALLEL, marks=pytest.mark.long),
-        pytest.param(signal.SIGTERM, True, PARALLEL, marks=pytest.mark.long),
-        pytest.param(signal.SIGINT, True, (), marks=pytest.mark.long),
-        pytest.param(signal.SIGTERM, False, (), marks=pytest.mark.long),
+        (signal.SIGINT, True, PARALLEL, Forked),
+        (signal.SIGKILL, False, PARALLEL, Forked),
+        (signal.SIGINT, True, (), Forked),
+        (signal.SIGTERM, False, (), Forked),
+        pytest.param(signal.SIGTERM, False, PARALLEL, Forked, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, False, PARALLEL, start, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, True, PARALLEL, start, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, True, PARALLEL, start, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, False, PARALLEL, start, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, False, (), start, marks=pytest.mark.long),
     ],
 )
-def test_a_stopped_evaluation_keeps_its_rows_leaves_no_process_and_goes_on(run_dir, caplog, number, to_all, words):
+def test_a_stopped_evaluation_keeps_its_rows_leaves_no_process_and_goes_on(
+    run_dir, caplog, number, to_all, words, begin
+):
     file = run_dir / "eval/eval.jsonl"
-    process = start("eval_sim.py", *EVALUATE, *words, cwd=run_dir.parent, STEP_S="0.08")
+    process = begin("eval_sim.py", *EVALUATE, *words, cwd=run_dir.parent, STEP_S="0.08")
     wait_for(lambda: lines_of(file) >= 2, of=process)
     workers = tree_of(process)
     asked = time.monotonic()
@@ -324,7 +378,7 @@ def test_a_full_disk_in_the_middle_keeps_the_rows_and_is_one_line(run_dir):
     others = (json.dumps({"mine": "x" * 200}) + "\n") * 400
     file.write_text(others + file.read_text())
     limit = len(others) + int(3.5 * a_row)
-    process = start("eval_sim.py", *EVALUATE, cwd=run_dir.parent, limit=limit)
+    process = Forked("eval_sim.py", *EVALUATE, cwd=run_dir.parent, limit=limit)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 2
     assert err.strip().splitlines()[-1].startswith("error: run/eval/eval.jsonl: File too large"), err
@@ -456,7 +510,7 @@ def collected(*words, **options):
 )
 def test_a_stopped_collection_loses_no_whole_episode_and_goes_on_to_the_same_dataset(lab, caplog, number, to_all):
     left = lab / "data/.line.zarr.partial/episodes.jsonl"
-    process = start("collect_demos.py", *WHAT, cwd=lab, STEP_S="0.05")
+    process = Forked("collect_demos.py", *WHAT, cwd=lab, STEP_S="0.05")
     wait_for(lambda: lines_of(left) >= 3, of=process)
     (os.killpg if to_all else os.kill)(process.pid, number)
     _, err = process.communicate(timeout=30)
@@ -537,9 +591,9 @@ def test_killed_while_it_finishes_a_dataset_is_the_old_or_the_new_and_goes_on(la
     """Killed by itself at each step behind the last episode; `rmtree` comes when the dataset is there."""
     if over:
         collected("options.wind=1", episodes=2)
-    code = KILLED.format(at=at, over=over)
-    done = run_script(sys.executable, "-c", code, cwd=lab, env={"PYTHONPATH": f"{ROOT}:{lab}"})
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = Forked(lambda: killed(at, over=over), cwd=lab)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     again = (lambda: collected("overwrite=true")) if over else collected
     if at == "rmtree":
         # it was complete, and is found so
@@ -568,27 +622,24 @@ def test_a_complete_dataset_is_taken_by_the_same_call_and_refused_to_others(lab,
     assert {path: path.read_bytes() for path in first.path.rglob("*") if path.is_file()} == before
 
 
-KILLED = """
-import os, ppt_kit as ppt
-from ppt_kit.data.formats.replay_buffer import partial, writer
-where = partial.shutil if {at!r} == "rmtree" else writer
-if {at!r} == "fsync":
-    from ppt_kit import files as where
-def kill(*_, **__):
-    os.kill(os.getpid(), 9)
-def arm(writing=writer.ZarrWriter._finish):
-    def finish(self):
-        setattr(where, {at!r}, kill)
-        writing(self)
-    writer.ZarrWriter._finish = finish
-arm()
-ppt.collect("line", simulator="my_lab.sim:Line", episodes=8, overwrite={over})
-"""
+def killed(at, *, over):
+    """Collects, and ends where the function `at` would be called after the last episode."""
+    from ppt_kit import files
+    from ppt_kit.data.formats.replay_buffer import partial, writer
+
+    where, finish = {"rmtree": partial.shutil, "fsync": files}.get(at, writer), writer.ZarrWriter._finish
+
+    def finish_and_die(self):
+        setattr(where, at, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        finish(self)
+
+    writer.ZarrWriter._finish = finish_and_die
+    collected(overwrite=over)
 
 
 def test_a_full_disk_loses_no_whole_episode_and_is_one_line(lab):
     """A quota that one file passes after some episodes."""
-    process = start("collect_demos.py", *WHAT, "options.wide=1000", cwd=lab, limit=100_000)
+    process = Forked("collect_demos.py", *WHAT, "options.wide=1000", cwd=lab, limit=100_000)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 2
     said = err.strip().splitlines()[-1]
@@ -609,7 +660,7 @@ def test_an_expert_that_gives_up_keeps_what_succeeded(lab):
 
 
 def test_two_that_collect_the_same_are_told(lab):
-    process = start("collect_demos.py", *WHAT, cwd=lab, STEP_S="0.2")
+    process = Forked("collect_demos.py", *WHAT, cwd=lab, STEP_S="0.2")
     wait_for(lambda: (lab / "data/.line.zarr.partial/plan.json").exists(), of=process)
     with pytest.raises(UserError, match="another process is writing it now"):
         collected()
@@ -661,6 +712,15 @@ def test_a_dataset_has_one_plain_name(lab, domain):
     assert not (lab / "data").exists()
 
 
+def test_what_a_script_imports_before_it_can_be_stopped_takes_no_time():
+    """Until `cli.run` Ctrl-C would be Python's own many lines."""
+    scripts = ("train", "eval_sim", "collect_demos", "convert_dataset", "quickstart")
+    slow = ("omegaconf", "fire", "hydra", "torch", "numpy", "tqdm")
+    code = f"import sys, {', '.join(scripts)}; print([name for name in {slow} if name in sys.modules])"
+    done = run_script(sys.executable, "-c", code, env={"PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}"})
+    assert done.stdout == "[]\n", done.stderr
+
+
 # ------------------------------------------------------------------ rendering
 
 
@@ -692,7 +752,7 @@ def test_a_renderer_that_is_not_there_is_one_line(monkeypatch, env, says):
     [
         ({"MUJOCO_GL": "foo"}, "MUJOCO_GL='foo'"),
         ({"MUJOCO_GL": "off"}, "MuJoCo cannot render here"),
-        ({"MUJOCO_GL": "", "DISPLAY": ":99"}, "Type MUJOCO_GL=egl"),
+        pytest.param({"MUJOCO_GL": "", "DISPLAY": ":99"}, "Type MUJOCO_GL=egl", marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -705,6 +765,7 @@ def test_a_command_without_a_renderer_says_so_in_one_line(tmp_path, env, says):
     assert not list(tmp_path.rglob("*.zarr"))
 
 
+@pytest.mark.long
 def test_blanks_and_capitals_are_as_mujoco_reads_them(tmp_path):
     words = ("task=reach", "episodes=1", "num_points=16", "image_size=16")
     done = run_script(str(ROOT / "scripts/collect_demos.py"), *words, cwd=tmp_path, env={"MUJOCO_GL": "EGL "})
