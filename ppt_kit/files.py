@@ -51,7 +51,7 @@ def check_place(folder: Path, *, key: str, needs: int = PROBE_BYTES) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}). {remedy}") from None
+        raise UserError(f"{folder}: {there} cannot be written to ({error.strerror}). {remedy}") from None
     free = shutil.disk_usage(there).free
     if free < needs:
         raise UserError(f"{folder}: {_size(needs)} are needed there and {_size(free)} are free. {remedy}")

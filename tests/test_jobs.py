@@ -219,6 +219,7 @@ def test_only_a_detached_job_outlives_what_started_it(small_cfg, tmp_path, how):
     assert processes_of(run_dir) == []
 
 
+@pytest.mark.long
 def test_a_number_that_another_process_has_now_is_not_the_job(job_of, tmp_path):
     with pytest.raises(UserError, match="nothing was launched there"):
         Job.attach(tmp_path)

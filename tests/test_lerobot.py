@@ -745,7 +745,7 @@ def everything(tmp_path: Path, lengths=LENGTHS) -> tuple[EpisodeStore, dict]:
     }
     moving = np.tile(np.eye(4), (total, 1, 1))
     moving[:, 0, 3] = np.arange(total)
-    camera, turning = Camera(np.diag([50.0, 50, 1]), moving[7]), Camera(np.eye(3), moving)
+    camera, turning = Camera(np.diag([50.0, 50, 1]), moving[min(7, total - 1)]), Camera(np.eye(3), moving)
     store = in_memory(
         tmp_path / "source", arrays, lengths, sentences=["one", "two, " + "long " * 40, "one"][: len(lengths)],
         attrs={"fps": FPS, "robot_type": "arm", "task": "x", "limit": np.float32(2), "names": {"actions": list("abcd")}},

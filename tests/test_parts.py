@@ -83,6 +83,7 @@ def test_a_head_of_the_users(run_of_a_head):
     assert metrics["loss"].iloc[-1] < metrics["loss"].iloc[0]
 
 
+@pytest.mark.long
 def test_a_head_of_the_users_in_sharded_ranks(lab):
     """ZeRO-3 brings a part's weights when it is called: parameters of the user's own class too."""
     words = ("policy.head.kind=my_lab.heads:MyHead", "deepspeed=zero3", "train_mode=distributed", "world_size=2")

@@ -99,7 +99,7 @@ def assert_same_run(one, two):
 CASES = [
     pytest.param(0, 1, id="stage 0"),
     pytest.param(3, 1, id="stage 3", marks=pytest.mark.long),
-    pytest.param(2, 2, id="stage 2, two ranks"),
+    pytest.param(2, 2, id="stage 2, two ranks", marks=pytest.mark.long),
 ]
 MORE = [
     pytest.param(s, r, id=f"stage {s}, {r} ranks", marks=pytest.mark.long)
@@ -142,7 +142,9 @@ def test_another_world_size_or_stage_goes_on_with_the_same_losses(small_data, tm
     assert abs(a / b - 1).max() < 1e-5
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+@pytest.mark.parametrize(
+    ("number", "ranks"), [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.long)]
+)
 def test_a_stop_signal_saves_says_so_and_exits_with_its_code(small_data, tmp_path, number, ranks):
     command = command_of(
         small_data,
@@ -167,7 +169,7 @@ def test_a_stop_signal_saves_says_so_and_exits_with_its_code(small_data, tmp_pat
     assert processes_with(str(tmp_path)) == []
 
 
-@pytest.mark.parametrize("way", ["deepspeed", "torchrun"])
+@pytest.mark.parametrize("way", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.long)])
 def test_a_killed_launcher_leaves_no_rank_behind_and_what_it_had_is_saved(small_data, tmp_path, way):
     """kill -9 of the process the user started; `deepspeed` has one more between it and the ranks."""
     words = command_of(
@@ -350,9 +352,18 @@ def test_a_row_that_one_of_two_ranks_cannot_use_is_the_last_that_is_told(small_d
     assert "closed by peer" not in done.stderr
 
 
-def test_a_loss_that_is_no_number_on_finite_data_writes_down_its_windows(small_cfg):
-    words = ["optimizer.lr=1e37", "optimizer.warmup_steps=0", "gradient_clipping=0", "dataset.val_ratio=0"]
-    run = UnifiedTrainer(small_cfg(*words, "train.total_epochs=3"))
+def test_a_loss_that_is_no_number_on_finite_data_writes_down_its_windows(small_data, small_cfg, tmp_path):
+    shutil.copytree(small_data, tmp_path / "huge")
+    positions = zarr.open_group(str(tmp_path / "huge/a.zarr"), mode="a")["data/obs/eef_pos"]
+    # as they are their squares are more than a float holds
+    positions[:] = positions[:] * 1e36
+    words = [
+        f"dataset_path={tmp_path / 'huge'}",
+        "normalizer.mode=identity",
+        "dataset.val_ratio=0",
+        "train.val_interval=0",
+    ]
+    run = UnifiedTrainer(small_cfg(*words))
     with pytest.raises(FloatingPointError, match=r"nan_step_.*The data is finite"):
         run.run()
     (told,) = run.run_dir.glob("nan_step_*.json")

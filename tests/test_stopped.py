@@ -57,7 +57,9 @@ class Line:
         return np.full((size, size, 3), int(self.seed) % 256, np.uint8)
 
     def camera_info(self):
-        return {"front/intrinsics": np.eye(3) / 3, "front/extrinsics": np.eye(4, dtype=np.float32) / 7}
+        pose = np.eye(4, dtype=np.float32)
+        pose[0, 3] = 1 / 7
+        return {"front/intrinsics": np.diag([1 / 3, 1 / 3, 1]), "front/extrinsics": pose}
 
     def spec(self):
         options = {name: getattr(self, name) for name in ("task", "wind", "max_steps", "wide")}

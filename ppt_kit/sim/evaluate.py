@@ -18,7 +18,7 @@ from ppt_kit.checks import LONGEST, check_name
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.signals import Stopped, stops_raise
+from ppt_kit.signals import Stopped, held_back, stops_raise
 from ppt_kit.sim.env import close_env, code_of
 from ppt_kit.sim.episodes import EpisodePlan, open_checked, run_here, run_in_processes
 from ppt_kit.sim.recorded import recorded, tasks_of
@@ -116,9 +116,11 @@ def run_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> Evaluation:
             with closing(_run(policy, plan, left, options, ran=done)) as rows:
                 for row in rows:
                     row = {**common, **row}
-                    if file:
-                        file.add(row)
-                    done[row["seed"]] = row
+                    # what is said to be kept is what is in the file
+                    with held_back():
+                        if file:
+                            file.add(row)
+                        done[row["seed"]] = row
         except KeyboardInterrupt as stop:
             number = getattr(stop, "number", signal.SIGINT)
             raise Stopped(number, _kept(file, done, options)) from None

@@ -267,4 +267,5 @@ def _write_array(root: Any, name: str, values: np.ndarray) -> None:
 
 
 def _arrays(group: Any) -> list[tuple[str, Any]]:
-    return [(name, child) for name, child in group.members(max_depth=None) if isinstance(child, zarr.Array)]
+    # a folder lists its entries in no order
+    return sorted((name, child) for name, child in group.members(max_depth=None) if isinstance(child, zarr.Array))
