@@ -217,7 +217,7 @@ def _check_range(dotted: str, value: float, *, low: float | None, high: float | 
     low, high = -LARGEST if low is None else low, LARGEST if high is None else high
     if low <= value <= high:
         return
-    said = str(value) if abs(value) < 10**18 else "…"
+    said = str(value) if abs(value) < 10**40 else "…"
     raise UserError(f"{dotted}={said}: must be at {f'least {low}' if value < low else f'most {high}'}.")
 
 

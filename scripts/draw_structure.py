@@ -28,13 +28,13 @@ PICTURE = PACKAGE.parent / "notebooks/images/structure.png"
 
 # what each room is for; a room of the map that has no line here stops the script
 PURPOSE = {
-    "errors": "a user's mistakes, told in one line", "horizon": "which steps are seen and decided",
-    "keys": "a key, its default, its range", "randomness": "noise counted by seed and place",
+    "errors": "mistakes, in one line", "horizon": "which steps are seen and decided",
+    "keys": "default and range", "randomness": "noise counted by seed and place",
     "cameras": "depth to points in metres", "upgrade": "what older versions wrote",
-    "signals": "asked to stop, what is done is kept",
+    "signals": "asked to stop, all kept",
     "files": "finished or absent", "parts": "yours, as module:Class", "spec": "a domain in sizes",
     "schema": "every key and default", "checks": "keys that fit together", "words": "key=value, one grammar",
-    "config": "one typed configuration", "torch_file": "tensors, no code of theirs",
+    "config": "one typed configuration", "torch_file": "tensors, no code",
     "data": "any format on disk to batches", "models": "stems, encoders, one trunk, heads",
     "augment": "noise and moves, on the device", "engine": "one step inside DeepSpeed",
     "tracking": "rows and logs, W&B as a mirror",

@@ -414,6 +414,7 @@ MISTAKES = [
     ({"task": 3}, "takes a name"),
     ({"episodes": 0}, "episodes=0: takes a whole number, at least 1"),
     ({"episodes": "9"}, "episodes='9': takes"),
+    ({"seed": 2**64}, "seed=18446744073709551616"),
     ({"seed": 0.5}, "seed=0.5: takes"),
     ({"n_procs": True}, "n_procs=True: takes"),
     ({"zero_keys": "state"}, "takes a list of names"),

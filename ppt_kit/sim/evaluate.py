@@ -14,10 +14,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ppt_kit.checks import LONGEST, check_name
+from ppt_kit.checks import LONGEST, check_name, check_value
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
+from ppt_kit.keys import leaves_of
 from ppt_kit.models.policy import PPTPolicy
+from ppt_kit.schema import EvaluateConfig
 from ppt_kit.signals import Stopped, held_back, stops_raise
 from ppt_kit.sim.env import close_env, code_of
 from ppt_kit.sim.episodes import EpisodePlan, open_checked, run_here, run_in_processes
@@ -245,6 +247,7 @@ def _check_kinds(options: EvaluateOptions) -> None:
             continue
         if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
             raise UserError(f"{name}={value!r}: takes a whole number, at least {low}.")
+        check_value(name, int(value), leaves_of(EvaluateConfig)[name][1].metadata)
     for name in ("task", "domain"):
         value = getattr(options, name)
         if value is not None and not isinstance(value, str):
