@@ -14,17 +14,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from omegaconf import DictConfig, OmegaConf
 
-from ppt_kit.checks import check_values
+from ppt_kit.checks import check_value
 from ppt_kit.config import from_mapping, typed
 from ppt_kit.data.normalizer import check_stats
 from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
+from ppt_kit.keys import leaves_of
 from ppt_kit.models.policy import PPTPolicy, build_policy
+from ppt_kit.schema import Config
 from ppt_kit.torch_file import check_parts, read_tensors, save_tensors
 from ppt_kit.tracking import METRICS, read_rows
 from ppt_kit.upgrade import upgraded_engine, upgraded_model
@@ -235,13 +239,21 @@ def _rebuilt(content: dict, run_dir: str | Path) -> PPTPolicy:
     with _described(run_dir):
         try:
             cfg = from_mapping(content["config"])
-            check_values(cfg)
+            _check_sizes(cfg)
             specs = {name: View.from_plain(view).spec for name, view in content["views"].items()}
             check_stats(content["normalizer"], specs, source="stored beside the weights")
             return build_policy(typed(cfg), specs)
         except UserError as error:
             places = ", ".join(f"{part} was in {place}" for part, place in content.get("parts", {}).items())
             raise UserError(f"{run_dir}: {error}" + (f" In training {places}." if places else "")) from None
+
+
+def _check_sizes(cfg: DictConfig) -> None:
+    """What builds a policy is in range; a run's names and seed may be of a version that took others."""
+    for dotted, (kind, leaf) in leaves_of(Config).items():
+        if dotted.startswith(("policy.", "dataset.")) and kind is not Any:
+            value = OmegaConf.select(cfg, dotted)
+            check_value(dotted, list(value) if OmegaConf.is_list(value) else value, leaf.metadata)
 
 
 @contextmanager

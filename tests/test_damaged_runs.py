@@ -129,6 +129,12 @@ def test_a_model_that_is_none_is_told_in_one_line_that_names_the_file(damage, ru
     assert str(run_dir) in the_line(error)
 
 
+def test_a_run_with_names_that_are_refused_today_still_loads(run_dir):
+    config = torch.load(run_dir / "model.pth", weights_only=True)["config"]
+    changed(run_dir / "model.pth", config=config | {"suffix": "of/mine", "seed": 2**40, "job_name": "x.log"})
+    assert list(load_policy(run_dir).domains) == ["a"]
+
+
 @pytest.mark.parametrize("damage", [*DAMAGES, *FLIPS, *OF_RESUME])
 def test_a_state_that_is_none_is_told_in_one_line_and_the_run_is_as_it_was(damage, run_dir, small_data):
     damage_it, says = {**DAMAGES, **FLIPS, **OF_RESUME}[damage]
