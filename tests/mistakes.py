@@ -435,6 +435,9 @@ def run(
         sys.argv, sys.path = before[1], before[2]
         os.environ.clear()
         os.environ.update(before[3])
+        # another test's my_lab is another one
+        for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
+            del sys.modules[name]
 
 
 def _too_long(*_: object) -> None:

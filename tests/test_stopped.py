@@ -16,7 +16,7 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT, SMALL_WORDS, run_script
+from conftest import ROOT, SMALL_WORDS, latest, run_script
 from omegaconf import OmegaConf
 
 import ppt_kit as ppt
@@ -787,13 +787,7 @@ quickstart.DEMONSTRATIONS, quickstart.EPISODES = 3, 2
 if __name__ == "__main__":
     cli.run(quickstart.main, schema=Config, config_name="quickstart", about="")
 """
-QUICK_WORDS = (
-    *SMALL_WORDS,
-    "dataset.num_points=16",
-    "train.total_iters=300",
-    "train.val_interval=0",
-    "save_interval=1",
-)
+QUICK_WORDS = latest(*SMALL_WORDS, "train.total_iters=300", "train.val_interval=0", "save_interval=1")
 
 
 def quickstart(folder):
