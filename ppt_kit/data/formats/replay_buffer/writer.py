@@ -19,6 +19,7 @@ import zarr
 from ppt_kit.data.formats.replay_buffer.partial import Episode, Partial
 from ppt_kit.data.replaceable import check_replaceable
 from ppt_kit.files import begin_folder, finish_folder, fsync
+from ppt_kit.signals import held_back
 
 CHUNK_BYTES = 64 << 20
 # the attribute that says what was written: array -> [element type, shape]
@@ -134,11 +135,14 @@ class ZarrWriter:
         if self._partial is not None:
             for writer in self._arrays.values():
                 writer.flush()
-            kinds = {name: (writer.row_shape, writer.dtype) for name, writer in self._arrays.items()}
-            self._partial.commit(Episode(length, dict(meta or {}), self.constants), kinds)
-        self._ends.append(end)
-        for name, value in (meta or {}).items():
-            self._meta.setdefault(name, []).append(value)
+        kinds = {name: (writer.row_shape, writer.dtype) for name, writer in self._arrays.items()}
+        # a stop between them would tell of one episode less than there is
+        with held_back():
+            if self._partial is not None:
+                self._partial.commit(Episode(length, dict(meta or {}), self.constants), kinds)
+            self._ends.append(end)
+            for name, value in (meta or {}).items():
+                self._meta.setdefault(name, []).append(value)
 
     def _rows_of(self, name: str, values: np.ndarray) -> _ChunkWriter:
         if name not in self._arrays:
