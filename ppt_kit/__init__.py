@@ -2,12 +2,12 @@
 
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
-    ground   errors horizon keys randomness cameras upgrade signals  what everybody may know
-    words    files torch_file parts spec schema checks words config  a checked, typed configuration; what is seen
-    rooms    data | models | augment | engine | tracking             batches | the policy | noise | DeepSpeed | rows
-    joined   checkpoint | jobs | sim                                 weights on disk | processes | episodes and success
-    run      train                                                   one run, from what it opens to its last step
-    face     notebook __main__ __init__                              what people see
+    ground   errors lfs horizon keys randomness cameras upgrade signals  what everybody may know
+    words    files torch_file parts spec schema checks words config    a checked, typed configuration; what is seen
+    rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
+    joined   checkpoint | jobs | sim                                   weights | processes | episodes and success
+    run      train                                                     one run, from what it opens to its last step
+    face     notebook __main__ __init__                                what people see
 
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
 deepspeed nor wandb nor mujoco. CONTRIBUTING.md has the paths of a batch and of a command.

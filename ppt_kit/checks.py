@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.errors import UserError
+from ppt_kit.files import LONGEST_NAME
 from ppt_kit.keys import leaves_of, show
 from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, CollectConfig, Config, EvaluateConfig
 from ppt_kit.spec import MODALITIES
@@ -23,8 +24,8 @@ NO_NAME = '/\\:*?"<>|~$'
 LONGEST = 150
 # of numbers that have no bound of their own
 LARGEST = 10**9
-# bytes: what Linux takes as a path, and as one name in it
-LONGEST_PATH, LONGEST_PART = 4096, 255
+# bytes: what Linux takes as a path
+LONGEST_PATH = 4096
 # GB that a process of ours takes at least, with torch and a simulator or a policy in it
 PROCESS_GB = 0.3
 # how files of ours, and datasets, end
@@ -228,10 +229,10 @@ def _check_text(dotted: str, text: str) -> None:
     if strange is not None:
         raise UserError(f"{dotted}={text[:60]!r}: has {strange!r} in it. Give a text of one line.")
     parts = max(len(part.encode()) for part in text.split("/"))
-    if len(text.encode()) > LONGEST_PATH or parts > LONGEST_PART:
+    if len(text.encode()) > LONGEST_PATH or parts > LONGEST_NAME:
         raise UserError(
             f"{dotted}={text[:60]}…: has {len(text)} characters; "
-            f"a path takes {LONGEST_PATH} bytes, each of its names {LONGEST_PART}."
+            f"a path takes {LONGEST_PATH} bytes, each of its names {LONGEST_NAME}."
         )
 
 
@@ -262,10 +263,10 @@ def _check_domains(domains: Any) -> None:
     for name in names:
         check_name(name, key="domains")
     joined = len("+".join(names).encode())
-    if joined > LONGEST_PART:
+    if joined > LONGEST_NAME:
         raise UserError(
             f"domains: {len(names)} names joined by + name the run's folder, and have {joined} bytes; "
-            f"a name takes {LONGEST_PART}. Give the datasets shorter names, or fewer."
+            f"a name takes {LONGEST_NAME}. Give the datasets shorter names, or fewer."
         )
     if not isinstance(domains, str) and OmegaConf.is_dict(domains):
         for name, weight in domains.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import re
@@ -81,6 +82,39 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()
     fsync(path.parent)
+
+
+def append_whole(path: Path, line: bytes) -> None:
+    """Appends a line: it is on the disk, whole, or not in the file.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    before = os.fstat(file).st_size
+    try:
+        # in one call: no signal, and no other process, comes between its parts
+        written = os.write(file, line)
+        # a disk that is about to be full takes a part, and says why with the next
+        while written < len(line):
+            written += os.write(file, line[written:])
+        os.fsync(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, before)
+        raise
+    finally:
+        os.close(file)
+
+
+def json_row(line: str | bytes) -> dict | None:
+    """The mapping that a line of JSON is; None of a line that is half written, or something else."""
+    try:
+        row = json.loads(line)
+    # numbers of thousands of digits, brackets in brackets in brackets
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -177,7 +211,7 @@ def _replace(new: Path, path: Path, *, aside: Path) -> None:
 def _take_files_away(folder: Path) -> None:
     """Removes the files that killed processes left in a folder."""
     for entry in _leftovers(folder):
-        if entry.is_file():
+        if entry.is_file() and not _is_being_written(entry):
             entry.unlink(missing_ok=True)
 
 
@@ -195,6 +229,13 @@ def _leftovers(folder: Path, name: str | None = None) -> list[Path]:
     pattern = re.compile(rf"\.{wanted}\.writing-(\d+)(@{re.escape(socket.gethostname())})?")
     matches = [(entry, pattern.fullmatch(entry.name)) for entry in folder.iterdir()]
     return [entry for entry, match in matches if match and not _is_running(int(match[1]))]
+
+
+def _is_being_written(entry: Path) -> bool:
+    """Whether a thread of this process writes it: one of our number that was before us wrote before we began."""
+    import psutil
+
+    return f".writing-{os.getpid()}@" in entry.name and entry.stat().st_mtime >= psutil.Process().create_time()
 
 
 def _size(count: float) -> str:

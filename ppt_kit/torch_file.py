@@ -12,11 +12,10 @@ import torch
 
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
+from ppt_kit.lfs import refuse_lfs_pointer
 
 # newest that is read: 2 has the policy's parts by modality and a view of each domain
 FORMAT = 2
-# of a file of large files that git keeps elsewhere
-LFS = b"version https://git-lfs"
 
 
 def save_tensors(content: dict, path: Path) -> None:
@@ -80,15 +79,14 @@ def _check_bytes(file: Path, remedy: str) -> None:
     """Whether every byte is what was written: torch writes the archive's checksums, and does not look at them."""
     try:
         with open(file, "rb") as opened:
-            begin = opened.read(len(LFS))
+            begin = opened.read(8)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}).") from None
-    if begin == LFS:
-        raise UserError(f"{file}: a Git LFS pointer, not the file itself. Type `git lfs pull` in its repository.")
+    refuse_lfs_pointer(file)
     if not begin:
         raise UserError(f"{file}: empty. {remedy}")
     if begin[:2] != b"PK":
-        kind = "a pickle of another program" if begin[:1] == b"\x80" else f"it starts with {begin[:8]!r}"
+        kind = "a pickle of another program" if begin[:1] == b"\x80" else f"it starts with {begin!r}"
         raise UserError(f"{file}: not a checkpoint of ppt_kit ({kind}). {remedy}")
     try:
         with zipfile.ZipFile(file) as archive:

@@ -34,7 +34,7 @@ PURPOSE = {
     "signals": "asked to stop, all kept",
     "files": "finished or absent", "parts": "yours, as module:Class", "spec": "a domain in sizes",
     "schema": "every key and default", "checks": "keys that fit together", "words": "key=value, one grammar",
-    "config": "one typed configuration", "torch_file": "tensors, no code",
+    "config": "one typed configuration", "torch_file": "tensors, no code", "lfs": "notes of Git LFS",
     "data": "any format on disk to batches", "models": "stems, encoders, one trunk, heads",
     "augment": "noise and moves, on the device", "engine": "one step inside DeepSpeed",
     "tracking": "rows and logs, W&B as a mirror",

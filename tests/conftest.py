@@ -107,6 +107,27 @@ def small_cfg(small_data, tmp_path):
     return make
 
 
+def forget_my_lab() -> None:
+    """The next test's my_lab is another one."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def lab_with(tmp_path, monkeypatch):
+    """Makes a folder to work in that holds my_lab/sim.py of a text."""
+
+    def make(text: str) -> Path:
+        (tmp_path / "my_lab").mkdir()
+        (tmp_path / "my_lab/sim.py").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        return tmp_path
+
+    yield make
+    forget_my_lab()
+
+
 def run_script(
     *words: str, cwd: Path = ROOT, timeout: int = 300, env: dict | None = None
 ) -> subprocess.CompletedProcess:
@@ -120,7 +141,6 @@ def run_script(
 @pytest.fixture
 def run_here(capfd, monkeypatch):
     """`run_script` without a process of its own, which would import torch anew: 5 s for a mistake that takes none."""
-    before = set(sys.modules)
 
     def run(script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
         monkeypatch.chdir(cwd)
@@ -132,7 +152,4 @@ def run_here(capfd, monkeypatch):
         return subprocess.CompletedProcess([script, *words], ended.value.code, *capfd.readouterr())
 
     yield run
-    # the next test's my_lab is another one
-    for name in set(sys.modules) - before:
-        if name.split(".")[0] == "my_lab":
-            del sys.modules[name]
+    forget_my_lab()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import ROOT, SMALL_WORDS
+from conftest import ROOT, SMALL_WORDS, forget_my_lab
 
 SIMULATOR = '''
 import numpy as np
@@ -435,9 +435,7 @@ def run(
         sys.argv, sys.path = before[1], before[2]
         os.environ.clear()
         os.environ.update(before[3])
-        # another test's my_lab is another one
-        for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
-            del sys.modules[name]
+        forget_my_lab()
 
 
 def _too_long(*_: object) -> None:

@@ -31,11 +31,11 @@ from test_formats import (
 import ppt_kit as ppt
 from ppt_kit.cameras import intrinsics_from_fovy
 from ppt_kit.data.convert import to_zarr
-from ppt_kit.data.disk.lfs import is_lfs_pointer, lfs_line
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.formats.replay_buffer.writer import WRITTEN_BY, ZarrWriter
 from ppt_kit.data.normalizer import check_stats, fit_normalizer
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import is_lfs_pointer, lfs_line
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
 

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from conftest import SMALL_WORDS
 from ppt_kit.checkpoint import load_model, load_policy, resume_files, save_model
 from ppt_kit.config import load_config
 from ppt_kit.errors import UserError
-from ppt_kit.files import write_text
+from ppt_kit.files import write_text, write_whole
 from ppt_kit.jobs.record import read_record
 from ppt_kit.tracking import read_metrics
 from ppt_kit.train.trainer import UnifiedTrainer
@@ -177,6 +178,23 @@ def test_half_written_files_of_killed_saves_go_with_the_next_one(tmp_path):
         file.write_text("half")
     write_text(tmp_path / "config.yaml", "seed: 1\n")
     assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "config.yaml"])
+
+
+def test_what_another_thread_is_writing_is_no_leftover(tmp_path):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slowly(beside):
+        beside.write_text("whole")
+        begun.set()
+        assert may_end.wait(30)
+
+    thread = threading.Thread(target=write_whole, args=(tmp_path / "model.pth", slowly))
+    thread.start()
+    assert begun.wait(30)
+    write_text(tmp_path / "config.yaml", "seed: 1\n")
+    may_end.set()
+    thread.join()
+    assert (tmp_path / "model.pth").read_text() == "whole"
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}", '{"pid": 1}', "\udcff"])

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, forget_my_lab
 
 from ppt_kit.data.formats import find_domain, name_of, open_store
 from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
@@ -54,8 +54,7 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.path[:] = before
-    for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
-        del sys.modules[name]
+    forget_my_lab()
 
 
 def table_row(row):

@@ -131,6 +131,13 @@ class Made:
         self.features["note"] = {"dtype": "string", "shape": [1], "names": None}
         self._write(episodes_a_file)
 
+    def copied(self, path: Path) -> Made:
+        """The same dataset at another place, to be damaged."""
+        shutil.copytree(self.path, path)
+        copy = object.__new__(Made)
+        copy.__dict__.update(self.__dict__, path=path)
+        return copy
+
     def column(self, name: str, rows: slice) -> pa.Array:
         values = self.values[name][rows]
         if values.ndim == 2 and values.shape[1] == 1:
@@ -241,10 +248,7 @@ def made(request, tmp_path_factory) -> Made:
 @pytest.fixture
 def broken(made, tmp_path) -> Made:
     """A copy to damage."""
-    shutil.copytree(made.path, tmp_path / "broken")
-    copy = object.__new__(Made)
-    copy.__dict__.update(made.__dict__, path=tmp_path / "broken")
-    return copy
+    return made.copied(tmp_path / "broken")
 
 
 def edges_and_random(ends, seed=0) -> np.ndarray:

@@ -37,10 +37,7 @@ def whole(request, tmp_path_factory) -> Made:
 @pytest.fixture
 def made(whole, tmp_path) -> Made:
     """A copy to damage."""
-    shutil.copytree(whole.path, tmp_path / "set")
-    copy = object.__new__(Made)
-    copy.__dict__.update(whole.__dict__, path=tmp_path / "set")
-    return copy
+    return whole.copied(tmp_path / "set")
 
 
 def one_line(caught) -> str:

@@ -73,15 +73,9 @@ NUMBER = 3
 
 
 @pytest.fixture
-def beside(tmp_path, monkeypatch):
+def beside(lab_with):
     """A folder to work in that holds my_lab/sim.py; forgotten afterwards, so that the next test's is another one."""
-    (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab/sim.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
-        del sys.modules[name]
+    return lab_with(MINE)
 
 
 def test_a_simulator_of_ones_own_is_collected(beside):

@@ -16,7 +16,7 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT, SMALL_WORDS, latest, run_script
+from conftest import ROOT, SMALL_WORDS, forget_my_lab, latest, run_script
 from omegaconf import OmegaConf
 
 import ppt_kit as ppt
@@ -72,15 +72,9 @@ WHAT = ("simulator=my_lab.sim:Line", "task=line", "episodes=8", "dataset_path=da
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
+def lab(lab_with):
     """A folder to work in that holds my_lab/sim.py."""
-    (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab/sim.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
-        del sys.modules[name]
+    return lab_with(MINE)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +100,7 @@ def model(tmp_path_factory):
         (folder / "run").mkdir()
         save_model(folder / "run", content, epoch=None, keep_last=0)
         sys.path[:] = before
-    for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
-        del sys.modules[name]
+    forget_my_lab()
     return folder / "run/model.pth"
 
 

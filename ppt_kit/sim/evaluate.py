@@ -240,14 +240,13 @@ def _choose_domain(policy: PPTPolicy, options: EvaluateOptions) -> str:
 
 def _check_kinds(options: EvaluateOptions) -> None:
     """What the schema checks of words, of a notebook's arguments."""
-    least = {"episodes": 1, "seed": 0, "max_steps": 1, "execute_steps": 1, "videos": 0, "n_procs": 1}
-    for name, low in least.items():
-        value = getattr(options, name)
+    for name in ("episodes", "seed", "max_steps", "execute_steps", "videos", "n_procs"):
+        value, takes = getattr(options, name), leaves_of(EvaluateConfig)[name][1].metadata
         if name == "max_steps" and value is None:
             continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-            raise UserError(f"{name}={value!r}: takes a whole number, at least {low}.")
-        check_value(name, int(value), leaves_of(EvaluateConfig)[name][1].metadata)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < takes["low"]:
+            raise UserError(f"{name}={value!r}: takes a whole number, at least {takes['low']}.")
+        check_value(name, int(value), takes)
     for name in ("task", "domain"):
         value = getattr(options, name)
         if value is not None and not isinstance(value, str):

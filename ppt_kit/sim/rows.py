@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ppt_kit.errors import UserError
-from ppt_kit.files import write_whole
+from ppt_kit.files import append_whole, json_row, write_whole
 from ppt_kit.models.policy import PPTPolicy
 
 # what rows must share to be of one evaluation, beside the path of the checkpoint
@@ -47,7 +47,7 @@ class RowFile:
                 return done
             kept, before = [], self.path.read_bytes()
             for line in before.splitlines(keepends=True):
-                row = _row(line)
+                row = json_row(line)
                 if row is not None and line.endswith(b"\n") and self._is_ours(row, seeds):
                     seed = row["seed"]
                     if row["error"] is not None or seed in done or (seed in film and not _is_there(row.get("video"))):
@@ -71,11 +71,7 @@ class RowFile:
         with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.path.parent):
-                file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-                try:
-                    _append(file, line)
-                finally:
-                    os.close(file)
+                append_whole(self.path, line)
 
     def _is_ours(self, row: dict, seeds: Sequence[int]) -> bool:
         checkpoint, seed = row.get("checkpoint"), row.get("seed")
@@ -117,29 +113,6 @@ def weights_id(policy: PPTPolicy, domain: str) -> str:
 def short_id(described: Mapping[str, Any]) -> str:
     """Eight hex digits of a mapping of plain values."""
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _append(file: int, line: bytes) -> None:
-    before = os.fstat(file).st_size
-    try:
-        # in one call: no signal, and no other process, comes between its parts
-        written = os.write(file, line)
-        # a disk that is about to be full takes a part, and says why with the next
-        while written < len(line):
-            written += os.write(file, line[written:])
-        os.fsync(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file, before)
-        raise
-
-
-def _row(line: bytes) -> dict | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _is_there(video: Any) -> bool:

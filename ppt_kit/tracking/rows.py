@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ppt_kit.files import write_text
+from ppt_kit.files import json_row, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -39,20 +39,11 @@ def read_metrics(run_dir: str | Path, kind: str | None = None) -> pd.DataFrame:
 def read_rows(path: Path) -> list[dict]:
     """The JSON lines of a file; a last line that is only half written is left out, others are said to be."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = [_row(line) for line in lines]
+    rows = [json_row(line) for line in lines]
     broken = [number for number, row in enumerate(rows, 1) if row is None and lines[number - 1].strip()]
     if broken and broken != [len(lines)]:
         log.warning("%s: %d of %d lines are no rows, the first is line %d", path, len(broken), len(lines), broken[0])
     return [row for row in rows if row is not None]
-
-
-def _row(line: str) -> dict | None:
-    try:
-        row = json.loads(line)
-    # numbers of thousands of digits, brackets in brackets in brackets
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def drop_later_rows(path: Path, step: int) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from av.codec.context import Flags
 from av.video.reformatter import VideoReformatter
 
-from ppt_kit.data.disk.lfs import is_lfs_pointer, lfs_line
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import is_lfs_pointer, lfs_line
 
 # what one run of frames holds at most
 RUN_BYTES = 32 << 20

@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 
 from ppt_kit.data.disk.cache import CacheFolder, RowCache, default_cache_dir
-from ppt_kit.data.disk.lfs import refuse_lfs_pointer
 from ppt_kit.data.formats.contract import Format, as_format, check_store, state_of_format
 from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import DecodedColumn, EpisodeStore, decoded_part
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import refuse_lfs_pointer
 from ppt_kit.parts import find_part
 
 log = logging.getLogger(__name__)

@@ -23,10 +23,10 @@ import numpy as np
 
 from ppt_kit.cameras import Camera
 from ppt_kit.data.calibration import checked_camera
-from ppt_kit.data.disk.lfs import refuse_lfs_pointer
 from ppt_kit.data.formats.hdf5 import Episodes, is_hdf5, numbered, open_file, reading, warn_of_unnumbered
 from ppt_kit.data.store import Column, EpisodeStore
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import refuse_lfs_pointer
 
 NAME = "ManiSkill h5"
 LOOKED_FOR = "traj_<number> in a file"

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ppt_kit.data.disk.lfs import refuse_lfs_pointer
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import refuse_lfs_pointer
 
 AGAIN = "Copy it again, or write it anew with LeRobot's own scripts"
 # columns of tasks.parquet that the sentences may be: pandas calls an index without a name so

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ppt_kit.data.disk.lfs import is_lfs_pointer
 from ppt_kit.data.formats.lerobot.episodes import Episodes, episodes_v2, episodes_v3
 from ppt_kit.data.formats.lerobot.frames import frames_of
 from ppt_kit.data.formats.lerobot.info import details_of, labels_of, picture_size, read_info, split_of, why_not
@@ -21,6 +20,7 @@ from ppt_kit.data.formats.lerobot.rows import Rows, numbers, pictures
 from ppt_kit.data.formats.lerobot.whole import whole_episodes
 from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore
+from ppt_kit.lfs import is_lfs_pointer
 
 NAME = "LeRobot dataset"
 LOOKED_FOR = "meta/info.json with a codebase_version or beside data/"

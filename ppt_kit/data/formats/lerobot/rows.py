@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ppt_kit.data.disk.lfs import refuse_lfs_pointer
 from ppt_kit.data.disk.video import RUN_BYTES, runs_of
 from ppt_kit.data.formats.lerobot.cells import to_numpy
 from ppt_kit.data.formats.lerobot.counted import check_rows
@@ -19,6 +18,7 @@ from ppt_kit.data.formats.lerobot.episodes import Episodes
 from ppt_kit.data.formats.lerobot.features import COUNTED
 from ppt_kit.data.formats.lerobot.listed import AGAIN, short
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import refuse_lfs_pointer
 
 Decode = Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
 

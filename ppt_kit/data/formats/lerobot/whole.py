@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ppt_kit.data.disk.lfs import LARGEST, is_lfs_pointer
 from ppt_kit.data.disk.video import ends_inside
 from ppt_kit.data.formats.lerobot.episodes import Episodes
 from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import EpisodeStore
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import LARGEST, is_lfs_pointer
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ppt_kit.data.disk.lfs import refuse_lfs_pointer
 from ppt_kit.data.disk.rows import PlainRows, Segment
 from ppt_kit.data.formats.replay_buffer.writer import CHUNK_BYTES, WRITTEN_BY
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import refuse_lfs_pointer
 
 log = logging.getLogger(__name__)
 

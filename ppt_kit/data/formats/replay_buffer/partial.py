@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ppt_kit.errors import UserError
-from ppt_kit.files import write_text
+from ppt_kit.files import append_whole, json_row, write_text
 
 log = logging.getLogger(__name__)
 
@@ -99,15 +99,7 @@ class Partial:
             "constants": {name: _packed(value) for name, value in episode.constants.items()},
             "kinds": {name: [list(shape), dtype.str] for name, (shape, dtype) in kinds.items()},
         }
-        file = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            text = (json.dumps(line) + "\n").encode()
-            # what a full disk took of it has no end, and is no line
-            while text:
-                text = text[os.write(file, text) :]
-            os.fsync(file)
-        finally:
-            os.close(file)
+        append_whole(self._log, (json.dumps(line) + "\n").encode())
         self.episodes.append(episode)
 
     def close(self, *, keep: bool) -> None:
@@ -201,11 +193,8 @@ def _lines(path: Path) -> list[dict]:
     """What was committed, in order; behind a line that is not whole nothing counts."""
     found: list[dict] = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n") or not isinstance(row, dict) or not {"rows", "meta", "kinds"} <= set(row):
+        row = json_row(line)
+        if row is None or not line.endswith(b"\n") or not {"rows", "meta", "kinds"} <= set(row):
             break
         found.append(row)
     return found
@@ -226,9 +215,8 @@ def _packed(value: Any) -> list:
 
 
 def _read_json(path: Path) -> dict | None:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else None
+    with contextlib.suppress(OSError):
+        return json_row(path.read_bytes())
     return None
 
 

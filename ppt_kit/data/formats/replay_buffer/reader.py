@@ -23,7 +23,6 @@ from zarr.storage import ZipStore
 
 from ppt_kit.cameras import Camera
 from ppt_kit.data.calibration import checked_camera
-from ppt_kit.data.disk.lfs import refuse_lfs_pointer
 from ppt_kit.data.formats.replay_buffer.chunks import (
     Chunks,
     member_sizes,
@@ -34,6 +33,7 @@ from ppt_kit.data.formats.replay_buffer.chunks import (
 from ppt_kit.data.formats.replay_buffer.writer import WRITTEN_BY
 from ppt_kit.data.store import Column, DecodedColumn, EpisodeStore, PlainColumn, picture_column
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import refuse_lfs_pointer
 
 NAME = "zarr replay buffer"
 LOOKED_FOR = "data/ and meta/episode_ends in a folder or .zip"

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ppt_kit.data.disk.lfs import refuse_lfs_pointer
 from ppt_kit.data.formats.rlds import tfrecord
 from ppt_kit.errors import UserError
+from ppt_kit.lfs import refuse_lfs_pointer
 
 log = logging.getLogger(__name__)
 
