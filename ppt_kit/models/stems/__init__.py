@@ -1,0 +1,10 @@
+"""Stems by name; each is imported when a policy has it."""
+
+from ppt_kit.models.stems.stem import Stem
+
+STEMS: dict[str, str] = {
+    "mlp": "ppt_kit.models.stems.state:StateStem",
+    "points": "ppt_kit.models.stems.cloud:CloudStem",
+}
+
+__all__ = ["STEMS", "Stem"]
