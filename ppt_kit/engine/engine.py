@@ -49,6 +49,10 @@ class Engine:
             sum(p.numel() for p in some) for some in (policy.parameters(), trained)
         )
         optimizer = _adamw(trained, cfg, fused=world.device.type == "cuda" and not offloads(settings))
+        for part in policy.modules():
+            # ZeRO-3 brings all of its weights at once, and leaves what happens inside alone
+            if getattr(part, "gathered_whole", False):
+                import_deepspeed().utils.set_z3_leaf_module(part, True)
         with quiet():
             self._deepspeed, *_ = import_deepspeed().initialize(
                 model=policy, optimizer=optimizer, model_parameters=trained, config=settings
