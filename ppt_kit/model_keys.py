@@ -17,14 +17,18 @@ class HeadConfig:
 @dataclass
 class StemConfig:
     kind: str | None = key(None, "what makes tokens of it, module:Class of yours; null = the policy does not see it")
-    num_latents: int = key(8, "latent tokens that a window's readings become", low=1, high=4096)
+    num_latents: int | None = key(
+        8, "tokens that a window's readings become; null = the stem's local tokens, passed through", low=1, high=4096
+    )
     options: Any = key({}, "keyword arguments of the stem")
 
 
 @dataclass
 class StateStemConfig(StemConfig):
     kind: str | None = key("mlp", "what makes tokens of the state: mlp, or module:Class of yours; null = not seen")
-    num_latents: int = key(4, "latent tokens that a window's states become", low=1, high=4096)
+    num_latents: int | None = key(
+        4, "tokens that a window's states become; null = one a frame, passed through", low=1, high=4096
+    )
 
 
 @dataclass

@@ -175,7 +175,7 @@ class PPTPolicy(nn.Module):
     # ---------------------------------------------------------------- parts
 
     def _sizes(
-        self, options: PolicyConfig, spec: Spec, name: str, *, modality: str = "", num_latents: int = 0
+        self, options: PolicyConfig, spec: Spec, name: str, *, modality: str = "", num_latents: int | None = 0
     ) -> Sizes:
         return Sizes(
             width=options.width, num_heads=options.num_heads, dropout=options.dropout, horizon=self.horizon, spec=spec,
