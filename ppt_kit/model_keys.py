@@ -33,7 +33,10 @@ class StateStemConfig(StemConfig):
 
 @dataclass
 class CloudStemConfig(StemConfig):
-    kind: str | None = key("points", "what makes tokens of clouds: points, or module:Class of yours; null = not seen")
+    kind: str | None = key(
+        "points",
+        "what makes tokens of clouds: points, dp3, patches, pointnext, or module:Class of yours; null = not seen",
+    )
 
 
 @dataclass
