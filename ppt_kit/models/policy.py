@@ -12,7 +12,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ppt_kit.errors import UserError
 from ppt_kit.horizon import Horizon
+from ppt_kit.model_keys import can_see
 from ppt_kit.models.affine import Affine
 from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen, with_every_camera
 from ppt_kit.models.heads import HEADS, Given, Head
@@ -40,7 +42,7 @@ class PPTPolicy(nn.Module):
         card: what a checkpoint says of itself; empty for a policy that was not loaded.
         modalities: those it sees, of spec.MODALITIES.
     Raises:
-        UserError: a part that the options name cannot be found or made.
+        UserError: a part that the options name cannot be found or made, or a domain lacks a modality that they name.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class PPTPolicy(nn.Module):
         super().__init__()
         options = options or PolicyConfig()
         self.card: dict[str, Any] = {}
-        self.horizon, self.modalities = horizon or Horizon(), modalities_of(options)
+        self.horizon, self.modalities = horizon or Horizon(), modalities_of(options, specs)
         self.specs = {name: spec.only(self.modalities) for name, spec in specs.items()}
         self.domains, keys = list(specs), [module_key(name) for name in specs]
         dims = list(self.specs.values())
@@ -290,9 +292,21 @@ class PPTPolicy(nn.Module):
                     raise ValueError(f"obs.{name} {tuple(value.shape)}: axis 1 must be observation_horizon={frames}")
 
 
-def modalities_of(options: PolicyConfig) -> list[str]:
-    """What a policy with these options sees: the modalities that have a stem."""
-    return [name for name in MODALITIES if getattr(options.stems, name).kind]
+def modalities_of(options: PolicyConfig, specs: Mapping[str, Spec]) -> list[str]:
+    """What a policy with these options sees of domains of these sizes.
+
+    Raises:
+        UserError: a domain lacks one that the options name.
+    """
+    has = {name: spec.modalities for name, spec in specs.items()}
+    for modality in options.modalities or ():
+        without = next((name for name in has if modality not in has[name]), None)
+        if without is not None:
+            raise UserError(
+                f"policy.modalities names {modality}, and domain {without} has {', '.join(has[without])} only. "
+                f"Type policy.modalities=[{','.join(name for name in MODALITIES if name in has[without])}]."
+            )
+    return [name for name in can_see(options) if all(name in seen for seen in has.values())]
 
 
 def build_policy(cfg: Config, specs: Mapping[str, Spec]) -> PPTPolicy:

@@ -4,6 +4,7 @@ from ppt_kit.models.stems.stem import Stem
 
 STEMS: dict[str, str] = {
     "mlp": "ppt_kit.models.stems.state:StateStem",
+    "cnn": "ppt_kit.models.stems.image:CnnStem",
     "points": "ppt_kit.models.stems.cloud:CloudStem",
 }
 
