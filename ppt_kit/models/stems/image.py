@@ -60,7 +60,6 @@ class CnnStem(Stem):
         self,
         readings: Mapping[str, torch.Tensor],
         seeds: torch.Tensor,
-        *,
         missing: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """`missing`: camera -> (B,) bool, true where the camera gave nothing."""
