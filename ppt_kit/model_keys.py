@@ -90,6 +90,24 @@ class PolicyConfig:
         "what the policy sees, of state, pointcloud, rgb, depth and language; null = what every domain has, less the "
         "kinds of policy.stems that are null",
     )
+    share: str = key(
+        "trunk",
+        "what domains share: none, the trunk, or all: stems and head too, the widest state and action padded",
+        choices=("none", "trunk", "all"),
+    )
+    no_trunk: bool = key(False, "the stems' tokens go to pooling and head as they are")
+    pooling: str = key(
+        "none",
+        "tokens behind the trunk: all; their mean or max; all concatenated and projected to one; each modality's mean",
+        choices=("none", "mean", "max", "concat", "modal_mean"),
+    )
+    position_embedding: bool = key(False, "add a learned vector to each token before the trunk")
+    modality_dropout: float = key(
+        0.0,
+        "share of the windows in which each modality, or camera, is left out in training: act() does without it then",
+        low=0,
+        high=0.9,
+    )
     head: HeadConfig = field(default_factory=HeadConfig)
     stems: StemsConfig = field(default_factory=StemsConfig)
     encoders: EncodersConfig = field(default_factory=EncodersConfig)

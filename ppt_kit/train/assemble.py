@@ -195,7 +195,8 @@ def new_policy(sources: Sources, stats: dict) -> PPTPolicy:
         torch.manual_seed(cfg.seed)
         policy = build_policy(cfg, sources.train_set.specs)
     policy.set_normalizer(stats)
-    policy.trunk.recompute = cfg.activation_checkpointing
+    for _, trunk in policy.all_trunks():
+        trunk.recompute = cfg.activation_checkpointing
     # taken out: a run must not hold another run's weights while it trains
     weights, sources.pretrained = sources.pretrained, None
     if weights is not None:
