@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
+from ppt_kit.errors import UserError
 from ppt_kit.keys import key
+from ppt_kit.spec import MODALITIES
+
+# of each modality the stems that there are, in words
+KINDS = {
+    "state": "mlp", "pointcloud": "points", "rgb": "cnn or patches", "depth": "cnn or patches", "language": "sentence",
+}  # fmt: skip
 
 
 @dataclass
@@ -40,11 +48,20 @@ class CloudStemConfig(StemConfig):
 
 
 @dataclass
+class PictureStemConfig(StemConfig):
+    kind: str | None = key(
+        "cnn",
+        "what makes tokens of pictures: cnn; patches = the feature map of an encoder; or module:Class of yours; "
+        "null = not seen",
+    )
+
+
+@dataclass
 class StemsConfig:
     state: StateStemConfig = field(default_factory=StateStemConfig)
     pointcloud: CloudStemConfig = field(default_factory=CloudStemConfig)
-    rgb: StemConfig = field(default_factory=StemConfig)
-    depth: StemConfig = field(default_factory=StemConfig)
+    rgb: PictureStemConfig = field(default_factory=PictureStemConfig)
+    depth: PictureStemConfig = field(default_factory=PictureStemConfig)
     language: StemConfig = field(default_factory=StemConfig)
 
 
@@ -71,6 +88,63 @@ class PolicyConfig:
     depth: int = key(5, "transformer blocks in the trunk", low=1, high=1000)
     num_heads: int = key(8, "attention heads", low=1, high=1024)
     dropout: float = key(0.0, "dropout in trunk and head", low=0, high=0.9)
+    modalities: list[str] | None = key(
+        None,
+        "what the policy sees, of state, pointcloud, rgb, depth and language; null = what every domain has, less the "
+        "kinds of policy.stems that are null",
+    )
+    share: str = key(
+        "trunk",
+        "what domains share: none, the trunk, or all: stems and head too, the widest state and action padded",
+        choices=("none", "trunk", "all"),
+    )
+    no_trunk: bool = key(False, "the stems' tokens go to pooling and head as they are")
+    pooling: str = key(
+        "none",
+        "tokens behind the trunk: all; their mean or max; all concatenated and projected to one; each modality's mean",
+        choices=("none", "mean", "max", "concat", "modal_mean"),
+    )
+    position_embedding: bool = key(False, "add a learned vector to each token before the trunk")
+    modality_dropout: float = key(
+        0.0,
+        "share of the windows in which each modality, or camera, is left out in training: act() does without it then",
+        low=0,
+        high=0.9,
+    )
     head: HeadConfig = field(default_factory=HeadConfig)
     stems: StemsConfig = field(default_factory=StemsConfig)
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
+
+
+def can_see(policy: PolicyConfig) -> list[str]:
+    """The modalities that a policy with these options sees where the data has them, in the order of MODALITIES."""
+    asked = MODALITIES if policy.modalities is None else policy.modalities
+    return [name for name in MODALITIES if name in asked and getattr(policy.stems, name).kind]
+
+
+def check_modalities(policy: Any) -> None:
+    """Refuses a policy that sees nothing, or is to see what nothing makes tokens of.
+
+    Args:
+        policy: a PolicyConfig, or its part of a configuration.
+    Raises:
+        UserError: says which kinds of stem there are.
+    """
+    if not any(getattr(policy.stems, name).kind for name in MODALITIES):
+        raise UserError(
+            "policy.stems: every kind is null, so the policy sees nothing. Set one, e.g. policy.stems.state.kind=mlp."
+        )
+    if policy.modalities is None:
+        return
+    if not policy.modalities:
+        raise UserError("policy.modalities=[]: the policy would see nothing. Name some, or set null for all there are.")
+    for name in policy.modalities:
+        if name not in MODALITIES:
+            near = difflib.get_close_matches(name, MODALITIES, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"policy.modalities names {name[:80]}: takes {', '.join(MODALITIES)}.{hint}")
+        if not getattr(policy.stems, name).kind:
+            raise UserError(
+                f"policy.modalities names {name}, but policy.stems.{name}.kind=null: nothing would make tokens of it. "
+                f"Set policy.stems.{name}.kind to {KINDS[name]}, or module:Class of yours."
+            )

@@ -20,6 +20,7 @@ def load_trunk(policy: PPTPolicy, weights: Mapping[str, torch.Tensor], *, freeze
     Raises:
         ValueError: the trunks differ; the first difference is named.
     """
+    assert policy.trunk is not None
     mine = policy.trunk.state_dict()
     theirs = {name.removeprefix("trunk."): value for name, value in weights.items() if name.startswith("trunk.")}
     for name in sorted(mine.keys() | theirs.keys()):
@@ -31,5 +32,5 @@ def load_trunk(policy: PPTPolicy, weights: Mapping[str, torch.Tensor], *, freeze
             )
     policy.trunk.load_state_dict(theirs)
     if freeze:
-        policy.trunk.requires_grad_(False)
+        policy.freeze("trunk")
     return len(theirs)

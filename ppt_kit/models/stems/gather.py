@@ -83,9 +83,9 @@ class Latents(nn.Module):
         return queries + self.attention(queries, self.norm(tokens), mask=mask).masked_fill(nothing, 0.0)
 
 
-def waves(places: torch.Tensor) -> torch.Tensor:
-    """(..., D) float32 -> (..., 2 * D * NUM_OCTAVES) float32: sines, then cosines, of wavelengths 2, 1, … 1/8."""
+def waves(places: torch.Tensor, *, octaves: int = NUM_OCTAVES) -> torch.Tensor:
+    """(..., D) float32 -> (..., 2 * D * octaves) float32: sines, then cosines, of wavelengths 2, 1, … (1/8 of five)."""
     # made here, in float32: a buffer would be cast with the weights, and training and use would differ
-    octaves = math.pi * 2.0 ** torch.arange(NUM_OCTAVES, device=places.device)
-    angles = (places[..., None] * octaves).flatten(-2)
+    rates = math.pi * 2.0 ** torch.arange(octaves, device=places.device)
+    angles = (places[..., None] * rates).flatten(-2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
