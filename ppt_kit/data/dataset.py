@@ -34,7 +34,7 @@ from omegaconf import DictConfig
 
 from ppt_kit.checks import domain_names
 from ppt_kit.config import typed
-from ppt_kit.data.compatible import compatible_domains
+from ppt_kit.data.compatible import compatible_domains, shared_modalities
 from ppt_kit.data.formats import find_domain, name_of, open_store
 from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import EpisodeStore, check_finite
@@ -42,6 +42,7 @@ from ppt_kit.data.windows import Rows, split_episodes, windows_of
 from ppt_kit.errors import UserError
 from ppt_kit.horizon import Horizon
 from ppt_kit.schema import Config, DatasetConfig
+from ppt_kit.spec import MODALITIES
 
 KINDS = ("state", "action")
 # options of open_dataset that are not keys of `dataset`
@@ -262,13 +263,14 @@ def open_dataset(path: str | Path | Mapping[str, str | Path], **options: Any) ->
 
 
 def load_dataset(
-    cfg: DictConfig | Config, *, split: str = "train", modalities: Sequence[str] | None = None
+    cfg: DictConfig | Config, *, split: str = "train", modalities: Sequence[str] | None = None, shared: bool = False
 ) -> MultiTrajDataset:
     """The dataset a configuration names.
 
     Args:
         split: "train" or "val".
         modalities: what to read; None = everything that is there.
+        shared: of `modalities` those that every domain has; otherwise one that a domain lacks is refused.
     Raises:
         UserError: no such domain, or see MultiTrajDataset.
     """
@@ -278,6 +280,8 @@ def load_dataset(
         for name in domain_names(options.domains)
     }
     stores = open_stores(paths, options.dataset, modalities=modalities)
+    if shared:
+        modalities = shared_modalities(stores, options.dataset, among=modalities or MODALITIES)
     return MultiTrajDataset(
         stores, options.dataset, split=split, seed=options.seed, modalities=modalities, on_nan=options.train.on_nan
     )

@@ -39,7 +39,7 @@ class Backbone(nn.Module):
 
     def __init__(self, specs: Mapping[str, Spec], options: PolicyConfig, horizon: Horizon):
         super().__init__()
-        self.options, self.horizon, self.modalities = options, horizon, modalities_of(options)
+        self.options, self.horizon, self.modalities = options, horizon, modalities_of(options, specs)
         self.frozen_parts: tuple[str, ...] = ()
         self.specs = {name: spec.only(self.modalities) for name, spec in specs.items()}
         self.domains, self.groups = list(specs), groups_of(self.specs, options.share)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from ppt_kit.errors import UserError
 from ppt_kit.horizon import Horizon
-from ppt_kit.model_keys import PolicyConfig
+from ppt_kit.model_keys import PolicyConfig, can_see
 from ppt_kit.models.domains import Group
 from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen
 from ppt_kit.models.heads import HEADS, Head
@@ -63,7 +63,7 @@ class Maker:
             made[name] = Frozen(encoder) if asked.frozen else encoder
         return made
 
-    def _sizes(self, spec: Spec, name: str, *, modality: str = "", num_latents: int = 0) -> Sizes:
+    def _sizes(self, spec: Spec, name: str, *, modality: str = "", num_latents: int | None = 0) -> Sizes:
         options = self.options
         return Sizes(
             width=options.width, num_heads=options.num_heads, dropout=options.dropout, horizon=self.horizon, spec=spec,
@@ -71,9 +71,21 @@ class Maker:
         )  # fmt: skip
 
 
-def modalities_of(options: PolicyConfig) -> list[str]:
-    """What a policy with these options sees: the modalities that have a stem."""
-    return [name for name in MODALITIES if getattr(options.stems, name).kind]
+def modalities_of(options: PolicyConfig, specs: Mapping[str, Spec]) -> list[str]:
+    """What a policy with these options sees of domains of these sizes.
+
+    Raises:
+        UserError: a domain lacks one that the options name.
+    """
+    has = {name: spec.modalities for name, spec in specs.items()}
+    for modality in options.modalities or ():
+        without = next((name for name in has if modality not in has[name]), None)
+        if without is not None:
+            raise UserError(
+                f"policy.modalities names {modality}, and domain {without} has {', '.join(has[without])} only. "
+                f"Type policy.modalities=[{','.join(name for name in MODALITIES if name in has[without])}]."
+            )
+    return [name for name in can_see(options) if all(name in seen for seen in has.values())]
 
 
 def check_shared(head: Head, stems: nn.ModuleDict, specs: dict[str, Spec]) -> None:

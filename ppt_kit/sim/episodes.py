@@ -16,7 +16,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
 from ppt_kit.models.chunks import ChunkExecutor
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.sim.env import SimEnv, close_env, copied, in_words, make_env, told
+from ppt_kit.sim.env import SimEnv, close_env, copied, in_words, make_env, show_only, told
 from ppt_kit.sim.rollout import VIDEO_SIZE, Episode, rollout
 from ppt_kit.sim.watch import write_video
 from ppt_kit.sim.workers import Died, Work, work_in_processes
@@ -41,13 +41,15 @@ class EpisodePlan:
     video_dir: Path | None = None
     stem: str = "eval"
 
-    def open_env(self) -> SimEnv:
-        """The environment.
+    def open_env(self, policy: PPTPolicy) -> SimEnv:
+        """The environment; it renders no more than the policy sees.
 
         Raises:
             UserError: see `make_env`.
         """
-        return make_env(self.env, uses=["evaluating", *(["filming"] if self.film else [])])
+        env = make_env(self.env, uses=["evaluating", *(["filming"] if self.film else [])])
+        show_only(env, View.from_plain(policy.card["views"][self.domain]).needs())
+        return env
 
     def executor(self, policy: PPTPolicy) -> ChunkExecutor:
         """What cuts the policy's chunks into actions.
@@ -69,7 +71,7 @@ def open_checked(policy: PPTPolicy, plan: EpisodePlan, *, seed: int) -> SimEnv:
     Raises:
         UserError: it cannot be built, does not begin, or does not show what the policy sees.
     """
-    env = plan.open_env()
+    env = plan.open_env(policy)
     try:
         _check_seen(policy, env, plan, seed=seed)
         return env
@@ -119,7 +121,7 @@ def run_one(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seed: int) -> dic
 
 def _begin(policy: PPTPolicy, plan: EpisodePlan) -> Work:
     """In a worker process."""
-    env = plan.open_env()
+    env = plan.open_env(policy)
     return partial(run_one, policy, env, plan), partial(close_env, env)
 
 

@@ -20,7 +20,8 @@ from ppt_kit.data.normalizer import check_same_source, check_stats, fit_normaliz
 from ppt_kit.engine import Engine, World, check_settings
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
-from ppt_kit.models.policy import PPTPolicy, build_policy, modalities_of
+from ppt_kit.model_keys import can_see
+from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.randomness import sample_seeds
 from ppt_kit.schema import Config
 from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, fingerprint_of, provenance
@@ -106,7 +107,7 @@ def open_sources(given: DictConfig, run_dir: Path) -> Sources:
     check_folder(cfg, run_dir)
     other, borrowed = cfg.train.pretrained_dir, cfg.normalizer.path
     models = {path: load_model(path) for path in dict.fromkeys((other, borrowed)) if path}
-    train_set = load_dataset(cfg, modalities=modalities_of(cfg.policy))
+    train_set = load_dataset(cfg, modalities=can_see(cfg.policy), shared=cfg.policy.modalities is None)
     augment = augmenter(cfg, train_set)
     validates = cfg.train.val_interval > 0 and cfg.dataset.val_ratio > 0
     return Sources(
@@ -132,7 +133,10 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
     engine = Engine(policy, cfg, world)
     left = None
     if cfg.train.resume != "never":
-        left = resume(engine, run_dir, config=config, stats=fitted, encoders=policy.encoder_fingerprints)
+        left = resume(
+            engine, run_dir, config=config, stats=fitted, encoders=policy.encoder_fingerprints,
+            modalities=policy.modalities,
+        )  # fmt: skip
     before, stats = left or (None, fitted)
     plan = batch_plan(sources, world, origin=(engine.step, *before.position) if before else (0, 0, 0))
     schedule = schedule_from(cfg, plan, step=engine.step, before=before)
