@@ -54,20 +54,37 @@ class PictureStemConfig(StemConfig):
 
 
 @dataclass
+class LanguageStemConfig(StemConfig):
+    kind: str | None = key(
+        None,
+        "what makes tokens of sentences: sentence, behind policy.encoders.language.kind=minilm; or module:Class of "
+        "yours; null = not seen",
+    )
+    num_latents: int | None = key(4, "tokens that a sentence becomes", low=1, high=4096)
+
+
+@dataclass
 class StemsConfig:
     state: StateStemConfig = field(default_factory=StateStemConfig)
     pointcloud: CloudStemConfig = field(default_factory=CloudStemConfig)
     rgb: PictureStemConfig = field(default_factory=PictureStemConfig)
     depth: PictureStemConfig = field(default_factory=PictureStemConfig)
-    language: StemConfig = field(default_factory=StemConfig)
+    language: LanguageStemConfig = field(default_factory=LanguageStemConfig)
 
 
 @dataclass
 class EncoderConfig:
     kind: str | None = key(
-        None, "backbone that all domains share, before the stems: module:Class of yours; null = none"
+        None,
+        "backbone that all domains share, before the stems: resnet18, resnet50 or dinov2 of rgb and depth, minilm of "
+        "language, or module:Class of yours; null = none",
     )
     frozen: bool = key(True, "not trained, and named in checkpoints instead of stored")
+    cache: bool = key(
+        False,
+        "rgb and depth: encode each frame once, before the first step, and keep what a frozen encoder makes of it on "
+        "the disk (float16, in dataset.cache_dir, within dataset.cache_gb)",
+    )
     options: Any = key({}, "keyword arguments of the encoder")
 
 

@@ -26,6 +26,7 @@ from ppt_kit.models.pretrained import load_trunk
 from ppt_kit.randomness import sample_seeds
 from ppt_kit.schema import Config
 from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, fingerprint_of, provenance
+from ppt_kit.train.features import check_cached, use_features
 from ppt_kit.train.progress import Progress, resume
 from ppt_kit.train.schedule import Schedule
 
@@ -106,6 +107,7 @@ def open_sources(given: DictConfig, run_dir: Path) -> Sources:
     other, borrowed = cfg.train.pretrained_dir, cfg.normalizer.path
     models = {path: load_model(path) for path in dict.fromkeys((other, borrowed)) if path}
     train_set = load_dataset(cfg, modalities=can_see(cfg.policy), shared=cfg.policy.modalities is None)
+    check_cached(cfg, train_set.modalities)
     augment = augmenter(cfg, train_set)
     validates = cfg.train.val_interval > 0 and cfg.dataset.val_ratio > 0
     return Sources(
@@ -128,6 +130,7 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
     cfg, fitted = sources.cfg, statistics(sources)
     config = cast(dict, OmegaConf.to_container(sources.given, resolve=True))
     policy = new_policy(sources, fitted)
+    use_features(policy, cfg, [each for each in (sources.train_set, sources.val_set) if each is not None], world)
     engine = Engine(policy, cfg, world)
     left = None
     if cfg.train.resume != "never":
@@ -215,6 +218,7 @@ def card_of(dataset: MultiTrajDataset, policy: PPTPolicy, *, config: dict, stats
         "views": {name: domain.view.plain() for name, domain in dataset.domains.items()},
         "sources": {name: domain.source() for name, domain in dataset.domains.items()},
         "encoders": policy.encoder_fingerprints,
+        "architectures": policy.encoder_architectures,
         "parts": policy.foreign_parts,
     }
 
