@@ -1,4 +1,4 @@
-"""Every key of `policy`: what it sees, and what it is made of."""
+"""Every key of `policy`: what it sees, what it is made of; and what it may begin with of another one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppt_kit.errors import UserError
-from ppt_kit.keys import key
+from ppt_kit.keys import key, show
 from ppt_kit.spec import MODALITIES
 
 # of each modality the stems that there are, in words
 KINDS = {
     "state": "mlp", "pointcloud": "points", "rgb": "cnn or patches", "depth": "cnn or patches", "language": "sentence",
 }  # fmt: skip
+# what can be taken of another policy
+PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
 
 
 @dataclass
@@ -162,3 +164,51 @@ def check_modalities(policy: Any) -> None:
                 f"policy.modalities names {name}, but policy.stems.{name}.kind=null: nothing would make tokens of it. "
                 f"Set policy.stems.{name}.kind to {KINDS[name]}, or module:Class of yours."
             )
+
+
+def check_policy(policy: Any) -> None:
+    """Keys of `policy` that only make sense together.
+
+    Raises:
+        UserError: the first that does not hold.
+    """
+    check_modalities(policy)
+    if policy.width % policy.num_heads:
+        raise UserError(f"policy.width={policy.width} is not a multiple of policy.num_heads={policy.num_heads}.")
+
+
+def check_pretrained(train: Any, policy: Any) -> None:
+    """Keys of `train` that say what a policy begins with of another one, and what of it stays as it is.
+
+    Raises:
+        UserError: the first that does not hold.
+    """
+    parts = list(train.pretrained_parts)
+    strange = next((part for part in parts if part not in PRETRAINED_PARTS), None)
+    if strange is not None or not parts or len(set(parts)) < len(parts):
+        raise UserError(
+            f"train.pretrained_parts={show(parts)}: takes some of {', '.join(PRETRAINED_PARTS)}, each once."
+        )
+    if not train.pretrained_dir and (parts != ["trunk"] or train.pretrained_domain is not None):
+        name = "pretrained_parts" if parts != ["trunk"] else "pretrained_domain"
+        raise UserError(
+            f"train.{name} says what to take of another run, but train.pretrained_dir is empty. Set it to a run folder."
+        )
+    for part in ("trunk", "stems"):
+        if not train[f"freeze_{part}"]:
+            continue
+        if not train.pretrained_dir:
+            raise UserError(
+                f"train.freeze_{part}=true, but train.pretrained_dir is empty: the {part} would stay random. "
+                f"Set train.pretrained_dir to a run folder, or train.freeze_{part}=false."
+            )
+        if part not in parts:
+            raise UserError(
+                f"train.freeze_{part}=true, but train.pretrained_parts={show(parts)} leaves them random. "
+                f"Set train.pretrained_parts=[{','.join([*parts, part])}]."
+            )
+    if policy.no_trunk and "trunk" in parts and train.pretrained_dir:
+        raise UserError(
+            "train.pretrained_parts has the trunk, but policy.no_trunk=true has none. "
+            "Set train.pretrained_parts=[stems], say."
+        )
