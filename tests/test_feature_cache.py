@@ -121,6 +121,7 @@ def test_what_cannot_be_kept_is_refused_and_says_which_key(seen, words, says):
         run.run()
 
 
+@pytest.mark.long
 def test_two_ranks_share_what_one_of_them_made(seen):
     from conftest import run_script
 

@@ -21,6 +21,7 @@ from ppt_kit.engine import Engine, World, check_settings
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
 from ppt_kit.model_keys import can_see
+from ppt_kit.models.describe import FEW, in_words
 from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.randomness import sample_seeds
 from ppt_kit.schema import Config
@@ -316,6 +317,9 @@ def say_start(run: Run, before: Progress | None) -> None:
         "policy %.2fM parameters, %.2fM trained; %d windows of %d episodes",
         engine.num_parameters / 1e6, engine.num_trained / 1e6, len(dataset), dataset.num_episodes,
     )  # fmt: skip
+    for name, spec in list(dataset.specs.items())[:FEW]:
+        numbers = ", ".join(f"{key} {width}" for key, width in spec.state.items())
+        log.info("%s: sees %s%s", name, in_words(spec), f" ({numbers})" if numbers else "")
     for line in run.borrowed:
         log.info("%s", line)
     still = near_constant(run.card["normalizer"], dataset.specs)
