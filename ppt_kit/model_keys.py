@@ -12,7 +12,8 @@ from ppt_kit.spec import MODALITIES
 
 # of each modality the stems that there are, in words
 KINDS = {
-    "state": "mlp", "pointcloud": "points", "rgb": "cnn or patches", "depth": "cnn or patches", "language": "sentence",
+    "state": "mlp", "pointcloud": "points, dp3, patches or pointnext", "rgb": "cnn or maps", "depth": "cnn or maps",
+    "language": "sentence",
 }  # fmt: skip
 # what can be taken of another policy
 PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
@@ -20,8 +21,12 @@ PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
 
 @dataclass
 class HeadConfig:
-    kind: str = key("regression", "what makes actions of tokens: regression, or module:Class of yours")
-    options: Any = key({}, "keyword arguments of the head; regression takes loss: l1 or mse")
+    kind: str = key(
+        "regression",
+        "what makes actions of tokens: regression, mlp, decoder, diffusion, flow, meanflow, mixture, cvae, or "
+        "module:Class of yours; policy/head=flow takes a tuned one with its options",
+    )
+    options: Any = key({}, "keyword arguments of the head; a wrong name lists those it takes")
 
 
 @dataclass
@@ -43,14 +48,17 @@ class StateStemConfig(StemConfig):
 
 @dataclass
 class CloudStemConfig(StemConfig):
-    kind: str | None = key("points", "what makes tokens of clouds: points, or module:Class of yours; null = not seen")
+    kind: str | None = key(
+        "points",
+        "what makes tokens of clouds: points, dp3, patches, pointnext, or module:Class of yours; null = not seen",
+    )
 
 
 @dataclass
 class PictureStemConfig(StemConfig):
     kind: str | None = key(
         "cnn",
-        "what makes tokens of pictures: cnn; patches = the feature map of an encoder; or module:Class of yours; "
+        "what makes tokens of pictures: cnn; maps = the feature maps of an encoder; or module:Class of yours; "
         "null = not seen",
     )
 

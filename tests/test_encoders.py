@@ -18,7 +18,7 @@ from ppt_kit.models.encoders.backbone import normalised
 from ppt_kit.models.part import Sizes
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.stems.image import CnnStem, depth_planes, grid, rgb_planes
-from ppt_kit.models.stems.patches import PatchStem
+from ppt_kit.models.stems.maps import MapStem
 from ppt_kit.spec import Spec
 
 CAMERAS = {"front": (32, 48), "wrist": (32, 32)}
@@ -48,7 +48,7 @@ def pictures(modality="rgb", *, rows=3, seed=0):
 def words_of(kind, modality="rgb", *words, **options):
     asked = {**TINY[kind], **options}
     return [
-        f"policy.encoders.{modality}.kind={kind}", f"policy.stems.{modality}.kind=patches",
+        f"policy.encoders.{modality}.kind={kind}", f"policy.stems.{modality}.kind=maps",
         *(f"policy.encoders.{modality}.options.{name}={value}" for name, value in asked.items()), *words,
     ]  # fmt: skip
 
@@ -133,12 +133,12 @@ def test_where_depth_was_not_read_there_is_nothing():
     assert np.allclose(planes[0, :, 1, 1].numpy(), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["cnn", "patches"])
+@pytest.mark.parametrize("kind", ["cnn", "maps"])
 def test_a_camera_that_failed_enters_nothing(kind):
     seeds, seen = torch.zeros(3, dtype=torch.int64), pictures()
-    if kind == "patches":
+    if kind == "maps":
         seen = {name: torch.randn(3, 2, 2, 3, 16) for name in CAMERAS}
-    stem = CnnStem(sizes_of()) if kind == "cnn" else PatchStem(sizes_of(encoded=16))
+    stem = CnnStem(sizes_of()) if kind == "cnn" else MapStem(sizes_of(encoded=16))
     gone = torch.tensor([False, True, False])
     missing = {"front": torch.zeros(3, dtype=torch.bool), "wrist": gone}
     before = stem(seen, seeds, missing)
@@ -224,7 +224,7 @@ def test_the_weights_of_a_folder_give_what_transformers_gives(tmp_path, kind):
     model, seen = save_tiny(tmp_path / "net", kind), {"front": pictures()["wrist"][:, :, :28, :28]}
     options = {"weights": str(tmp_path / "net")}
     words = [f"policy.encoders.rgb.options.{name}={value}" for name, value in options.items()]
-    policy = policy_of(f"policy.encoders.rgb.kind={kind}", "policy.stems.rgb.kind=patches", *words).train()
+    policy = policy_of(f"policy.encoders.rgb.kind={kind}", "policy.stems.rgb.kind=maps", *words).train()
     got = policy.encoders["rgb"](seen)["front"].flatten(0, 1)
     with torch.no_grad():
         want = model(normalised(seen["front"].flatten(0, 1))).last_hidden_state
@@ -248,7 +248,7 @@ def test_what_cannot_be_a_backbone_is_one_line(tmp_path, monkeypatch, words, say
     for kind in ("resnet", "dinov2"):
         save_tiny(tmp_path / kind, kind)
     filled = [word.format(resnet=tmp_path / "resnet", dinov2=tmp_path / "dinov2") for word in words]
-    fixed = ("policy.encoders.rgb.kind=dinov2", "policy.stems.rgb.kind=patches")
+    fixed = ("policy.encoders.rgb.kind=dinov2", "policy.stems.rgb.kind=maps")
     with pytest.raises(UserError, match=says) as told:
         policy_of(*fixed, *(f"policy.encoders.rgb.options.{word}" for word in filled))
     assert "\n" not in str(told.value)
@@ -257,8 +257,8 @@ def test_what_cannot_be_a_backbone_is_one_line(tmp_path, monkeypatch, words, say
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["policy.stems.rgb.kind=patches"], "reads the feature maps of an encoder. Set policy.encoders.rgb.kind=resnet18"),
-        (["policy.encoders.rgb.kind=resnet18"], "Set policy.stems.rgb.kind=patches"),
+        (["policy.stems.rgb.kind=maps"], "reads the feature maps of an encoder. Set policy.encoders.rgb.kind=resnet18"),
+        (["policy.encoders.rgb.kind=resnet18"], "Set policy.stems.rgb.kind=maps"),
         (["policy.stems.state.kind=cnn"], "makes tokens of rgb and depth"),
     ],
 )  # fmt: skip
@@ -287,7 +287,7 @@ def run_of(folder, out, *words):
 
 def test_a_checkpoint_of_a_trained_backbone_needs_no_file_of_its_weights(seen, tmp_path):
     save_tiny(tmp_path / "net", "resnet18")
-    options = ("policy.encoders.rgb.kind=resnet18", "policy.stems.rgb.kind=patches", "policy.encoders.rgb.frozen=false")
+    options = ("policy.encoders.rgb.kind=resnet18", "policy.stems.rgb.kind=maps", "policy.encoders.rgb.frozen=false")
     run = run_of(seen, tmp_path, *options, f"policy.encoders.rgb.options.weights={tmp_path / 'net'}")
     assert run.run() == 0
     obs = ppt.load_dataset(run.cfg, modalities=["state", "rgb"]).__getitems__([0, 1])["obs"]

@@ -31,7 +31,7 @@ class FeaturesBench:
 
 def features(cfg: DictConfig) -> int:
     """Prints a line a run: what comes before the first step, and the median of the epochs after it."""
-    kept = ("policy.stems.rgb.kind=patches", f"policy.encoders.rgb.kind={cfg.encoder}", "augment.shift_px=0")
+    kept = ("policy.stems.rgb.kind=maps", f"policy.encoders.rgb.kind={cfg.encoder}", "augment.shift_px=0")
     runs = {
         "states alone": ("policy.modalities=[state]",),
         # 4 of the state and 8 of the pictures: what is left is not the trunk's

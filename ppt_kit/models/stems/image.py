@@ -47,7 +47,7 @@ class CnnStem(Stem):
         if sizes.encoded:
             raise UserError(
                 f"policy.stems.{sizes.modality}.kind=cnn reads pictures, and policy.encoders.{sizes.modality} gives "
-                f"feature maps in their place. Set policy.stems.{sizes.modality}.kind=patches."
+                f"feature maps in their place. Set policy.stems.{sizes.modality}.kind=maps."
             )
         for name, size in sizes.spec.cameras(sizes.modality).items():
             if min(size) < LEAST_PIXELS:

@@ -14,17 +14,17 @@ from ppt_kit.models.stems.image import check_pictures, grid
 from ppt_kit.models.stems.stem import Stem
 
 
-class PatchStem(Stem):
+class MapStem(Stem):
     """Feature maps {camera: (B, To, h, w, c)} of an encoder of rgb or depth -> (B, num_latents, width)."""
 
     takes_missing = True
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        check_pictures(sizes, kind="patches")
+        check_pictures(sizes, kind="maps")
         if not sizes.encoded:
             raise UserError(
-                f"policy.stems.{sizes.modality}.kind=patches: it reads the feature maps of an encoder. "
+                f"policy.stems.{sizes.modality}.kind=maps: it reads the feature maps of an encoder. "
                 f"Set policy.encoders.{sizes.modality}.kind=resnet18, resnet50 or dinov2."
             )
         self.cameras = list(sizes.spec.cameras(sizes.modality))
