@@ -92,6 +92,8 @@ RENAMED = {
     "policy.cloud_latents": "policy.stems.pointcloud.num_latents",
     "policy.loss": "policy.head.options.loss",
 }
+# of them those of policies that could see nothing but states and clouds
+BEFORE_STEMS = ("policy.state_latents", "policy.cloud_latents")
 # what options of parts were by default while they were keys
 DEFAULT_OPTIONS = {"policy.head.options.loss": "l1"}
 

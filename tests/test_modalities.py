@@ -176,3 +176,71 @@ def test_a_policy_that_is_to_see_what_a_domain_lacks_is_refused():
         PPTPolicy({"a": spec}, PolicyConfig(width=32, num_heads=2, modalities=["state", "rgb"]))
     torch.manual_seed(0)
     assert PPTPolicy({"a": spec}, PolicyConfig(width=32, num_heads=2)).modalities == ["state"]
+
+
+# ------------------------------------------------------------------ the commonest dataset there is, with the fewest words
+
+
+class SpotEnv:
+    """A hand that must reach a spot which only its camera shows."""
+
+    max_steps, description = 12, "reach the spot"
+
+    def __init__(self, task):
+        self.task = task
+
+    def reset(self, seed):
+        self.hand, self.goal = np.random.default_rng(seed).uniform(-1, 1, (2, 2)).astype(np.float32)
+        return self._reading()
+
+    def step(self, action):
+        self.hand = self.hand + np.clip(action, -0.3, 0.3).astype(np.float32)
+        return self._reading(), 0.0, bool(np.abs(self.goal - self.hand).max() < 0.1)
+
+    def expert_action(self):
+        return np.clip(self.goal - self.hand, -0.3, 0.3)
+
+    def spec(self):
+        return {"simulator": "test_modalities:SpotEnv", "task": self.task}
+
+    def _reading(self):
+        image = np.full((32, 32, 3), 30, np.uint8)
+        row, column = ((self.goal + 1) * 15).astype(int)
+        image[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = (240, 60, 60)
+        return {"obs/hand": self.hand, "obs/images/front": image}
+
+
+@pytest.mark.parametrize("kind", ["zarr", "lerobot", "robomimic"])
+def test_rgb_and_state_go_from_a_file_to_a_checkpoint_and_a_rate_with_two_words(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(ROOT / "tests")
+    ppt.collect("spot", simulator="test_modalities:SpotEnv", episodes=4, dataset_path=str(tmp_path))
+    if kind == "lerobot":
+        ppt.to_lerobot(tmp_path / "spot.zarr", tmp_path / "lift", fps=10, video=False)
+    elif kind == "robomimic":
+        write_robomimic(tmp_path / "lift.hdf5", ppt.open_dataset(tmp_path / "spot.zarr"))
+    else:
+        (tmp_path / "spot.zarr").rename(tmp_path / "lift.zarr")
+    run = run_of(tmp_path, tmp_path / "out", domains="lift")
+    assert run.run() == 0
+    policy = ppt.load_policy(run.run_dir)
+    assert policy.modalities == ["state", "rgb"]
+    assert list(policy.specs["lift"].rgb.values()) == [(32, 32)]
+    assert policy.specs["lift"].state_dim == 2
+    if kind == "robomimic":
+        with pytest.raises(UserError, match="does not say which simulator"):
+            ppt.evaluate(policy, episodes=1)
+        return
+    assert [row["error"] for row in ppt.evaluate(policy, episodes=2).rows] == [None, None]
+
+
+def write_robomimic(path, demos):
+    """The same demonstrations as robomimic has them."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for number in range(demos.num_episodes):
+            episode, group = demos.episode(number), file.create_group(f"data/demo_{number}")
+            group.create_dataset("actions", data=episode["action"])
+            group.create_dataset("obs/robot0_eef_pos", data=episode["obs"]["state"])
+            group.create_dataset("obs/agentview_image", data=episode["obs"]["rgb"]["front"])
+            group.attrs["num_samples"] = len(episode["action"])
