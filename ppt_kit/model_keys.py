@@ -64,6 +64,14 @@ class PolicyConfig:
     depth: int = key(5, "transformer blocks in the trunk", low=1, high=1000)
     num_heads: int = key(8, "attention heads", low=1, high=1024)
     dropout: float = key(0.0, "dropout in trunk and head", low=0, high=0.9)
+    history: str = key(
+        "none",
+        "inpaint = chunks are given the executed actions of the frames before; needs dataset.hist_action_cond",
+        choices=("none", "inpaint"),
+    )
+    max_delay: int = key(
+        0, "longest delay of real-time chunking that training prepares for (control steps); 0 = none", low=0, high=1000
+    )
     head: HeadConfig = field(default_factory=HeadConfig)
     stems: StemsConfig = field(default_factory=StemsConfig)
     encoders: EncodersConfig = field(default_factory=EncodersConfig)

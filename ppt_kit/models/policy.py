@@ -19,7 +19,7 @@ from ppt_kit.models.heads import HEADS, Given, Head
 from ppt_kit.models.part import Sizes, build_part
 from ppt_kit.models.rows import first_row, num_rows, own_cameras, seeds_of, select, zeros_like
 from ppt_kit.models.stems import STEMS, Stem
-from ppt_kit.models.targets import filled
+from ppt_kit.models.targets import Conditioning, filled
 from ppt_kit.models.trunk import Trunk
 from ppt_kit.parts import place_of
 from ppt_kit.schema import Config, PolicyConfig
@@ -39,6 +39,7 @@ class PPTPolicy(nn.Module):
     Attributes:
         card: what a checkpoint says of itself; empty for a policy that was not loaded.
         modalities: those it sees, of spec.MODALITIES.
+        conditioning: which actions of a chunk it is given.
     Raises:
         UserError: a part that the options name cannot be found or made.
     """
@@ -64,6 +65,7 @@ class PPTPolicy(nn.Module):
             width=options.width, depth=options.depth, num_heads=options.num_heads, dropout=options.dropout
         )
         self.heads = nn.ModuleDict({key: self._head(key, spec, options) for key, spec in zip(keys, dims)})
+        self.conditioning = Conditioning.of(options, self.horizon, self.heads.values())
         self.register_load_state_dict_post_hook(_without_frozen)
 
     @property
@@ -115,7 +117,9 @@ class PPTPolicy(nn.Module):
         total = mixed[0].new_zeros((), dtype=torch.float32)
         for (key, rows, size), part, each in zip(groups, mixed, of_group):
             target, is_pad = self._target(key, batch, rows, size)
-            given = Given(counts=(~is_pad)[..., None].expand_as(target))
+            known = self.conditioning.known(is_pad, each)
+            left_out = is_pad if known is None else is_pad | known
+            given = Given(counts=(~left_out)[..., None].expand_as(target), known=known)
             error = self.heads[key](part, each, target, given).float()
             if error.shape != (len(each), batch["action"].shape[1]):
                 raise ValueError(
@@ -126,7 +130,7 @@ class PPTPolicy(nn.Module):
                 # a head that one rank skips breaks ZeRO 1-3: every rank calls every head, in one order
                 total = total + 0.0 * error.sum()
                 continue
-            of_row = error.masked_fill(is_pad, 0.0).mean(-1)
+            of_row = error.masked_fill(left_out, 0.0).mean(-1)
             weight = select(batch["weight"], rows) if "weight" in batch else None
             total = total + (of_row if weight is None else of_row * weight).sum()
         return {"loss": total / len(batch["domain"])}

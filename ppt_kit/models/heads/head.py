@@ -40,9 +40,13 @@ class Head(nn.Module):
     Attributes:
         takes_given: whether `loss` and `act` have a last argument `given: Given = NOTHING`. One without cannot
             in-paint, has no sampling steps, and must not mix the actions of a chunk in its loss.
+        inpaints: whether it takes known actions in acting: they come out as they are, and the others go on from them.
+        samples: whether it acts in sampling steps, whose number can be chosen.
     """
 
     takes_given = False
+    inpaints = False
+    samples = False
 
     def loss(self, tokens: torch.Tensor, target: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         """(B, Ta) loss of each action; the policy masks what is padded or known, weighs and averages.
