@@ -113,8 +113,15 @@ class TrainConfig:
     epoch_iters: int | None = key(
         None, "optimizer steps that count as one epoch; null = one pass over the windows", low=1
     )
-    freeze_trunk: bool = key(False, "keep the trunk's weights; needs train.pretrained_dir")
-    pretrained_dir: str | None = key(None, "run folder (or model*.pth) whose trunk to start from")
+    pretrained_dir: str | None = key(
+        None, "run folder (or model*.pth) to start from; averaged weights where it has some"
+    )
+    pretrained_parts: list[str] = key(["trunk"], "what to take of it: trunk, stems, heads, encoders")
+    pretrained_domain: str | None = key(
+        None, "whose stems and heads to take where no domain has the same name; null = the only one's", is_name=True
+    )
+    freeze_trunk: bool = key(False, "keep the pretrained trunk as it is, without its dropout")
+    freeze_stems: bool = key(False, "keep the pretrained stems as they are, without their dropout")
     resume: str = key(
         "never",
         "auto = go on from the run folder's newest checkpoint, or start if there is none",
@@ -207,7 +214,11 @@ class Config:
     )
     gradient_accumulation_steps: int = key(1, "micro steps per optimizer step", low=1, high=100_000)
     gradient_clipping: float = key(1.0, "largest gradient norm; 0 = no clipping", low=0)
-    precision: str = key("fp32", "number format of the weights in the forward pass", choices=("fp32", "bf16", "fp16"))
+    precision: str = key(
+        "fp32",
+        "number format of the weights in the forward pass; autocast = fp32 weights, bf16 in products of matrices",
+        choices=("fp32", "bf16", "fp16", "autocast"),
+    )
     compile: bool = key(False, "torch.compile the policy; not with ZeRO stage 3")
     activation_checkpointing: bool = key(False, "recompute the trunk in the backward pass: less memory, more time")
     rendezvous_timeout_s: float = key(

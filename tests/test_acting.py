@@ -244,6 +244,8 @@ def test_what_does_not_fit_the_environments_is_refused():
         actor.reset(seed=[1, 2, 3])
     with pytest.raises(ValueError, match="num_envs=0"):
         ppt.Actor(actor.policy, num_envs=0)
+    with pytest.raises(ValueError, match="knows ramp"):
+        ppt.Actor(actor.policy, domain="slope")
 
 
 # ------------------------------------------------------------------ what training is given

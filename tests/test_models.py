@@ -12,7 +12,7 @@ from ppt_kit import randomness
 from ppt_kit.horizon import Horizon
 from ppt_kit.models.chunks import ChunkExecutor, Execution
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.models.pretrained import load_trunk
+from ppt_kit.models.pretrained import take_parts
 from ppt_kit.randomness import dropout, normal, sample_seeds, uniform
 from ppt_kit.schema import PolicyConfig
 from ppt_kit.spec import Spec
@@ -162,12 +162,11 @@ def test_a_trunk_is_copied_whole_or_refused_with_the_difference():
         for p in source.parameters():
             p.add_(1)
     head = copy.deepcopy(target.heads.state_dict())
-    load_trunk(target, source.state_dict(), freeze=True)
+    take_parts(target, source.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(source.trunk.parameters(), target.trunk.parameters()))
     assert all(torch.equal(value, target.heads.state_dict()[name]) for name, value in head.items())
-    assert not any(p.requires_grad for p in target.trunk.parameters())
     with pytest.raises(ValueError, match=r"trunk.blocks.1.* is absent in the checkpoint"):
-        load_trunk(policy_of(), policy_of(depth=1).state_dict(), freeze=False)
+        take_parts(policy_of(), policy_of(depth=1).state_dict())
 
 
 # ------------------------------------------------------------------ chunks -> actions

@@ -21,6 +21,14 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+def forget_autocast() -> None:
+    """DeepSpeed keeps for the whole process that an engine uses autocast: the next one's reduction would follow it."""
+    import_deepspeed()
+    from deepspeed.runtime import torch_autocast
+
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED, torch_autocast.TORCH_AUTOCAST_DTYPE = False, None
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """DeepSpeed greets on import and on every initialize; our own log says what matters."""

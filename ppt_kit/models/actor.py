@@ -41,6 +41,8 @@ class Actor:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: at least one environment is needed")
         self.policy, self.horizon = policy, policy.horizon
+        if domain not in (policy.domains if isinstance(domain, str) else range(len(policy.domains))):
+            raise ValueError(f"domain {domain!r}: this policy knows {', '.join(policy.domains)}")
         self.domain = policy.domains[domain] if isinstance(domain, int) else domain
         self.execution = execution or Execution()
         check_execution(policy, self.execution)
