@@ -34,7 +34,8 @@ def load_config(
 
     Args:
         name: a YAML file without its ending, in `config_path` or among the shipped ones; "" for the schema's defaults.
-        words: `key=value` or `--key=value`, dots for nested keys.
+        words: `key=value` or `--key=value`, dots for nested keys; `group=file` takes what configs/group/file.yaml says,
+            e.g. policy/head=flow.
         config_path: folder to look in before the shipped configs.
         schema: dataclass that types the result.
     Returns:
@@ -43,10 +44,12 @@ def load_config(
         UserError: no such file, an unknown key, a wrong type, or a value out of range.
     """
     pairs = parse_words(words, schema=schema)
-    group_words, value_pairs = _split_groups(pairs, folder=_folder_of(name, config_path)) if name else ([], pairs)
+    folder = _folder_of(name, config_path) if name else PACKAGE_CONFIGS
+    group_words, value_pairs = _split_groups(pairs, folder=folder, schema=schema)
     tree = OmegaConf.structured(schema)
-    if name:
-        tree = _merge(tree, _compose(name, config_path, group_words), schema, origin=f"{name}.yaml")
+    if name or group_words:
+        origin = f"{name}.yaml" if name else " ".join(group_words)
+        tree = _merge(tree, _compose(name, folder, group_words), schema, origin=origin)
     # a mapping before its parts
     for dotted, text in sorted(value_pairs, key=lambda pair: pair[0].count(".")):
         tree = set_word(tree, dotted, text, schema)
@@ -119,19 +122,20 @@ def describe_keys(schema: type = Config, *, defaults: DictConfig | None = None) 
     return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {doc}" for a, b, c, doc in rows)
 
 
-def _compose(name: str, config_path: str | Path | None, group_words: list[str]) -> DictConfig:
+def _compose(name: str, folder: Path, group_words: list[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    folder = _folder_of(name, config_path)
-    path = _file_in(folder, name)
-    _check_files(path, roots=[folder, PACKAGE_CONFIGS])
+    path = _file_in(folder, name) if name else folder
+    if name:
+        _check_files(path, roots=[folder, PACKAGE_CONFIGS])
     quoted = str(PACKAGE_CONFIGS).replace("'", "\\'")
     search = [] if folder == PACKAGE_CONFIGS else [f"hydra.searchpath=['file://{quoted}']"]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-            return compose(name.removesuffix(".yaml"), overrides=[*group_words, *search])
+            added = [f"+{word}" for word in group_words]
+            return compose(name.removesuffix(".yaml") or None, overrides=[*added, *search])
     # Hydra raises many kinds; each is about the user's file
     except Exception as error:
         raise UserError(f"{path}: cannot be read: {_first_line(error)}") from None
@@ -158,19 +162,51 @@ def _file_in(folder: Path, name: str) -> Path:
     return folder / f"{name.removesuffix('.yaml')}.yaml"
 
 
-def _split_groups(pairs: list[tuple[str, str]], *, folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Words that choose a file of a config group (`policy=small`) go to Hydra, the others are values."""
-    groups, values = [], []
+def _split_groups(
+    pairs: list[tuple[str, str]], *, folder: Path, schema: type
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Words that choose a file of a config group (`policy/head=flow`) go to Hydra, the others are values.
+
+    Raises:
+        UserError: the group has no such file.
+    """
+    groups, values, leaves = [], [], leaves_of(schema)
     for dotted, text in pairs:
-        group = dotted.replace(".", "/")
-        groups_there = [root / group for root in (folder, PACKAGE_CONFIGS) if _is_folder(root / group)]
-        in_group = [place / f"{text}.yaml" for place in groups_there if _is_file(place / f"{text}.yaml")]
-        if in_group:
-            _check_files(in_group[0], roots=[folder, PACKAGE_CONFIGS])
-            groups.append(f"+{group}={text}")
-        else:
+        group, key = dotted.replace(".", "/"), dotted.replace("/", ".")
+        files = _files_of_group(group, [folder, PACKAGE_CONFIGS])
+        # a schema without these keys has no such group; one that has the key itself takes the word as its value too
+        if not any(leaf == key or leaf.startswith(f"{key}.") for leaf in leaves) or not files:
+            _refuse_group(dotted)
             values.append((dotted, text))
+        elif text in files:
+            _check_files(files[text], roots=[folder, PACKAGE_CONFIGS])
+            groups.append(f"{group}={text}")
+        elif key in leaves:
+            values.append((dotted, text))
+        else:
+            near = difflib.get_close_matches(text, files, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"{dotted}={text[:80]}: no such file of the group {group}: {', '.join(sorted(files))}.{hint}"
+            )
     return groups, values
+
+
+def _refuse_group(dotted: str) -> None:
+    """Raises UserError when a word is written as a group, and is none."""
+    if "/" in dotted:
+        known = {str(path.parent.relative_to(PACKAGE_CONFIGS)) for path in PACKAGE_CONFIGS.glob("*/**/*.yaml")}
+        near = difflib.get_close_matches(dotted, known - {dotted}, 1)
+        raise UserError(f"unknown key {dotted[:80]}." + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def _files_of_group(group: str, roots: list[Path]) -> dict[str, Path]:
+    """Name -> file of a config group; one of the user's own stands before a shipped one."""
+    found: dict[str, Path] = {}
+    for root in reversed(roots):
+        if _is_folder(root / group):
+            found |= {path.stem: path for path in (root / group).glob("*.yaml")}
+    return found
 
 
 def _merge(tree: DictConfig, values: Any, schema: type, *, origin: str) -> DictConfig:

@@ -15,8 +15,12 @@ PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
 
 @dataclass
 class HeadConfig:
-    kind: str = key("regression", "what makes actions of tokens: regression, or module:Class of yours")
-    options: Any = key({}, "keyword arguments of the head; regression takes loss: l1 or mse")
+    kind: str = key(
+        "regression",
+        "what makes actions of tokens: regression, mlp, decoder, diffusion, flow, meanflow, mixture, cvae, or "
+        "module:Class of yours; policy/head=flow takes a tuned one with its options",
+    )
+    options: Any = key({}, "keyword arguments of the head; a wrong name lists those it takes")
 
 
 @dataclass

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ppt_kit.checks import domain_names, part_names
-from ppt_kit.config import describe_keys, from_file, load_config
+from ppt_kit.config import PACKAGE_CONFIGS, describe_keys, from_file, load_config
 from ppt_kit.errors import UserError
 from ppt_kit.keys import leaves_of
+from ppt_kit.models.heads import HEADS
 from ppt_kit.schema import CollectConfig, Config, EvaluateConfig
 from ppt_kit.words import parse_words
 
@@ -87,6 +88,37 @@ def test_a_config_of_the_users_own_with_defaults_groups_and_interpolation(tmp_pa
     )
     cfg = load_config("mine", "policy=tiny", "train.val_interval=7", config_path=tmp_path)
     assert (cfg.seed, cfg.policy.width, cfg.save_interval, cfg.batch_size) == (5, 32, 7, 32)
+
+
+@pytest.mark.parametrize("name", ["quickstart", ""])
+def test_every_shipped_head_is_a_word_in_every_spelling(name):
+    files = sorted(path.stem for path in (PACKAGE_CONFIGS / "policy/head").glob("*.yaml"))
+    assert files == sorted([*HEADS, "diffusion_transformer"])
+    for file in files:
+        said = load_config(name, f"policy/head={file}").policy.head
+        assert said.kind == file.removesuffix("_transformer")
+        assert said == load_config(name, f"--policy.head={file}").policy.head
+    cfg = load_config(name, "policy.head.options.num_steps=3", "policy/head=flow")
+    assert (cfg.policy.head.options.num_steps, cfg.policy.head.options.solver) == (3, "euler")
+
+
+@pytest.mark.parametrize("name", ["quickstart", ""])
+@pytest.mark.parametrize("word", ["policy/head=flwo", "policy.head=flwo"])
+def test_a_file_that_a_group_does_not_have_is_refused_with_those_it_has(name, word):
+    with pytest.raises(
+        UserError, match="no such file of the group policy/head: cvae, .*regression.* Did you mean flow"
+    ):
+        load_config(name, word)
+    with pytest.raises(UserError, match="unknown key policy/heads. Did you mean policy/head"):
+        load_config(name, "policy/heads=flow")
+
+
+def test_a_group_of_the_users_own_stands_before_the_shipped_one(tmp_path):
+    (tmp_path / "policy/head").mkdir(parents=True)
+    (tmp_path / "policy/head/flow.yaml").write_text("kind: flow\noptions: {num_steps: 2}\n")
+    (tmp_path / "mine.yaml").write_text("seed: 5\n")
+    for word, options in (("policy/head=flow", {"num_steps": 2}), ("policy/head=mlp", {"loss": "l1", "num_layers": 2})):
+        assert load_config("mine", word, config_path=tmp_path).policy.head.options == options
 
 
 def test_parts_of_a_pose_come_from_words_and_files(tmp_path):

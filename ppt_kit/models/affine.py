@@ -1,4 +1,4 @@
-"""The normaliser's numbers as buffers of the policy."""
+"""Numbers as buffers that keep their precision: the normaliser's, and tables of schedules."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ from torch import nn
 from torch.nn import functional as F
 
 
-class Affine(nn.Module):
-    """normalised = (value - offset) * scale, kept in float32 whatever the weights are cast to."""
+class Exact(nn.Module):
+    """A module whose buffers stay as they are, float32, whatever the weights are cast to."""
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Exact:
+        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        # a cast to bfloat16 would round metres to centimetres
+        for name, buffer in exact.items():
+            self._buffers[name] = buffer.to(device=self._buffers[name].device)  # type: ignore[union-attr]
+        return self
+
+
+class Affine(Exact):
+    """normalised = (value - offset) * scale."""
 
     offset: torch.Tensor
     scale: torch.Tensor
@@ -25,14 +37,6 @@ class Affine(nn.Module):
 
     def denormalize(self, value: torch.Tensor) -> torch.Tensor:
         return value / self.scale + self.offset
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> Affine:
-        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)
-        # a cast to bfloat16 would round metres to centimetres
-        for name, buffer in exact.items():
-            self._buffers[name] = buffer.to(device=self._buffers[name].device)  # type: ignore[union-attr]
-        return self
 
 
 def normalized_by_row(

@@ -2,6 +2,15 @@
 
 from ppt_kit.models.heads.head import NOTHING, Given, Head
 
-HEADS: dict[str, str] = {"regression": "ppt_kit.models.heads.regression:RegressionHead"}
+HEADS: dict[str, str] = {
+    "regression": "ppt_kit.models.heads.regression:RegressionHead",
+    "mlp": "ppt_kit.models.heads.mlp:MLPHead",
+    "decoder": "ppt_kit.models.heads.decoder:DecoderHead",
+    "diffusion": "ppt_kit.models.heads.diffusion:DiffusionHead",
+    "flow": "ppt_kit.models.heads.flow:FlowHead",
+    "meanflow": "ppt_kit.models.heads.meanflow:MeanFlowHead",
+    "mixture": "ppt_kit.models.heads.mixture:MixtureHead",
+    "cvae": "ppt_kit.models.heads.cvae:CVAEHead",
+}
 
 __all__ = ["HEADS", "NOTHING", "Given", "Head"]

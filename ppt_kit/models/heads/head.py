@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+
+from ppt_kit.models.targets import filled
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Given:
 
 
 NOTHING = Given()
+
+# names of the heads that sample in steps and can in-paint, for what is said to who asks others to
+GENERATIVE = ("diffusion", "flow", "meanflow")
 
 
 class Head(nn.Module):
@@ -65,9 +70,67 @@ class Head(nn.Module):
     def forward(
         self, tokens: torch.Tensor, seeds: torch.Tensor, target: torch.Tensor | None = None, given: Given | None = None
     ) -> torch.Tensor:
-        """`loss` where there is a target, else `act`. ZeRO-3 brings a module's weights when the module is called."""
-        more = (given or NOTHING,) if self.takes_given else ()
-        return self.act(tokens, seeds, *more) if target is None else self.loss(tokens, target, seeds, *more)
+        """`loss` where there is a target, else `act`. ZeRO-3 brings a module's weights when the module is called.
+
+        Raises:
+            ValueError: in acting, this head does not take what is given.
+        """
+        given = given or NOTHING
+        more = (given,) if self.takes_given else ()
+        if target is not None:
+            return self.loss(tokens, target, seeds, *more)
+        self._refuse(given)
+        return self.act(tokens, seeds, *more)
+
+    def _refuse(self, given: Given) -> None:
+        name, others = type(self).__name__, ", ".join(GENERATIVE)
+        if given.known is not None and not self.inpaints:
+            raise ValueError(
+                f"known actions were given, but {name} cannot in-paint. Heads that can: {others}; or give none."
+            )
+        if given.num_steps is not None and not self.samples:
+            raise ValueError(
+                f"num_steps={given.num_steps}: {name} has no sampling steps. Heads that have: {others}; or give none."
+            )
+        if given.num_steps is not None and given.num_steps < 1:
+            raise ValueError(f"num_steps={given.num_steps}: at least 1 sampling step is needed.")
+
+
+def supervised(given: Given) -> Given:
+    """The same, in which known actions do not count."""
+    if given.known is None or given.counts is None:
+        return given
+    return replace(given, counts=given.counts & ~given.known[..., None])
+
+
+def without_padding(target: torch.Tensor, given: Given) -> torch.Tensor:
+    """A target (B, Ta, Da) without anything that must not be learned from.
+
+    A number that neither counts nor is known becomes the nearest one of its kind that does, and 0 where a sample has
+    none of its kind, as of another domain's wider action.
+    """
+    if given.counts is None:
+        return target
+    there = given.counts
+    if given.known is not None:
+        there = there | (given.known[..., None] & own_numbers(given))
+    rows, steps, width = target.shape
+    flat = lambda x: x.transpose(1, 2).reshape(rows * width, steps)
+    nearest = filled(flat(target)[..., None], ~flat(there)).view(rows, width, steps).transpose(1, 2)
+    return nearest.masked_fill(~there.any(dim=1, keepdim=True), 0.0)
+
+
+def seen_steps(target: torch.Tensor, given: Given) -> torch.Tensor:
+    """(B, Ta) bool: the actions of a target that are no padding, known ones among them."""
+    if given.counts is None:
+        return torch.ones_like(target[..., 0], dtype=torch.bool)
+    seen = given.counts.any(dim=-1)
+    return seen if given.known is None else seen | given.known
+
+
+def own_numbers(given: Given) -> torch.Tensor:
+    """(B, 1, Da) bool: the numbers that an action of the sample has at all."""
+    return given.counts.any(dim=1, keepdim=True)  # type: ignore[union-attr]
 
 
 def mean_over_numbers(error: torch.Tensor, given: Given) -> torch.Tensor:
@@ -76,3 +139,32 @@ def mean_over_numbers(error: torch.Tensor, given: Given) -> torch.Tensor:
         return error.mean(-1)
     counts = given.counts.to(error.dtype)
     return (error.masked_fill(~given.counts, 0.0)).sum(-1) / counts.sum(-1).clamp(min=1.0)
+
+
+def mean_gap(chunk: torch.Tensor, target: torch.Tensor, given: Given, *, squared: bool) -> torch.Tensor:
+    """(B, Ta) mean distance of a chunk (B, Ta, Da) from its target, over the numbers that count."""
+    if given.counts is not None:
+        # not after the distance: what is infinite there would make its gradient nan
+        target = target.masked_fill(~given.counts, 0.0)
+    gap = chunk.float() - target
+    return mean_over_numbers(gap.square() if squared else gap.abs(), given)
+
+
+def sum_over_numbers(error: torch.Tensor, given: Given) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) sum of an error (B, Ta, Da) over a chunk's numbers that count; (B,) how many they are, at least 1."""
+    if given.counts is None:
+        return error.sum((1, 2)), torch.full_like(error[:, 0, 0], error[0].numel())
+    return error.masked_fill(~given.counts, 0.0).sum((1, 2)), given.counts.sum((1, 2)).to(error.dtype).clamp(min=1.0)
+
+
+def once_a_sample(value: torch.Tensor, like: torch.Tensor, given: Given) -> torch.Tensor:
+    """(B, Ta) whose mean over Ta is `value` (B,), spread over the actions that count: the policy masks the others.
+
+    Args:
+        like: (B, Ta, Da) any, for Ta.
+    """
+    steps = like.shape[1]
+    if given.counts is None:
+        return value[:, None].expand(-1, steps)
+    counts = given.counts.any(-1).to(value.dtype)
+    return value[:, None] * counts * (steps / counts.sum(-1, keepdim=True).clamp(min=1.0))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ppt_kit.errors import UserError
-from ppt_kit.models.heads.head import NOTHING, Given, Head, mean_over_numbers
+from ppt_kit.models.heads.head import NOTHING, Given, Head, mean_gap
+from ppt_kit.models.heads.options import one_of
 from ppt_kit.models.part import Sizes
 from ppt_kit.models.trunk import Block
 
@@ -22,8 +22,7 @@ class RegressionHead(Head):
 
     def __init__(self, sizes: Sizes, *, loss: str = "l1"):
         super().__init__()
-        if loss not in ("l1", "mse"):
-            raise UserError(f"policy.head.options.loss={loss}: takes l1, mse.")
+        one_of("loss", loss, ("l1", "mse"))
         self.squared = loss == "mse"
         self.queries = nn.Parameter(torch.randn(sizes.horizon.action, sizes.width) * 0.02)
         self.block = Block(sizes.width, sizes.num_heads, dropout=sizes.dropout, name=sizes.name)
@@ -32,8 +31,7 @@ class RegressionHead(Head):
     def loss(
         self, tokens: torch.Tensor, target: torch.Tensor, seeds: torch.Tensor, given: Given = NOTHING
     ) -> torch.Tensor:
-        gap = self.act(tokens, seeds, given).float() - target
-        return mean_over_numbers(gap.square() if self.squared else gap.abs(), given)
+        return mean_gap(self.act(tokens, seeds, given), target, given, squared=self.squared)
 
     def act(self, tokens: torch.Tensor, seeds: torch.Tensor, given: Given = NOTHING) -> torch.Tensor:
         queries = self.queries.expand(len(tokens), -1, -1)
