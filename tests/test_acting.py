@@ -15,9 +15,9 @@ from ppt_kit.errors import UserError
 from ppt_kit.horizon import Horizon
 from ppt_kit.model_keys import CloudStemConfig, HeadConfig, PolicyConfig, StemsConfig
 from ppt_kit.models.chunks import ChunkExecutor, Execution
+from ppt_kit.models.conditioning import Conditioning
 from ppt_kit.models.heads import NOTHING, Head
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.models.targets import Conditioning
 from ppt_kit.randomness import normal
 from ppt_kit.spec import Spec
 
@@ -306,6 +306,14 @@ def test_prefixes_of_every_length_are_given_alike(ramp):
 def test_what_cannot_be_given_is_refused_when_the_policy_is_made(head, horizon, options, said):
     with pytest.raises(UserError, match=said):
         policy_of(head, horizon, **options)
+
+
+def test_the_heads_that_are_recommended_are_those_that_can():
+    from ppt_kit.models.conditioning import INPAINTING
+    from ppt_kit.models.heads import HEADS
+    from ppt_kit.parts import find_part
+
+    assert {name for name in HEADS if find_part(name, HEADS, option="").inpaints} == set(INPAINTING.split(", "))
 
 
 # ------------------------------------------------------------------ evaluations

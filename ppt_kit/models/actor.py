@@ -11,8 +11,8 @@ import torch
 
 from ppt_kit.errors import UserError
 from ppt_kit.models.chunks import ChunkExecutor, Execution
+from ppt_kit.models.conditioning import INPAINTING
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.models.targets import INPAINTING
 from ppt_kit.randomness import sample_seeds
 
 Frame = Mapping[str, Any]

@@ -15,6 +15,7 @@ from torch import nn
 from ppt_kit.horizon import Horizon
 from ppt_kit.models.affine import Affine
 from ppt_kit.models.backbone import Backbone
+from ppt_kit.models.conditioning import Conditioning
 from ppt_kit.models.describe import describe
 from ppt_kit.models.domains import Group, Rows, module_key, rows_of
 from ppt_kit.models.door import absent, check_absent, check_batch, check_given, check_obs
@@ -23,7 +24,7 @@ from ppt_kit.models.heads import Given, Head
 from ppt_kit.models.making import check_shared, modalities_of
 from ppt_kit.models.rows import seeds_of, select, zeros_like
 from ppt_kit.models.stems import Stem
-from ppt_kit.models.targets import Conditioning, filled
+from ppt_kit.models.targets import filled
 from ppt_kit.parts import place_of
 from ppt_kit.schema import Config, PolicyConfig
 from ppt_kit.spec import Spec

@@ -209,11 +209,8 @@ def _plan(policy: PPTPolicy, options: EvaluateOptions) -> EpisodePlan:
         stem=re.sub(r"[^\w.+-]", "-", stem)[:LONGEST],
     )  # fmt: skip
     check_execution(policy, plan.execution)
-    trained_for = policy.conditioning.max_delay
-    if options.real_time_chunking and options.delay > trained_for:
-        log.warning(
-            "delay=%d: chunks are in-painted without training for it (policy.max_delay=%d)", options.delay, trained_for
-        )
+    if options.real_time_chunking and not policy.conditioning.prepares(options.delay):
+        log.warning("delay=%d: chunks are in-painted without training for it: policy.max_delay is less", options.delay)
     return plan
 
 
