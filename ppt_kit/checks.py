@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from ppt_kit.errors import UserError
 from ppt_kit.files import LONGEST_NAME
 from ppt_kit.keys import leaves_of, show
+from ppt_kit.model_keys import check_policy, check_pretrained
 from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, CollectConfig, Config, EvaluateConfig
-from ppt_kit.spec import MODALITIES
 
 # what a path, a shell or another system reads as more than a letter
 NO_NAME = '/\\:*?"<>|~$'
@@ -156,7 +156,8 @@ def check_fits(cfg: DictConfig) -> None:
             f"parameters: {gigabytes:.0f} GB to train them, and this machine has {has:.0f} GB. Set one of them lower."
         )
     frames = cfg.dataset.observation_horizon
-    points = (cfg.dataset.num_points if policy.stems.pointcloud.kind else 1) or 1
+    sees_clouds = policy.stems.pointcloud.kind and (policy.modalities is None or "pointcloud" in policy.modalities)
+    points = (cfg.dataset.num_points if sees_clouds else 1) or 1
     # three float32 a point
     gigabytes = 12 * cfg.batch_size * frames * points / 1e9
     if gigabytes > has:
@@ -246,14 +247,8 @@ def _check_together(cfg: DictConfig) -> None:
     _check_horizons(cfg.dataset)
     if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
         raise UserError(f"optimizer.betas={list(cfg.optimizer.betas)}: takes two numbers in [0, 1), e.g. [0.95,0.999].")
-    if not any(cfg.policy.stems[name].kind for name in MODALITIES):
-        raise UserError(
-            "policy.stems: every kind is null, so the policy sees nothing. Set one, e.g. policy.stems.state.kind=mlp."
-        )
-    if cfg.policy.width % cfg.policy.num_heads:
-        raise UserError(
-            f"policy.width={cfg.policy.width} is not a multiple of policy.num_heads={cfg.policy.num_heads}."
-        )
+    check_policy(cfg.policy)
+    check_pretrained(cfg.train, cfg.policy)
     _check_train(cfg)
     _check_augment(cfg.augment, domain_names(cfg.domains))
 
@@ -293,10 +288,9 @@ def _check_horizons(dataset: DictConfig) -> None:
 
 
 def _check_train(cfg: DictConfig) -> None:
-    if cfg.train.freeze_trunk and not cfg.train.pretrained_dir:
+    if cfg.activation_checkpointing and cfg.policy.no_trunk:
         raise UserError(
-            "train.freeze_trunk=true, but train.pretrained_dir is empty: the trunk would stay random. "
-            "Set train.pretrained_dir to a run folder, or train.freeze_trunk=false."
+            "activation_checkpointing=true recomputes the trunk, and policy.no_trunk=true has none. Leave one out."
         )
     if cfg.train.best_metric == "val_loss" and not (cfg.train.val_interval and cfg.dataset.val_ratio):
         raise UserError(

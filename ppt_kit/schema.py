@@ -41,8 +41,7 @@ class DatasetConfig:
     episode_cnt: int | None = key(None, "use the first n episodes of each domain; null = all", low=1)
     data_ratio: float = key(1.0, "use this share of each domain's episodes", low=0.0001, high=1)
     state_keys: list[str] | None = key(
-        ["eef_pos", "normalized_gripper_pos"],
-        "stored keys concatenated to obs.state, in order; null = all that are numbers",
+        None, "stored keys concatenated to obs.state, in order; null = all that are numbers"
     )
     action_key: str | None = key("actions", "stored key of the action, or of the group of its parts; nested as a/b")
     ignored_keys: list[str] = key([], "stored observation keys that are not read")
@@ -93,6 +92,8 @@ RENAMED = {
     "policy.cloud_latents": "policy.stems.pointcloud.num_latents",
     "policy.loss": "policy.head.options.loss",
 }
+# of them those of policies that could see nothing but states and clouds
+BEFORE_STEMS = ("policy.state_latents", "policy.cloud_latents")
 # what options of parts were by default while they were keys
 DEFAULT_OPTIONS = {"policy.head.options.loss": "l1"}
 
@@ -113,8 +114,15 @@ class TrainConfig:
     epoch_iters: int | None = key(
         None, "optimizer steps that count as one epoch; null = one pass over the windows", low=1
     )
-    freeze_trunk: bool = key(False, "keep the trunk's weights; needs train.pretrained_dir")
-    pretrained_dir: str | None = key(None, "run folder (or model*.pth) whose trunk to start from")
+    pretrained_dir: str | None = key(
+        None, "run folder (or model*.pth) to start from; averaged weights where it has some"
+    )
+    pretrained_parts: list[str] = key(["trunk"], "what to take of it: trunk, stems, heads, encoders")
+    pretrained_domain: str | None = key(
+        None, "whose stems and heads to take where no domain has the same name; null = the only one's", is_name=True
+    )
+    freeze_trunk: bool = key(False, "keep the pretrained trunk as it is, without its dropout")
+    freeze_stems: bool = key(False, "keep the pretrained stems as they are, without their dropout")
     resume: str = key(
         "never",
         "auto = go on from the run folder's newest checkpoint, or start if there is none",
@@ -141,7 +149,12 @@ class AugmentConfig:
     hue: float = key(0.0, "rgb: turn of the hue, from ± this (whole turns)", low=0, high=0.5)
     blur_sigma: float = key(0.0, "rgb: Gaussian blur, largest sigma (pixels)", low=0, high=20)
     blur_probability: float = key(0.5, "share of the samples that augment.blur_sigma blurs", low=0, high=1)
-    shift_px: int = key(0, "rgb and depth: largest shift along each axis, edges repeated (pixels)", low=0, high=1000)
+    shift_px: int | None = key(
+        None,
+        "rgb and depth: largest shift along each axis, edges repeated (pixels); null = 4 of 84 pixels of the height",
+        low=0,
+        high=1000,
+    )
     crop_ratio: float = key(
         1.0,
         "rgb and depth: smallest share of height and width a random crop keeps; resized back; 1 = no crop",
@@ -207,7 +220,11 @@ class Config:
     )
     gradient_accumulation_steps: int = key(1, "micro steps per optimizer step", low=1, high=100_000)
     gradient_clipping: float = key(1.0, "largest gradient norm; 0 = no clipping", low=0)
-    precision: str = key("fp32", "number format of the weights in the forward pass", choices=("fp32", "bf16", "fp16"))
+    precision: str = key(
+        "fp32",
+        "number format of the weights in the forward pass; autocast = fp32 weights, bf16 in products of matrices",
+        choices=("fp32", "bf16", "fp16", "autocast"),
+    )
     compile: bool = key(False, "torch.compile the policy; not with ZeRO stage 3")
     activation_checkpointing: bool = key(False, "recompute the trunk in the backward pass: less memory, more time")
     rendezvous_timeout_s: float = key(
@@ -273,6 +290,11 @@ class EvaluateConfig:
     max_steps: int | None = key(None, "longest episode (control steps); null = as recorded", low=1, high=1_000_000)
     execute_steps: int = key(4, "actions executed of each chunk before the next is asked for", low=1, high=1000)
     temporal_ensembling: bool = key(False, "ask at every step and average the overlapping chunks")
+    delay: int = key(0, "control steps that inference takes; the chunk before is executed meanwhile", low=0, high=1000)
+    real_time_chunking: bool = key(
+        True, "with a delay, each chunk is made to begin with what is executed meanwhile; false = it is not told"
+    )
+    num_steps: int | None = key(None, "sampling steps of the head; null = as it was made", low=1, high=10_000)
     use_ema: bool = key(True, "averaged weights instead of the raw ones")
     zero_keys: list[str] = key([], "observations set to zero, e.g. pointcloud: the control experiment")
     eval_log_name: str = key("eval", "name of the files in <run folder>/eval/", is_name=True)

@@ -93,7 +93,7 @@ def model(tmp_path_factory):
         cfg = ppt.load_config("quickstart", *SMALL_WORDS, *words, "policy.stems.pointcloud.kind=null")
         sources = open_sources(cfg, folder / "run")
         stats = statistics(sources)
-        policy = new_policy(sources, stats)
+        policy, _ = new_policy(sources, stats)
         config = OmegaConf.to_container(cfg, resolve=True)
         content = {"policy": policy.state_dict(), "ema": None, "step": 1, "epoch": 1}
         content |= card_of(sources.train_set, policy, config=config, stats=stats)

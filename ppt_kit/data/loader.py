@@ -137,9 +137,9 @@ def epoch_indices(dataset: MultiTrajDataset, *, rank: int, world_size: int, seed
 class Loader:
     """Batches of the steps `first_step` to `last_step` for one rank, fetched ahead by threads while a step computes.
 
-    Iterating gives (step, [micro batches]); a micro batch is the contract's batch plus "weight" (B,) float32 and
-    "noise_seed" (B,) int64. One thread reads plain bytes faster than any step computes; where rows have to be decoded
-    there are up to four.
+    Iterating gives (step, [micro batches]); a micro batch is the contract's batch plus "weight" (B,) float32,
+    "noise_seed" (B,) int64 and, of several domains, "rows": each one's (n,) int64 rows, in host memory. One thread
+    reads plain bytes faster than any step computes; where rows have to be decoded there are up to four.
     """
 
     def __init__(
@@ -193,7 +193,15 @@ class Loader:
         batch = self.dataset.__getitems__(windows)
         batch["weight"] = torch.from_numpy(weights)
         batch["noise_seed"] = torch.from_numpy(sample_seeds(self.plan.seed, step, windows))
-        return pin_memory(batch) if self.pin else batch
+        batch = pin_memory(batch) if self.pin else batch
+        if len(self.dataset.domains) > 1:
+            # a list, which stays in host memory: reading "domain" on a GPU would wait for it
+            batch["rows"] = [pin_memory(rows) if self.pin else rows for rows in self._rows(batch["domain"])]
+        return batch
+
+    def _rows(self, domain: torch.Tensor) -> list[torch.Tensor]:
+        """(n,) int64 rows of each domain."""
+        return [(domain == number).nonzero().squeeze(1) for number in range(len(self.dataset.domains))]
 
 
 def pin_memory(tree: Any) -> Any:

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from ppt_kit.engine.averaged import Averaged
-from ppt_kit.engine.quiet import import_deepspeed, quiet
-from ppt_kit.engine.settings import offloads, stage_of, whole_settings
+from ppt_kit.engine.quiet import bring_whole, forget_autocast, import_deepspeed, quiet
+from ppt_kit.engine.settings import HALF, offloads, stage_of, whole_settings
 from ppt_kit.engine.state import MOMENTS, OptimizerState
 from ppt_kit.engine.weights import Weights
 from ppt_kit.engine.world import World, from_first, tensors_from_first
@@ -38,21 +38,19 @@ class Engine:
         self.seconds = dict.fromkeys(("forward_s", "backward_s", "step_s"), 0.0)
         settings = whole_settings(cfg)
         self.stage = stage_of(settings)
-        self._skips, self._half = cfg.train.on_nan == "skip", cfg.precision != "fp32"
+        self._skips, self._half = cfg.train.on_nan == "skip", cfg.precision in HALF
         self._clipped_norm: torch.Tensor | None = None
         self._host_group: Any = None
         policy.to(world.device)
-        self._weights = Weights(policy, stage=self.stage)
+        self._weights = Weights(policy, stage=self.stage, casts=self._half)
         trained = [parameter for _, parameter in self._weights.trained()]
         # counted now: ZeRO-3 empties them
         self.num_parameters, self.num_trained = (
             sum(p.numel() for p in some) for some in (policy.parameters(), trained)
         )
         optimizer = _adamw(trained, cfg, fused=world.device.type == "cuda" and not offloads(settings))
-        for part in policy.modules():
-            # ZeRO-3 brings all of its weights at once, and leaves what happens inside alone
-            if getattr(part, "gathered_whole", False):
-                import_deepspeed().utils.set_z3_leaf_module(part, True)
+        bring_whole(policy)
+        forget_autocast()
         with quiet():
             self._deepspeed, *_ = import_deepspeed().initialize(
                 model=policy, optimizer=optimizer, model_parameters=trained, config=settings
@@ -223,7 +221,7 @@ class Engine:
         trained = {name for name, _ in self._weights.trained()}
         others = None
         if trained != set(state["moments"][MOMENTS[0]]) and state["step"]:
-            others = "the checkpoint trained other parameters than this run would: train.freeze_trunk differs"
+            others = "the checkpoint trained other parameters than this run would: train.freeze_… differs"
         return self._weights.difference(state["weights"]) or others
 
 

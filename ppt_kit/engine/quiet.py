@@ -21,6 +21,21 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+def forget_autocast() -> None:
+    """DeepSpeed keeps for the whole process that an engine uses autocast: the next one's reduction would follow it."""
+    import_deepspeed()
+    from deepspeed.runtime import torch_autocast
+
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED, torch_autocast.TORCH_AUTOCAST_DTYPE = False, None
+
+
+def bring_whole(policy: Any) -> None:
+    """Of parts that say `gathered_whole`, ZeRO-3 brings all weights at once and leaves alone what happens inside."""
+    for part in policy.modules():
+        if getattr(part, "gathered_whole", False):
+            import_deepspeed().utils.set_z3_leaf_module(part, True)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """DeepSpeed greets on import and on every initialize; our own log says what matters."""

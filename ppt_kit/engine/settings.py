@@ -40,7 +40,15 @@ NESTED_KEYS: dict[str, dict[str, Any]] = {
         "enabled": bool, "recompute_fwd_factor": float, "profile_step": int, "module_depth": int, "top_modules": int,
         "detailed": bool, "output_file": str | None,
     },
+    # float16 would need the scaler's numbers in resume files
+    "torch_autocast": {
+        "enabled": bool, "dtype": Literal["bfloat16", "bf16"], "lower_precision_safe_modules": list[str],
+    },
 }  # fmt: skip
+# precisions that round the weights themselves
+HALF = ("bf16", "fp16")
+# no gradient is rounded on its way through the reduction: ranks give what one process gives
+AUTOCAST = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
 KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}
 
 
@@ -58,12 +66,16 @@ def check_settings(cfg: Config) -> dict:
     _check_keys(settings, path)
     _check_zero(settings, path)
     _check_combinations(cfg, stage_of(settings), name=path.stem)
+    _check_autocast(cfg, settings, path)
     return settings
 
 
 def whole_settings(cfg: Config) -> dict:
     """What DeepSpeed is started with: the checked file and the configuration's own numbers; raises as above."""
-    return check_settings(cfg) | {
+    settings = check_settings(cfg)
+    if cfg.precision == "autocast" or settings.get("torch_autocast", {}).get("enabled"):
+        settings["torch_autocast"] = AUTOCAST | settings.get("torch_autocast", {})
+    return settings | {
         "train_micro_batch_size_per_gpu": cfg.batch_size,
         "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
         "gradient_clipping": cfg.gradient_clipping,
@@ -147,13 +159,26 @@ def _check_combinations(cfg: Config, stage: int, *, name: str) -> None:
         )
     if cfg.compile and not on_gpu and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise UserError("compile=true on a CPU needs a C++ compiler. Type apt-get install g++, or set compile=false.")
-    if cfg.precision != "fp32" and stage == 0:
+    if cfg.precision in HALF and stage == 0:
         raise UserError(
             f"precision={cfg.precision} with {name} (ZeRO stage 0) takes a wrong first optimizer step. "
             "Set deepspeed=zero1, or precision=fp32."
         )
     if cfg.precision == "fp16" and not on_gpu:
         raise UserError("precision=fp16 needs a GPU. Set precision=fp32 here, or precision=bf16 with deepspeed=zero1.")
+
+
+def _check_autocast(cfg: Config, settings: dict, path: Path) -> None:
+    asked = settings.get("torch_autocast", {})
+    if asked.get("enabled") and cfg.precision in HALF:
+        raise UserError(
+            f"{path}: torch_autocast is enabled, and precision={cfg.precision} casts the weights: it is one or the "
+            "other. Set precision=autocast, or delete torch_autocast there."
+        )
+    if cfg.precision == "autocast" and asked.get("enabled") is False:
+        raise UserError(
+            f"precision=autocast, but {path} has torch_autocast.enabled=false. Delete it there, or set precision=fp32."
+        )
 
 
 def _check_keys(settings: dict, path: Path) -> None:

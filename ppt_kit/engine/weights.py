@@ -15,9 +15,18 @@ from ppt_kit.engine.quiet import import_deepspeed
 class Weights:
     """Those that the policy's state_dict() names: a policy may leave some of its own out, e.g. of a frozen encoder."""
 
-    def __init__(self, policy: nn.Module, *, stage: int):
-        """Before DeepSpeed takes the policy: ZeRO-3 empties its tensors, and their shapes are lost."""
+    def __init__(self, policy: nn.Module, *, stage: int, casts: bool = False):
+        """Before DeepSpeed takes the policy: ZeRO-3 empties its tensors, and their shapes are lost.
+
+        Args:
+            casts: the weights are going to be rounded to half precision: of those that are not trained, and so have no
+                exact master, rank 0 keeps the float32 values.
+        """
         self.policy, self._stage = policy, stage
+        keeps = casts and dist.get_rank() == 0
+        self._exact_frozen = {
+            name: _exact_copy(p) for name, p in policy.named_parameters() if keeps and not p.requires_grad
+        }
         self.shapes = {name: tuple(value.shape) for name, value in policy.state_dict().items()}
         nameless = {name for name, _ in self.trained()} - self.shapes.keys()
         assert not nameless, f"trained, but not in the policy's state_dict(): {nameless}"
@@ -39,7 +48,7 @@ class Weights:
             for name, value in self.policy.state_dict().items():
                 # at stage 3 state_dict may hold the empty placeholders: the parameter itself is whole in here
                 own = parameters[name].data if name in parameters else value
-                other = instead.get(name)
+                other = instead.get(name, self._exact_frozen.get(name))
                 whole[name] = _exact_copy(own if other is None else other)
             return whole
 
@@ -52,6 +61,7 @@ class Weights:
     @torch.no_grad()
     def load(self, whole: Mapping[str, torch.Tensor]) -> None:
         """Takes whole tensors, on every rank; parameters and buffers of other names stay as they are."""
+        self._exact_frozen |= {name: _exact_copy(whole[name]) for name in self._exact_frozen if name in whole}
         for name, buffer in self.policy.named_buffers():
             if name in whole:
                 buffer.copy_(whole[name])

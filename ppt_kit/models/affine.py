@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class Exact(nn.Module):
@@ -36,3 +37,22 @@ class Affine(Exact):
 
     def denormalize(self, value: torch.Tensor) -> torch.Tensor:
         return value / self.scale + self.offset
+
+
+def normalized_by_row(
+    value: torch.Tensor, affines: Sequence[Affine], domain: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T, W) with each row normalised as its own domain's, and which numbers that domain has, (B, 1, W) bool.
+
+    Numbers that it does not have are zero, whatever they were.
+
+    Args:
+        value: (B, T, W) float32, W at least the widest domain's.
+        affines: of each domain; narrower ones take the first columns.
+        domain: (B,) int64, positions in `affines`.
+    """
+    width = value.shape[-1]
+    wide = lambda numbers: torch.stack([F.pad(each, (0, width - len(each))) for each in numbers])[domain][:, None]
+    offset, scale = (wide([getattr(affine, name) for affine in affines]) for name in ("offset", "scale"))
+    own = wide([torch.ones_like(affine.offset, dtype=torch.bool) for affine in affines])
+    return ((value - offset) * scale).masked_fill(~own, 0.0), own

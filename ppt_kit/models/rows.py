@@ -1,4 +1,4 @@
-"""Rows of a nested batch: those of one domain, the first, blank ones."""
+"""Rows of a nested batch: those of one group of domains, the first, blank ones."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 
 import torch
 
+from ppt_kit.models.domains import Rows
 from ppt_kit.spec import Spec
 
 
-def select(tree: Any, rows: torch.Tensor | None) -> Any:
-    """The rows of every tensor in a nested batch; all of them when rows is None."""
-    if rows is None:
+def select(tree: Any, rows: Rows) -> Any:
+    """The rows of every tensor and every list in a nested batch."""
+    if rows.places is None or rows.on_host is None:
         return tree
     if isinstance(tree, Mapping):
         return {name: select(value, rows) for name, value in tree.items()}
-    return tree[rows] if isinstance(tree, torch.Tensor) else [tree[int(row)] for row in rows]
+    return tree[rows.places] if isinstance(tree, torch.Tensor) else [tree[row] for row in rows.on_host.tolist()]
 
 
-def seeds_of(seeds: torch.Tensor, rows: torch.Tensor | None, size: int) -> torch.Tensor:
+def seeds_of(seeds: torch.Tensor, rows: Rows) -> torch.Tensor:
     """(max(size, 1),) seeds of some rows; of a blank row where there are none."""
-    return seeds.new_zeros(1) if size == 0 else select(seeds, rows)
+    return seeds.new_zeros(1) if rows.size == 0 else select(seeds, rows)
 
 
 def own_cameras(readings: Any, spec: Spec, modality: str) -> Any:

@@ -20,11 +20,14 @@ from ppt_kit.data.normalizer import check_same_source, check_stats, fit_normaliz
 from ppt_kit.engine import Engine, World, check_settings
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
-from ppt_kit.models.policy import PPTPolicy, build_policy, modalities_of
-from ppt_kit.models.pretrained import load_trunk
+from ppt_kit.model_keys import can_see
+from ppt_kit.models.describe import FEW, in_words
+from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.randomness import sample_seeds
 from ppt_kit.schema import Config
 from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, fingerprint_of, provenance
+from ppt_kit.train.features import check_cached, use_features
+from ppt_kit.train.pretrained import begin_with
 from ppt_kit.train.progress import Progress, resume
 from ppt_kit.train.schedule import Schedule
 
@@ -42,7 +45,7 @@ class Sources:
         cfg: the same, typed.
         val_set: None when nothing is validated.
         augment: of training batches only.
-        pretrained: weights of train.pretrained_dir, until the policy has them.
+        pretrained: what the file of train.pretrained_dir holds, until the policy has its weights.
         stats: statistics of normalizer.path; None = fitted on the training set.
     """
 
@@ -51,7 +54,7 @@ class Sources:
     train_set: MultiTrajDataset
     val_set: MultiTrajDataset | None
     augment: Augmenter
-    pretrained: Mapping[str, torch.Tensor] | None
+    pretrained: dict | None
     stats: dict | None
 
 
@@ -65,6 +68,7 @@ class Run:
         card: what a checkpoint carries beside its weights.
         progress: what a resume file holds beside the engine's state.
         listeners: called with every row of metrics.jsonl.
+        borrowed: what it began with of train.pretrained_dir, in words.
     """
 
     run_dir: Path
@@ -76,6 +80,7 @@ class Run:
     card: dict
     progress: Progress
     listeners: list[Callable[[dict], None]]
+    borrowed: list[str]
 
     @property
     def cfg(self) -> Config:
@@ -104,7 +109,8 @@ def open_sources(given: DictConfig, run_dir: Path) -> Sources:
     check_folder(cfg, run_dir)
     other, borrowed = cfg.train.pretrained_dir, cfg.normalizer.path
     models = {path: load_model(path) for path in dict.fromkeys((other, borrowed)) if path}
-    train_set = load_dataset(cfg, modalities=modalities_of(cfg.policy))
+    train_set = load_dataset(cfg, modalities=can_see(cfg.policy), shared=cfg.policy.modalities is None)
+    check_cached(cfg, train_set.modalities)
     augment = augmenter(cfg, train_set)
     validates = cfg.train.val_interval > 0 and cfg.dataset.val_ratio > 0
     return Sources(
@@ -113,7 +119,7 @@ def open_sources(given: DictConfig, run_dir: Path) -> Sources:
         train_set=train_set,
         val_set=train_set.other_split("val") if validates else None,
         augment=augment,
-        pretrained=(models[other].get("ema") or models[other]["policy"]) if other else None,
+        pretrained=models[other] if other else None,
         stats=models[borrowed]["normalizer"] if borrowed else None,
     )
 
@@ -122,15 +128,19 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
     """Puts a run together, new or where it was left; rank 0 writes the first files of its folder.
 
     Raises:
-        UserError: the state to go on from is of another run, or the pretrained trunk of another policy.
+        UserError: the state to go on from is of another run, or the pretrained parts do not fit.
     """
     cfg, fitted = sources.cfg, statistics(sources)
     config = cast(dict, OmegaConf.to_container(sources.given, resolve=True))
-    policy = new_policy(sources, fitted)
+    policy, borrowed = new_policy(sources, fitted)
+    use_features(policy, cfg, [each for each in (sources.train_set, sources.val_set) if each is not None], world)
     engine = Engine(policy, cfg, world)
     left = None
     if cfg.train.resume != "never":
-        left = resume(engine, run_dir, config=config, stats=fitted, encoders=policy.encoder_fingerprints)
+        left = resume(
+            engine, run_dir, config=config, stats=fitted, encoders=policy.encoder_fingerprints,
+            modalities=policy.modalities,
+        )  # fmt: skip
     before, stats = left or (None, fitted)
     plan = batch_plan(sources, world, origin=(engine.step, *before.position) if before else (0, 0, 0))
     schedule = schedule_from(cfg, plan, step=engine.step, before=before)
@@ -150,6 +160,7 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
             before or Progress(), global_batch=plan.global_batch, schedule=schedule.state(), wandb_id=tracker.wandb_id
         ),
         listeners=listeners,
+        borrowed=borrowed,
     )
     if world.is_first:
         say_start(run, before)
@@ -184,22 +195,18 @@ def statistics(sources: Sources) -> dict:
     return {name: sources.stats[name] for name in stats}
 
 
-def new_policy(sources: Sources, stats: dict) -> PPTPolicy:
-    """The policy at step 0: random weights of the seed, and another run's trunk where one is asked for."""
+def new_policy(sources: Sources, stats: dict) -> tuple[PPTPolicy, list[str]]:
+    """The policy at step 0: random weights of the seed, and another run's parts, which the lines tell of."""
     cfg = sources.cfg
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         policy = build_policy(cfg, sources.train_set.specs)
     policy.set_normalizer(stats)
-    policy.trunk.recompute = cfg.activation_checkpointing
+    for _, trunk in policy.all_trunks():
+        trunk.recompute = cfg.activation_checkpointing
     # taken out: a run must not hold another run's weights while it trains
-    weights, sources.pretrained = sources.pretrained, None
-    if weights is not None:
-        try:
-            load_trunk(policy, weights, freeze=cfg.train.freeze_trunk)
-        except ValueError as error:
-            raise UserError(f"train.pretrained_dir={cfg.train.pretrained_dir}: {error}") from None
-    return policy
+    content, sources.pretrained = sources.pretrained, None
+    return policy, begin_with(policy, content, cfg.train) if content is not None else []
 
 
 def card_of(dataset: MultiTrajDataset, policy: PPTPolicy, *, config: dict, stats: dict) -> dict:
@@ -210,6 +217,7 @@ def card_of(dataset: MultiTrajDataset, policy: PPTPolicy, *, config: dict, stats
         "views": {name: domain.view.plain() for name, domain in dataset.domains.items()},
         "sources": {name: domain.source() for name, domain in dataset.domains.items()},
         "encoders": policy.encoder_fingerprints,
+        "architectures": policy.encoder_architectures,
         "parts": policy.foreign_parts,
     }
 
@@ -309,6 +317,11 @@ def say_start(run: Run, before: Progress | None) -> None:
         "policy %.2fM parameters, %.2fM trained; %d windows of %d episodes",
         engine.num_parameters / 1e6, engine.num_trained / 1e6, len(dataset), dataset.num_episodes,
     )  # fmt: skip
+    for name, spec in list(dataset.specs.items())[:FEW]:
+        numbers = ", ".join(f"{key} {width}" for key, width in spec.state.items())
+        log.info("%s: sees %s%s", name, in_words(spec), f" ({numbers})" if numbers else "")
+    for line in run.borrowed:
+        log.info("%s", line)
     still = near_constant(run.card["normalizer"], dataset.specs)
     if still:
         log.warning("hardly moving in the data, so centred but not scaled: %s", ", ".join(still))

@@ -1,4 +1,4 @@
-"""Every head and every stem of the registries, side by side: training, acting, parameters, floating-point operations."""
+"""Every head and every stem, side by side: training, acting, parameters, floating-point operations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PolicyBench:
     """Every head and every stem, side by side, in the quickstart policy."""
 
     heads: str = key("all", "of policy/head=…: all, none, or names with commas")
-    stems: str = key("all", "as modality.kind, e.g. pointcloud.points: all, none, or such names with commas")
+    stems: str = key("all", "of policy.stems.*.kind: all, none, or names with commas")
     batch_size: int = key(32, "windows of a training step", low=1)
     rounds: int = key(10, "times that each way is measured, all ways in turn", low=2)
     threads: int = key(1, "of torch", low=1)
@@ -32,6 +32,17 @@ class PolicyBench:
 
 # one way of building the policy, and what is measured of it
 Row = tuple[str, dict[str, Callable[[], Any]], torch.nn.Module]
+# what a policy is told to have each stem; the first word is the row's name
+STEM_WORDS = {
+    "mlp": "policy.stems.state.kind=mlp",
+    "points": "policy.stems.pointcloud.kind=points",
+    "dp3": "policy.stems.pointcloud.kind=dp3",
+    "patches": "policy.stems.pointcloud.kind=patches",
+    "pointnext": "policy.stems.pointcloud.kind=pointnext",
+    "cnn": "policy.stems.rgb.kind=cnn",
+    "maps": "policy.stems.rgb.kind=maps policy.encoders.rgb.kind=resnet18",
+    "sentence": "policy.stems.language.kind=sentence policy.encoders.language.kind=minilm",
+}
 # milliseconds of acting that the quickstart policy is to stay within, at batch 1 on one core
 LIMITS = {"regression": 5.0, "diffusion": 60.0, "meanflow": 8.0}
 SPEC = Spec(
@@ -44,12 +55,12 @@ def policy(cfg: DictConfig) -> int:
     """Prints a line a head and a line a stem."""
     torch.set_num_threads(cfg.threads)
     words = [f"policy/head={name}" for name in _asked(cfg.heads, _heads(), "heads")]
-    words += [f"policy.stems.{name.replace('.', '.kind=')}" for name in _asked(cfg.stems, _stems(), "stems")]
+    words += [STEM_WORDS[name] for name in _asked(cfg.stems, _stems(), "stems")]
     rows = [row for row in (_row(word, cfg.batch_size) for word in words) if row is not None]
     seconds = _measured(rows, cfg.rounds)
     print(f"quickstart policy, {cfg.threads} thread(s), training batch {cfg.batch_size}, median of {cfg.rounds} rounds")
     columns = ("samples/s", "act 1 ms", "act 32 ms", "parameters", "of it", "MFLOP/act")
-    print(f"{'what':<34}" + "".join(f"{name:>12}" for name in columns))
+    print(f"{'what':<36}" + "".join(f"{name:>12}" for name in columns))
     for (word, ways, model), times in zip(rows, seconds):
         _print_row(word, ways, model, times, cfg.batch_size)
     print(
@@ -65,12 +76,7 @@ def _heads() -> list[str]:
 def _stems() -> list[str]:
     from ppt_kit.models.stems import STEMS
 
-    return [f"{_modality(name)}.{name}" for name in STEMS]
-
-
-def _modality(kind: str) -> str:
-    """What a stem of ours sees: it is said by where it is used first in the schema's defaults, or by its name."""
-    return {"mlp": "state"}.get(kind, "pointcloud")
+    return list(STEMS)
 
 
 def _asked(said: str, known: list[str], option: str) -> list[str]:
@@ -85,7 +91,7 @@ def _row(word: str, batch_size: int) -> Row | None:
     """None, with a line that says why, where something that it needs is not installed."""
     from ppt_kit.models.policy import build_policy, modalities_of
 
-    settings = typed(load_config("quickstart", word))
+    settings = typed(load_config("quickstart", *word.split()))
     torch.manual_seed(0)
     try:
         model = build_policy(settings, {"a": SPEC})
@@ -158,8 +164,9 @@ def _print_row(
     own = sum(p.numel() for name, p in model.named_parameters() if name.startswith(parts))
     limit = LIMITS.get(word.removeprefix("policy/head=")) if word.startswith("policy/head") else None
     late = "" if limit is None else f"   at most {limit:g} ms: {'yes' if median['act 1'] * 1e3 <= limit else 'NO'}"
+    name = word.split()[0]
     print(
-        f"{word:<34}{batch_size / median['train']:>12.0f}{median['act 1'] * 1e3:>12.2f}{median['act 32'] * 1e3:>12.1f}"
+        f"{name:<36}{batch_size / median['train']:>12.0f}{median['act 1'] * 1e3:>12.2f}{median['act 32'] * 1e3:>12.1f}"
         f"{sum(p.numel() for p in model.parameters()):>12,}{own:>12,}{counter.get_total_flops() / 1e6:>12.1f}{late}",
         flush=True,
     )

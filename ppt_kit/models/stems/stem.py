@@ -15,7 +15,14 @@ class Stem(nn.Module):
     `forward(readings, seeds) -> (B, n, width)`. Readings are state (B, To, Ds) float32 normalised, pointcloud
     (B, To, P, C) float32 m, rgb {camera: (B, To, H, W, 3) uint8}, depth {camera: (B, To, H, W, 1) float32 m}, language
     [B sentences]; seeds (B,) int64 make its noise. n must not depend on the readings.
+
+    Attributes:
+        takes_missing: whether `forward` has a third argument `missing`: {camera: (B,) bool}, true where the camera was
+            not there and its readings are zeros that must enter nothing; never true of all cameras of a sample. None =
+            all are there.
     """
+
+    takes_missing = False
 
     def forward(self, readings: Any, seeds: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
