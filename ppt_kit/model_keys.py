@@ -117,6 +117,14 @@ class PolicyConfig:
         "what the policy sees, of state, pointcloud, rgb, depth and language; null = what every domain has, less the "
         "kinds of policy.stems that are null",
     )
+    history: str = key(
+        "none",
+        "inpaint = chunks are given the executed actions of the frames before; needs dataset.hist_action_cond",
+        choices=("none", "inpaint"),
+    )
+    max_delay: int = key(
+        0, "longest delay of real-time chunking that training prepares for (control steps); 0 = none", low=0, high=1000
+    )
     share: str = key(
         "trunk",
         "what domains share: none, the trunk, or all: stems and head too, the widest state and action padded",

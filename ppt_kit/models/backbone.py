@@ -158,7 +158,8 @@ class Backbone(nn.Module):
         if rows.size == 0:
             blank = group.spec.blank(1, self.horizon, device=seeds.device)
             seen = {name: first_row(obs[name]) if name in self.encoders else blank[name] for name in self.modalities}
-            missing, domain = {}, torch.full((1,), group.domains[0], device=seeds.device)
+            # masked as the others are: ZeRO-2 reduces gradients as they come, so in one order on every rank
+            missing, domain = first_row(missing), torch.full((1,), group.domains[0], device=seeds.device)
         else:
             seen, missing, domain = select(obs, rows), select(missing, rows), select(domain, rows)
         if "state" in seen and "state" not in self.encoders:
