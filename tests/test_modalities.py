@@ -120,6 +120,18 @@ def test_null_is_what_every_domain_has(seen, tmp_path, domains, sees):
     assert ppt.load_policy(run.run_dir).modalities == sees
 
 
+@pytest.mark.parametrize("more", [("deepspeed=zero3",), ("deepspeed=zero1", "precision=bf16")], ids=" ".join)
+def test_every_modality_trains_in_shards_and_in_half_precision(seen, tmp_path, more):
+    words = ("policy.stems.language.kind=sentence", "policy.encoders.language.kind=minilm")
+    run = run_of(seen, tmp_path, *words, *more, "train.val_interval=0")
+    assert run.run() == 0
+    policy = ppt.load_policy(run.run_dir)
+    assert policy.modalities == list(MODALITIES)
+    obs = ppt.load_dataset(run.cfg, modalities=MODALITIES).__getitems__([0, 3])["obs"]
+    assert torch.isfinite(policy.act(obs)).all()
+    assert np.isfinite(ppt.read_metrics(run.run_dir, "train")["loss"]).all()
+
+
 def test_a_kind_that_is_null_is_not_seen_as_before(seen, tmp_path):
     run = run_of(seen, tmp_path, "policy.stems.rgb.kind=null", "policy.stems.depth.kind=null")
     run.run()
@@ -184,7 +196,7 @@ def test_a_policy_that_is_to_see_what_a_domain_lacks_is_refused():
 class SpotEnv:
     """A hand that must reach a spot which only its camera shows."""
 
-    max_steps, description = 12, "reach the spot"
+    max_steps, description, size = 12, "reach the spot", 32
 
     def __init__(self, task):
         self.task = task
@@ -204,7 +216,7 @@ class SpotEnv:
         return {"simulator": "test_modalities:SpotEnv", "task": self.task}
 
     def _reading(self):
-        image = np.full((32, 32, 3), 30, np.uint8)
+        image = np.full((self.size, self.size, 3), 30, np.uint8)
         row, column = ((self.goal + 1) * 15).astype(int)
         image[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = (240, 60, 60)
         return {"obs/hand": self.hand, "obs/images/front": image}
@@ -231,6 +243,9 @@ def test_rgb_and_state_go_from_a_file_to_a_checkpoint_and_a_rate_with_two_words(
             ppt.evaluate(policy, episodes=1)
         return
     assert [row["error"] for row in ppt.evaluate(policy, episodes=2).rows] == [None, None]
+    monkeypatch.setattr(SpotEnv, "size", 24)
+    with pytest.raises(UserError, match=r"sees 32 x 32 pixels of obs/images/front, .* gives an array \(24, 24, 3\)"):
+        ppt.evaluate(policy, episodes=2)
 
 
 def write_robomimic(path, demos):

@@ -145,6 +145,14 @@ def _check_widths(view: View, reading: Mapping[str, Any], plan: EpisodePlan) -> 
                 f"the policy of {plan.domain} sees {width} numbers of {column}, {plan.env['simulator']} gives {given}. "
                 "Evaluate in the simulator and with the options that the data was recorded with."
             )
+    for column in (*view.rgb.values(), *view.depth.values()):
+        (height, width), given = view.sizes[column], np.shape(reading[column])
+        if given[:2] != (height, width):
+            raise UserError(
+                f"the policy of {plan.domain} sees {height} x {width} pixels of {column}, {plan.env['simulator']} "
+                f"gives an array {given}. Evaluate in the simulator and with the options that the data was recorded "
+                "with."
+            )
 
 
 def _row(episode: Episode) -> dict:
