@@ -11,6 +11,8 @@ import torch
 import ppt_kit as ppt
 from ppt_kit.engine import Averaged
 from ppt_kit.horizon import Horizon
+from ppt_kit.model_keys import HeadConfig
+from ppt_kit.models.heads import HEADS
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.pooling import Pooling
 from ppt_kit.models.stems import Stem
@@ -421,3 +423,14 @@ def initial_weights(cfg):
 
     torch.manual_seed(cfg.seed)
     return build_policy(typed(cfg), load_dataset(cfg, modalities=["state", "pointcloud"]).specs).state_dict()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_every_head_trains_under_autocast_to_its_precision(kind):
+    """A mean-flow head takes a forward derivative, which knows nothing of autocast's casts."""
+    policy = policy_of(head=HeadConfig(kind=kind))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = policy(batch_of(4))["loss"]
+    loss.backward()
+    assert loss.item() == pytest.approx(policy(batch_of(4))["loss"].item(), rel=0.05)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())

@@ -62,12 +62,20 @@ class Network(nn.Module):
             context: what this network's `Context` gave.
             velocity: (B, Ta, Da) of the chunk.
         """
-        shown = lambda noisy: torch.cat([noisy, known[..., None].to(noisy.dtype)], dim=-1).to(context.dtype)
-        along = lambda noisy, at: self.of_shown(shown(noisy), at, context, seeds).to(noisy.dtype)
         if velocity is None:
-            return along(chunk, times)
-        made, rate, *_ = torch.func.jvp(along, (chunk, times), (velocity, torch.ones_like(times)))
+            return self._made(chunk, known, times, context, seeds)
+        # a forward derivative passes autocast by: the weights stay as they are stored
+        with torch.autocast(chunk.device.type, enabled=False):
+            stored = context.to(next(self.parameters()).dtype)
+            along = lambda noisy, at: self._made(noisy, known, at, stored, seeds)
+            made, rate, *_ = torch.func.jvp(along, (chunk, times), (velocity, torch.ones_like(times)))
         return made, rate
+
+    def _made(
+        self, chunk: torch.Tensor, known: torch.Tensor, times: torch.Tensor, context: torch.Tensor, seeds: torch.Tensor
+    ) -> torch.Tensor:
+        shown = torch.cat([chunk, known[..., None].to(chunk.dtype)], dim=-1).to(context.dtype)
+        return self.of_shown(shown, times, context, seeds).to(chunk.dtype)
 
     def of_shown(
         self, shown: torch.Tensor, times: torch.Tensor, context: torch.Tensor, seeds: torch.Tensor
