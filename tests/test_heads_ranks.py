@@ -18,20 +18,20 @@ from ppt_kit.model_keys import HeadConfig, PolicyConfig
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.spec import Spec
 
-NET = {"widths": [8, 16]}
+NET = {"widths": [8, 8]}
 CASES = {
     "regression": ("regression", {}),
     "mlp": ("mlp", {}),
-    "decoder": ("decoder", {}),
+    "decoder": ("decoder", {"num_layers": 1}),
     "diffusion": ("diffusion", NET),
-    "diffusion transformer": ("diffusion", {"network": "transformer"}),
+    "diffusion transformer": ("diffusion", {"network": "transformer", "num_layers": 1}),
     "flow": ("flow", NET),
     "meanflow": ("meanflow", NET),
-    "meanflow transformer": ("meanflow", {"network": "transformer"}),
-    "mixture": ("mixture", {}),
-    "cvae": ("cvae", {}),
+    "meanflow transformer": ("meanflow", {"network": "transformer", "num_layers": 1}),
+    "mixture": ("mixture", {"num_layers": 1}),
+    "cvae": ("cvae", {"num_layers": 1}),
 }
-STEPS = 6
+STEPS = 4
 
 
 def engine_of(name: str, stage: int, world) -> Engine:
@@ -65,7 +65,7 @@ def losses_of(name: str, stage: int, world, *, rank: int | None) -> list[float]:
     return [float(engine.train_step([batch_at(step, rank=rank)], learning_rate=1e-2)) for step in range(STEPS)]
 
 
-@pytest.mark.parametrize("stage", [pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 2)] + [3])
+@pytest.mark.parametrize("stage", [2] + [pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 3)])
 def test_two_ranks_with_different_domains_give_the_losses_of_one_process(stage, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     done = subprocess.run(

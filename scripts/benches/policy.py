@@ -89,20 +89,23 @@ def _asked(said: str, known: list[str], option: str) -> list[str]:
 
 def _row(word: str, batch_size: int) -> Row | None:
     """None, with a line that says why, where something that it needs is not installed."""
-    from ppt_kit.models.policy import build_policy, modalities_of
+    from ppt_kit.models.policy import build_policy
 
     settings = typed(load_config("quickstart", *word.split()))
+    seen = SPEC.only(name for name in SPEC.modalities if name in ("state", "pointcloud") or f"stems.{name}." in word)
     torch.manual_seed(0)
     try:
-        model = build_policy(settings, {"a": SPEC})
+        model, acting = (build_policy(settings, {"a": seen}) for _ in range(2))
     except UserError as error:
         print(f"{word}: left out: {error}")
         return None
-    seen = SPEC.only(modalities_of(settings.policy))
-    acting = build_policy(settings, {"a": SPEC}).eval()
     step = _training(model, settings, seen, batch_size)
     one, many = (_obs(seen, size) for size in (1, 32))
-    return word, {"train": step, "act 1": lambda: acting.act(one), "act 32": lambda: acting.act(many)}, acting
+    return (
+        word,
+        {"train": step, "act 1": lambda: acting.act(one), "act 32": lambda: acting.act(many)},
+        acting.eval().requires_grad_(False),
+    )
 
 
 def _training(model: torch.nn.Module, settings: Config, spec: Spec, size: int) -> Callable[[], None]:
