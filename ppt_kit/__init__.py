@@ -31,6 +31,8 @@ _WHERE = {
     "Head": "models.heads",
     "Stem": "models.stems",
     "Encoder": "models.encoders",
+    "Actor": "models.actor",
+    "Execution": "models.chunks",
     "UnifiedTrainer": "train.trainer",
     "load_policy": "checkpoint",
     "checkpoints": "checkpoint",

@@ -10,13 +10,13 @@ from ppt_kit.errors import UserError
 from ppt_kit.keys import key, show
 from ppt_kit.spec import MODALITIES
 
-# what can be taken of another policy
-PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
-
 # of each modality the stems that there are, in words
 KINDS = {
-    "state": "mlp", "pointcloud": "points", "rgb": "cnn or patches", "depth": "cnn or patches", "language": "sentence",
+    "state": "mlp", "pointcloud": "points, dp3, patches or pointnext", "rgb": "cnn or maps", "depth": "cnn or maps",
+    "language": "sentence",
 }  # fmt: skip
+# what can be taken of another policy
+PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
 
 
 @dataclass
@@ -58,9 +58,19 @@ class CloudStemConfig(StemConfig):
 class PictureStemConfig(StemConfig):
     kind: str | None = key(
         "cnn",
-        "what makes tokens of pictures: cnn; patches = the feature map of an encoder; or module:Class of yours; "
+        "what makes tokens of pictures: cnn; maps = the feature maps of an encoder; or module:Class of yours; "
         "null = not seen",
     )
+
+
+@dataclass
+class LanguageStemConfig(StemConfig):
+    kind: str | None = key(
+        None,
+        "what makes tokens of sentences: sentence, behind policy.encoders.language.kind=minilm; or module:Class of "
+        "yours; null = not seen",
+    )
+    num_latents: int | None = key(4, "tokens that a sentence becomes", low=1, high=4096)
 
 
 @dataclass
@@ -69,15 +79,22 @@ class StemsConfig:
     pointcloud: CloudStemConfig = field(default_factory=CloudStemConfig)
     rgb: PictureStemConfig = field(default_factory=PictureStemConfig)
     depth: PictureStemConfig = field(default_factory=PictureStemConfig)
-    language: StemConfig = field(default_factory=StemConfig)
+    language: LanguageStemConfig = field(default_factory=LanguageStemConfig)
 
 
 @dataclass
 class EncoderConfig:
     kind: str | None = key(
-        None, "backbone that all domains share, before the stems: module:Class of yours; null = none"
+        None,
+        "backbone that all domains share, before the stems: resnet18, resnet50 or dinov2 of rgb and depth, minilm of "
+        "language, or module:Class of yours; null = none",
     )
     frozen: bool = key(True, "not trained, and named in checkpoints instead of stored")
+    cache: bool = key(
+        False,
+        "rgb and depth: encode each frame once, before the first step, and keep what a frozen encoder makes of it on "
+        "the disk (float16, in dataset.cache_dir, within dataset.cache_gb)",
+    )
     options: Any = key({}, "keyword arguments of the encoder")
 
 
@@ -99,6 +116,14 @@ class PolicyConfig:
         None,
         "what the policy sees, of state, pointcloud, rgb, depth and language; null = what every domain has, less the "
         "kinds of policy.stems that are null",
+    )
+    history: str = key(
+        "none",
+        "inpaint = chunks are given the executed actions of the frames before; needs dataset.hist_action_cond",
+        choices=("none", "inpaint"),
+    )
+    max_delay: int = key(
+        0, "longest delay of real-time chunking that training prepares for (control steps); 0 = none", low=0, high=1000
     )
     share: str = key(
         "trunk",

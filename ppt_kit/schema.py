@@ -92,6 +92,8 @@ RENAMED = {
     "policy.cloud_latents": "policy.stems.pointcloud.num_latents",
     "policy.loss": "policy.head.options.loss",
 }
+# of them those of policies that could see nothing but states and clouds
+BEFORE_STEMS = ("policy.state_latents", "policy.cloud_latents")
 # what options of parts were by default while they were keys
 DEFAULT_OPTIONS = {"policy.head.options.loss": "l1"}
 
@@ -288,6 +290,11 @@ class EvaluateConfig:
     max_steps: int | None = key(None, "longest episode (control steps); null = as recorded", low=1, high=1_000_000)
     execute_steps: int = key(4, "actions executed of each chunk before the next is asked for", low=1, high=1000)
     temporal_ensembling: bool = key(False, "ask at every step and average the overlapping chunks")
+    delay: int = key(0, "control steps that inference takes; the chunk before is executed meanwhile", low=0, high=1000)
+    real_time_chunking: bool = key(
+        True, "with a delay, each chunk is made to begin with what is executed meanwhile; false = it is not told"
+    )
+    num_steps: int | None = key(None, "sampling steps of the head; null = as it was made", low=1, high=10_000)
     use_ema: bool = key(True, "averaged weights instead of the raw ones")
     zero_keys: list[str] = key([], "observations set to zero, e.g. pointcloud: the control experiment")
     eval_log_name: str = key("eval", "name of the files in <run folder>/eval/", is_name=True)

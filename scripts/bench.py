@@ -5,9 +5,14 @@ import sys
 import cli
 from benches.bigstore import BigStoreBench, bigstore
 from benches.engine import EngineBench, engine
+from benches.features import FeaturesBench, features
 from benches.loader import LoaderBench, loader
+from benches.policy import PolicyBench, policy
 
-WAYS = {"engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench)}
+WAYS = {
+    "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),
+    "features": (features, FeaturesBench), "policy": (policy, PolicyBench),
+}  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
 ABOUT = f"Speed and memory, measured side by side in one run: {USAGE}; ratios are what to read."
 

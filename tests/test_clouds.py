@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from ppt_kit.models.part import Sizes, build_part
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.stems import STEMS, Stem
 from ppt_kit.models.stems.cloud_geometry import OBLIQUE, farthest_points, neighbours, take
+from ppt_kit.parts import find_part
 from ppt_kit.spec import Spec
 
 KINDS = ("points", "dp3", "patches", "pointnext")
@@ -213,3 +216,14 @@ def test_a_policy_of_words_has_the_stem_and_learns_from_domains_in_any_mixture(k
     own = {name: p.grad.abs().sum() for name, p in policy.named_parameters()}
     assert all(torch.isfinite(size) for size in own.values())
     assert not any(size for name, size in own.items() if ".b." in name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_word_takes_the_shipped_stem_with_the_defaults_of_its_class(kind):
+    """What the file says is what the class does without it: `policy.stems.pointcloud.kind=x` is the same stem."""
+    options = typed(load_config("quickstart", f"policy.stems.pointcloud={kind}")).policy.stems.pointcloud
+    assert (options.kind, options.num_latents) == (kind, 8)
+    takes = inspect.signature(find_part(kind, STEMS, option="kind")).parameters
+    defaults = {name: each.default for name, each in takes.items() if name != "sizes"}
+    written = {name: tuple(value) if isinstance(value, list) else value for name, value in options.options.items()}
+    assert written == defaults

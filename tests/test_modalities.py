@@ -120,6 +120,18 @@ def test_null_is_what_every_domain_has(seen, tmp_path, domains, sees):
     assert ppt.load_policy(run.run_dir).modalities == sees
 
 
+@pytest.mark.parametrize("more", [("deepspeed=zero3",), ("deepspeed=zero1", "precision=bf16")], ids=" ".join)
+def test_every_modality_trains_in_shards_and_in_half_precision(seen, tmp_path, more):
+    words = ("policy.stems.language.kind=sentence", "policy.encoders.language.kind=minilm")
+    run = run_of(seen, tmp_path, *words, *more, "train.val_interval=0")
+    assert run.run() == 0
+    policy = ppt.load_policy(run.run_dir)
+    assert policy.modalities == list(MODALITIES)
+    obs = ppt.load_dataset(run.cfg, modalities=MODALITIES).__getitems__([0, 3])["obs"]
+    assert torch.isfinite(policy.act(obs)).all()
+    assert np.isfinite(ppt.read_metrics(run.run_dir, "train")["loss"]).all()
+
+
 def test_a_kind_that_is_null_is_not_seen_as_before(seen, tmp_path):
     run = run_of(seen, tmp_path, "policy.stems.rgb.kind=null", "policy.stems.depth.kind=null")
     run.run()
@@ -176,3 +188,74 @@ def test_a_policy_that_is_to_see_what_a_domain_lacks_is_refused():
         PPTPolicy({"a": spec}, PolicyConfig(width=32, num_heads=2, modalities=["state", "rgb"]))
     torch.manual_seed(0)
     assert PPTPolicy({"a": spec}, PolicyConfig(width=32, num_heads=2)).modalities == ["state"]
+
+
+# ------------------------------------------------------------------ the commonest dataset there is, with the fewest words
+
+
+class SpotEnv:
+    """A hand that must reach a spot which only its camera shows."""
+
+    max_steps, description, size = 12, "reach the spot", 32
+
+    def __init__(self, task):
+        self.task = task
+
+    def reset(self, seed):
+        self.hand, self.goal = np.random.default_rng(seed).uniform(-1, 1, (2, 2)).astype(np.float32)
+        return self._reading()
+
+    def step(self, action):
+        self.hand = self.hand + np.clip(action, -0.3, 0.3).astype(np.float32)
+        return self._reading(), 0.0, bool(np.abs(self.goal - self.hand).max() < 0.1)
+
+    def expert_action(self):
+        return np.clip(self.goal - self.hand, -0.3, 0.3)
+
+    def spec(self):
+        return {"simulator": "test_modalities:SpotEnv", "task": self.task}
+
+    def _reading(self):
+        image = np.full((self.size, self.size, 3), 30, np.uint8)
+        row, column = ((self.goal + 1) * 15).astype(int)
+        image[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = (240, 60, 60)
+        return {"obs/hand": self.hand, "obs/images/front": image}
+
+
+@pytest.mark.parametrize("kind", ["zarr", "lerobot", "robomimic"])
+def test_rgb_and_state_go_from_a_file_to_a_checkpoint_and_a_rate_with_two_words(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(ROOT / "tests")
+    ppt.collect("spot", simulator="test_modalities:SpotEnv", episodes=4, dataset_path=str(tmp_path))
+    if kind == "lerobot":
+        ppt.to_lerobot(tmp_path / "spot.zarr", tmp_path / "lift", fps=10, video=False)
+    elif kind == "robomimic":
+        write_robomimic(tmp_path / "lift.hdf5", ppt.open_dataset(tmp_path / "spot.zarr"))
+    else:
+        (tmp_path / "spot.zarr").rename(tmp_path / "lift.zarr")
+    run = run_of(tmp_path, tmp_path / "out", domains="lift")
+    assert run.run() == 0
+    policy = ppt.load_policy(run.run_dir)
+    assert policy.modalities == ["state", "rgb"]
+    assert list(policy.specs["lift"].rgb.values()) == [(32, 32)]
+    assert policy.specs["lift"].state_dim == 2
+    if kind == "robomimic":
+        with pytest.raises(UserError, match="does not say which simulator"):
+            ppt.evaluate(policy, episodes=1)
+        return
+    assert [row["error"] for row in ppt.evaluate(policy, episodes=2).rows] == [None, None]
+    monkeypatch.setattr(SpotEnv, "size", 24)
+    with pytest.raises(UserError, match=r"sees 32 x 32 pixels of obs/images/front, .* gives an array \(24, 24, 3\)"):
+        ppt.evaluate(policy, episodes=2)
+
+
+def write_robomimic(path, demos):
+    """The same demonstrations as robomimic has them."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for number in range(demos.num_episodes):
+            episode, group = demos.episode(number), file.create_group(f"data/demo_{number}")
+            group.create_dataset("actions", data=episode["action"])
+            group.create_dataset("obs/robot0_eef_pos", data=episode["obs"]["state"])
+            group.create_dataset("obs/agentview_image", data=episode["obs"]["rgb"]["front"])
+            group.attrs["num_samples"] = len(episode["action"])

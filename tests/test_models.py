@@ -10,7 +10,7 @@ import torch
 
 from ppt_kit import randomness
 from ppt_kit.horizon import Horizon
-from ppt_kit.models.chunks import ChunkExecutor
+from ppt_kit.models.chunks import ChunkExecutor, Execution
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.pretrained import take_parts
 from ppt_kit.randomness import dropout, normal, sample_seeds, uniform
@@ -176,19 +176,26 @@ def chunks_saying(step_of_asking, horizon=6):
     return np.stack([[step_of_asking, i] for i in range(horizon)]).astype(float)
 
 
+def acted(executor, ask):
+    """The action of one step; `ask` gives a chunk where one is due."""
+    if executor.is_due:
+        executor.add(ask())
+    return executor.pop()
+
+
 @pytest.mark.parametrize("first", [0, 2])
 def test_open_loop_runs_the_index_that_was_supervised_for_the_step(first):
-    executor = ChunkExecutor(Horizon(first + 1, 6, hist=True), execute_steps=3)
+    executor = ChunkExecutor(Horizon(first + 1, 6, hist=True), Execution(execute_steps=3))
     asked = iter(range(100))
-    got = [executor.next_action(lambda: chunks_saying(next(asked))).tolist() for _ in range(7)]
+    got = [acted(executor, lambda: chunks_saying(next(asked))).tolist() for _ in range(7)]
     assert got == [[ask, first + i] for ask in range(3) for i in range(3)][:7]
 
 
 def test_ensembling_averages_what_all_chunks_say_of_the_step_zeros_included():
     """Weights exp(-0.01 i), i = 0 oldest; the ancestor dropped any action that contained an exact zero."""
-    executor, horizon = ChunkExecutor(Horizon(1, 3), temporal_ensembling=True), 3
+    executor, horizon = ChunkExecutor(Horizon(1, 3), Execution(temporal_ensembling=True)), 3
     chunks = [np.zeros((horizon, 1)), np.ones((horizon, 1)), np.full((horizon, 1), 2.0), np.full((horizon, 1), 3.0)]
-    got = [executor.next_action(lambda c=c: c)[0] for c in chunks]
+    got = [acted(executor, lambda c=c: c)[0] for c in chunks]
     weights = np.exp(-0.01 * np.arange(3))
     want = [
         0.0,
@@ -201,7 +208,7 @@ def test_ensembling_averages_what_all_chunks_say_of_the_step_zeros_included():
 
 def test_more_steps_than_a_chunk_holds_are_refused():
     with pytest.raises(ValueError, match="holds 4 actions"):
-        ChunkExecutor(Horizon(3, 6, hist=True), execute_steps=5)
+        ChunkExecutor(Horizon(3, 6, hist=True), Execution(execute_steps=5))
 
 
 # ------------------------------------------------------------------ counted randomness

@@ -58,7 +58,7 @@ class Augmenter:
         # plain attributes: reading them from a DictConfig costs more than drawing the numbers
         typed = options if isinstance(options, AugmentConfig) else OmegaConf.to_object(options)
         self.options: AugmentConfig = typed  # type: ignore[assignment]
-        asked = [name for name in CHANGED if _is_asked(name, self.options)]
+        asked = [name for name in CHANGED if is_asked(name, self.options)]
         by_default = self.options.shift_px is None and any(spec.rgb or spec.depth for spec in specs.values())
         self.is_on = bool(asked) or by_default
         _check_modalities(asked, specs)
@@ -88,7 +88,8 @@ class Augmenter:
         return out
 
 
-def _is_asked(option: str, options: AugmentConfig) -> bool:
+def is_asked(option: str, options: AugmentConfig) -> bool:
+    """Whether an option of CHANGED changes something, as it is set."""
     value = getattr(options, option)
     if option == "crop_ratio":
         return value < 1

@@ -1,9 +1,10 @@
-"""Chunks -> single actions: run part of each chunk open loop, or ask at every step and average what overlaps."""
+"""Chunks -> single actions: run a part of each open loop, average what overlaps, or sample the next one meanwhile."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,42 +14,128 @@ from ppt_kit.horizon import Horizon
 ENSEMBLING_RATE = 0.01
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How chunks are executed.
+
+    Attributes:
+        execute_steps: actions taken of each chunk; the next is asked for so many control steps after it.
+        temporal_ensembling: ask at every step and average the overlapping chunks; execute_steps is then 1.
+        delay: control steps that inference takes: a chunk is executed from so many steps on after it was asked for, and
+            the one before goes on until then. The first of an episode is waited for.
+        real_time_chunking: a chunk is made to begin with the actions that are executed during its delay (real-time
+            chunking: Black et al. 2025, arXiv 2506.07339); else it is made without knowing them, and jumps.
+        num_steps: sampling steps of the head; None = as it was made.
+    """
+
+    execute_steps: int = 4
+    temporal_ensembling: bool = False
+    delay: int = 0
+    real_time_chunking: bool = True
+    num_steps: int | None = None
+
+    def __str__(self) -> str:
+        """What is not as it is by default, and how many steps: execute_steps=8 delay=2."""
+        said = ["temporal_ensembling" if self.temporal_ensembling else f"execute_steps={self.execute_steps}"]
+        if self.delay:
+            said.append(f"delay={self.delay}" + ("" if self.real_time_chunking else " real_time_chunking=false"))
+        return " ".join(said + ([f"num_steps={self.num_steps}"] if self.num_steps is not None else []))
+
+    def check(self, horizon: Horizon) -> None:
+        """Whether a chunk holds what is to be executed.
+
+        Raises:
+            ValueError: it does not, or two of these cannot be had together.
+        """
+        held = horizon.action - horizon.now
+        if self.temporal_ensembling:
+            if self.delay:
+                raise ValueError(
+                    f"delay={self.delay} with temporal_ensembling=true: it asks for a chunk at every step, and each "
+                    f"takes {self.delay}. Set temporal_ensembling=false, or delay=0."
+                )
+            return
+        if self.execute_steps > held:
+            raise ValueError(
+                f"execute_steps={self.execute_steps}: a chunk holds {held} actions from the current step on. "
+                "Set execute_steps to at most that."
+            )
+        if self.execute_steps + self.delay > held:
+            raise ValueError(
+                f"execute_steps={self.execute_steps} and delay={self.delay}: a chunk holds {held} actions from the "
+                f"current step on, and the first {self.delay} pass while it is made. Set execute_steps to at most "
+                f"{max(held - self.delay, 0)}, or delay lower."
+            )
+        if self.delay > self.execute_steps:
+            raise ValueError(
+                f"delay={self.delay} and execute_steps={self.execute_steps}: the next chunk would be asked for before "
+                "the last one is made. Set execute_steps to at least delay."
+            )
+
+
 class ChunkExecutor:
-    """The next action, one control step at a time.
+    """The next action of one environment, one control step at a time: `add` a chunk where one `is_due`, then `pop`.
 
     Args:
         horizon: of the policy; the action executed for a step is the one that was supervised for it.
-        execute_steps: actions taken of each chunk before the next is asked for.
-        temporal_ensembling: ask at every step; execute_steps is then 1.
+        execution: how.
+        history: what was executed in the frames before is known of the next chunk (policy.history=inpaint).
     Raises:
-        ValueError: a chunk does not hold so many actions.
+        ValueError: see `Execution.check`.
     """
 
-    def __init__(self, horizon: Horizon, *, execute_steps: int = 4, temporal_ensembling: bool = False):
-        held = horizon.action - horizon.now
-        if not temporal_ensembling and execute_steps > held:
-            raise ValueError(
-                f"execute_steps={execute_steps}: a chunk holds {held} actions from the current step on. "
-                "Set execute_steps to at most that."
-            )
-        self.horizon = horizon
-        self.execute_steps, self.temporal_ensembling = execute_steps, temporal_ensembling
+    def __init__(self, horizon: Horizon, execution: Execution, *, history: bool = False):
+        execution.check(horizon)
+        self.horizon, self.execution, self.history = horizon, execution, history
         self.reset()
 
     def reset(self) -> None:
         """Forgets the chunks: a new episode starts."""
-        self._step = 0
-        self._chunks: deque[tuple[int, np.ndarray]] = deque()
+        self.step = 0
+        self._executed: deque[np.ndarray] = deque(maxlen=self.horizon.now)
+        # (step it was asked at, step it is executed from, its actions), the oldest first
+        self._chunks: deque[tuple[int, int, np.ndarray]] = deque()
 
-    def next_action(self, ask: Callable[[], np.ndarray]) -> np.ndarray:
-        """(Da,) the action of this step; `ask` gives a new (Ta, Da) chunk and is called only when one is due."""
-        if self.temporal_ensembling or self._step % self.execute_steps == 0:
-            if not self.temporal_ensembling:
-                self._chunks.clear()
-            self._chunks.append((self._step, ask()))
-        while self._step - self._chunks[0][0] + self.horizon.now >= self.horizon.action:
-            self._chunks.popleft()
-        actions = np.stack([chunk[self._step - asked + self.horizon.now] for asked, chunk in self._chunks])
-        weights = np.exp(-ENSEMBLING_RATE * np.arange(len(actions)))
-        self._step += 1
-        return (weights[:, None] * actions).sum(0) / weights.sum()
+    @property
+    def is_due(self) -> bool:
+        """Whether this step needs a new chunk."""
+        return self.execution.temporal_ensembling or self.step % self.execution.execute_steps == 0
+
+    def known(self, action_dim: int) -> np.ndarray | None:
+        """(Ta, Da) float32 what the chunk that is due must hold, NaN where it is free; None = all is free."""
+        now, ahead = self.horizon.now, self.execution.delay if self.execution.real_time_chunking else 0
+        if not (self.history or ahead):
+            return None
+        known = np.full((self.horizon.action, action_dim), np.nan, np.float32)
+        if self.history and self._executed:
+            known[now - len(self._executed) : now] = self._executed
+        if self._chunks:
+            asked, _, chunk = self._chunks[-1]
+            following = chunk[self.step - asked + now :][:ahead]
+            known[now : now + len(following)] = following
+        return known
+
+    def add(self, chunk: np.ndarray) -> None:
+        """Takes the (Ta, Da) chunk that was due."""
+        usable = self.step + (self.execution.delay if self._chunks else 0)
+        self._chunks.append((self.step, usable, chunk))
+
+    def pop(self) -> np.ndarray:
+        """(Da,) float64, the action of this step."""
+        current = self._current()
+        action = _average(current) if self.execution.temporal_ensembling else current[-1].astype(np.float64)
+        self._executed.append(action)
+        self.step += 1
+        return action
+
+    def _current(self) -> Sequence[np.ndarray]:
+        """What the chunks say of this step, the oldest first; those that say nothing more are dropped."""
+        now, chunks = self.horizon.now, self._chunks
+        while self.step - chunks[0][0] + now >= self.horizon.action:
+            chunks.popleft()
+        return [chunk[self.step - asked + now] for asked, usable, chunk in chunks if usable <= self.step]
+
+
+def _average(actions: Sequence[np.ndarray]) -> np.ndarray:
+    weights = np.exp(-ENSEMBLING_RATE * np.arange(len(actions)))
+    return (weights[:, None] * np.stack(actions)).sum(0) / weights.sum()

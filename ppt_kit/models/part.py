@@ -26,6 +26,7 @@ class Sizes:
         name: of the part, unique in the policy; names the streams of its noise.
         modality: that a stem or an encoder reads, of spec.MODALITIES; "" of a head.
         num_latents: tokens that a stem gives, None = its local tokens are passed through; of its configuration.
+        encoded: numbers of each token of the encoder before a stem; 0 = there is none, or it does not say.
     """
 
     width: int
@@ -36,6 +37,7 @@ class Sizes:
     name: str
     modality: str = ""
     num_latents: int | None = 0
+    encoded: int = 0
 
 
 def build_part(

@@ -15,6 +15,7 @@ from torch import nn
 from ppt_kit.horizon import Horizon
 from ppt_kit.models.affine import Affine
 from ppt_kit.models.backbone import Backbone
+from ppt_kit.models.conditioning import Conditioning
 from ppt_kit.models.describe import describe
 from ppt_kit.models.domains import Group, Rows, module_key, rows_of
 from ppt_kit.models.door import absent, check_absent, check_batch, check_given, check_obs
@@ -40,6 +41,7 @@ class PPTPolicy(Backbone):
         horizon: To and Ta.
     Attributes:
         card: what a checkpoint says of itself; empty for a policy that was not loaded.
+        conditioning: which actions of a chunk it is given.
         modalities, domains, groups, frozen_parts: see Backbone.
     Raises:
         UserError: a part that the options name cannot be found or made, or cannot serve all domains.
@@ -57,12 +59,19 @@ class PPTPolicy(Backbone):
         if options.share == "all":
             key = self.groups[0].key
             check_shared(cast(Head, self.heads[key]), cast(nn.ModuleDict, self.stems[key]), self.specs)
+        self.conditioning = Conditioning.of(options, self.horizon, self.heads.values())
         self.register_load_state_dict_post_hook(_without_frozen)
 
     @property
     def encoder_fingerprints(self) -> dict[str, str]:
         """Modality -> what its frozen encoder's weights are told by, which checkpoints leave out."""
         return {name: each.fingerprint for name, each in self.encoders.items() if isinstance(each, Frozen)}
+
+    @property
+    def encoder_architectures(self) -> dict[str, dict[str, Any]]:
+        """Modality -> what its encoder is made of, of those whose weights checkpoints hold."""
+        trained = {name: each for name, each in self.encoders.items() if isinstance(each, Encoder)}
+        return {name: each.architecture for name, each in trained.items() if each.architecture is not None}
 
     @property
     def foreign_parts(self) -> dict[str, str]:
@@ -176,7 +185,10 @@ class PPTPolicy(Backbone):
         """() the sum over a group's windows."""
         head = self.heads[group.key]
         target, is_pad, counts = self._target(group, batch, rows)
-        error = head(tokens, seeds, target, Given(counts=counts)).float()
+        known = self.conditioning.known(is_pad, seeds)
+        if known is not None:
+            is_pad, counts = is_pad | known, counts & ~known[..., None]
+        error = head(tokens, seeds, target, Given(counts=counts, known=known)).float()
         if error.shape != is_pad.shape:
             raise ValueError(
                 f"the loss of {type(head).__name__} is {tuple(error.shape)}; it must be one number an "

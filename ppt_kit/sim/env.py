@@ -17,7 +17,10 @@ from ppt_kit.errors import UserError
 from ppt_kit.parts import find_part, place_of
 
 # each is imported when it is first asked for
-SIMULATORS: dict[str, Any] = {"metaworld": "ppt_kit.sim.metaworld:MetaWorldEnv"}
+SIMULATORS: dict[str, Any] = {
+    "metaworld": "ppt_kit.sim.metaworld:MetaWorldEnv",
+    "planar": "ppt_kit.sim.planar:PlanarEnv",
+}
 
 # what an environment must offer for each use; the rest of SimEnv it may leave out
 NEEDED = {

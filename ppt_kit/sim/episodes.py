@@ -14,7 +14,7 @@ import numpy as np
 from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
-from ppt_kit.models.chunks import ChunkExecutor
+from ppt_kit.models.chunks import Execution
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.sim.env import SimEnv, close_env, copied, in_words, make_env, show_only, told
 from ppt_kit.sim.rollout import VIDEO_SIZE, Episode, rollout
@@ -28,14 +28,14 @@ class EpisodePlan:
 
     Attributes:
         env: what `make_env` builds.
+        execution: how the policy's chunks are executed.
         film: seeds of the episodes to film.
         video_dir: where their videos go, as <stem>_<seed>.mp4; None = nowhere.
     """
 
     env: dict
     domain: str
-    execute_steps: int
-    temporal_ensembling: bool = False
+    execution: Execution
     zero_keys: tuple[str, ...] = ()
     film: frozenset[int] = frozenset()
     video_dir: Path | None = None
@@ -50,19 +50,6 @@ class EpisodePlan:
         env = make_env(self.env, uses=["evaluating", *(["filming"] if self.film else [])])
         show_only(env, View.from_plain(policy.card["views"][self.domain]).needs())
         return env
-
-    def executor(self, policy: PPTPolicy) -> ChunkExecutor:
-        """What cuts the policy's chunks into actions.
-
-        Raises:
-            UserError: a chunk does not hold so many actions.
-        """
-        try:
-            return ChunkExecutor(
-                policy.horizon, execute_steps=self.execute_steps, temporal_ensembling=self.temporal_ensembling
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from None
 
 
 def open_checked(policy: PPTPolicy, plan: EpisodePlan, *, seed: int) -> SimEnv:
@@ -106,7 +93,7 @@ def run_one(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seed: int) -> dic
     """The row of one episode; its error is text where it could not be run."""
     try:
         episode = rollout(
-            policy, env, domain=plan.domain, seed=seed, executor=plan.executor(policy), zero_keys=plan.zero_keys,
+            policy, env, domain=plan.domain, seed=seed, execution=plan.execution, zero_keys=plan.zero_keys,
             film=seed in plan.film,
         )  # fmt: skip
     except Exception as error:
@@ -157,6 +144,14 @@ def _check_widths(view: View, reading: Mapping[str, Any], plan: EpisodePlan) -> 
             raise UserError(
                 f"the policy of {plan.domain} sees {width} numbers of {column}, {plan.env['simulator']} gives {given}. "
                 "Evaluate in the simulator and with the options that the data was recorded with."
+            )
+    for column in (*view.rgb.values(), *view.depth.values()):
+        (height, width), given = view.sizes[column], np.shape(reading[column])
+        if given[:2] != (height, width):
+            raise UserError(
+                f"the policy of {plan.domain} sees {height} x {width} pixels of {column}, {plan.env['simulator']} "
+                f"gives an array {given}. Evaluate in the simulator and with the options that the data was recorded "
+                "with."
             )
 
 

@@ -18,6 +18,8 @@ from ppt_kit.checks import LONGEST, check_name, check_value
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
 from ppt_kit.keys import leaves_of
+from ppt_kit.models.actor import check_execution
+from ppt_kit.models.chunks import Execution
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.schema import EvaluateConfig
 from ppt_kit.signals import Stopped, held_back, stops_raise
@@ -42,6 +44,9 @@ class EvaluateOptions:
     max_steps: int | None = None
     execute_steps: int = 4
     temporal_ensembling: bool = False
+    delay: int = 0
+    real_time_chunking: bool = True
+    num_steps: int | None = None
     zero_keys: Sequence[str] = ()
     videos: int = 0
     n_procs: int = 1
@@ -52,6 +57,14 @@ class EvaluateOptions:
     def seeds(self) -> list[int]:
         """One an episode."""
         return list(range(self.seed, self.seed + self.episodes))
+
+    @property
+    def execution(self) -> Execution:
+        """How chunks are executed."""
+        return Execution(
+            execute_steps=self.execute_steps, temporal_ensembling=self.temporal_ensembling, delay=self.delay,
+            real_time_chunking=self.real_time_chunking, num_steps=self.num_steps,
+        )  # fmt: skip
 
 
 def evaluate(
@@ -64,6 +77,9 @@ def evaluate(
     max_steps: int | None = None,
     execute_steps: int = EvaluateOptions.execute_steps,
     temporal_ensembling: bool = False,
+    delay: int = 0,
+    real_time_chunking: bool = True,
+    num_steps: int | None = None,
     zero_keys: Sequence[str] = (),
     videos: int = 0,
     n_procs: int = 1,
@@ -72,8 +88,7 @@ def evaluate(
 ) -> Evaluation:
     """Runs the policy on seeds that no demonstration had.
 
-    With `out_dir` each episode's row is on the disk as it ends. The same call again takes the rows of the same weights,
-    task and options, and runs those that are not there or were errors.
+    With `out_dir` each row is on the disk as its episode ends; the same call again runs those that are not.
 
     Args:
         policy: from `load_policy`; its card names the simulator, camera and demonstration seeds of its domains.
@@ -82,6 +97,7 @@ def evaluate(
         episodes: how many; episode i has seed `seed` + i.
         max_steps: longest episode; None = as recorded.
         execute_steps: actions taken of each chunk; with `temporal_ensembling`, overlapping chunks are averaged instead.
+        delay, real_time_chunking, num_steps: see ppt_kit.Execution.
         zero_keys: parts of obs replaced by zeros, e.g. ("pointcloud",).
         videos: episodes to film, from the first on.
         n_procs: processes; episodes, seeds and actions are the same for any number.
@@ -93,8 +109,8 @@ def evaluate(
     """
     return run_evaluation(policy, EvaluateOptions(
         task=task, domain=domain, episodes=episodes, seed=seed, max_steps=max_steps, execute_steps=execute_steps,
-        temporal_ensembling=temporal_ensembling, zero_keys=zero_keys, videos=videos, n_procs=n_procs,
-        log_name=log_name, out_dir=out_dir,
+        temporal_ensembling=temporal_ensembling, delay=delay, real_time_chunking=real_time_chunking,
+        num_steps=num_steps, zero_keys=zero_keys, videos=videos, n_procs=n_procs, log_name=log_name, out_dir=out_dir,
     ))  # fmt: skip
 
 
@@ -186,24 +202,25 @@ def _plan(policy: PPTPolicy, options: EvaluateOptions) -> EpisodePlan:
         check_summary(Path(options.out_dir) / f"{options.log_name}.json")
     stem = f"{options.log_name}_{spec['task']}" + "".join(f"_no-{name}" for name in options.zero_keys)
     plan = EpisodePlan(
-        env=spec, domain=domain, execute_steps=options.execute_steps, temporal_ensembling=options.temporal_ensembling,
-        zero_keys=tuple(options.zero_keys), film=frozenset(options.seeds[: options.videos]),
+        env=spec, domain=domain, execution=options.execution, zero_keys=tuple(options.zero_keys),
+        film=frozenset(options.seeds[: options.videos]),
         video_dir=Path(options.out_dir) if options.out_dir is not None else None,
         # a task is called as its simulator likes, a file is not
         stem=re.sub(r"[^\w.+-]", "-", stem)[:LONGEST],
     )  # fmt: skip
-    plan.executor(policy)
+    check_execution(policy, plan.execution)
+    if options.real_time_chunking and not policy.conditioning.prepares(options.delay):
+        log.warning("delay=%d: chunks are in-painted without training for it: policy.max_delay is less", options.delay)
     return plan
 
 
 def _common(policy: PPTPolicy, plan: EpisodePlan) -> dict[str, Any]:
     """What every row of an evaluation says of it: rows that say the same are of the same evaluation."""
     described = {**plan.env, "code": code_of(plan.env)}
-    how = "temporal_ensembling" if plan.temporal_ensembling else f"execute_steps={plan.execute_steps}"
     steps = f" max_steps={plan.env['max_steps']}" if "max_steps" in plan.env else ""
     return {
         "checkpoint": str(policy.card["path"]), "weights": weights_id(policy, plan.domain), "domain": plan.domain,
-        "task": plan.env["task"], "options": f"{how}{steps} simulator={short_id(described)}",
+        "task": plan.env["task"], "options": f"{plan.execution}{steps} simulator={short_id(described)}",
         "zero_keys": list(plan.zero_keys),
     }  # fmt: skip
 
@@ -240,13 +257,16 @@ def _choose_domain(policy: PPTPolicy, options: EvaluateOptions) -> str:
 
 def _check_kinds(options: EvaluateOptions) -> None:
     """What the schema checks of words, of a notebook's arguments."""
-    for name in ("episodes", "seed", "max_steps", "execute_steps", "videos", "n_procs"):
+    for name in ("episodes", "seed", "max_steps", "execute_steps", "delay", "num_steps", "videos", "n_procs"):
         value, takes = getattr(options, name), leaves_of(EvaluateConfig)[name][1].metadata
-        if name == "max_steps" and value is None:
+        if name in ("max_steps", "num_steps") and value is None:
             continue
         if not isinstance(value, Integral) or isinstance(value, bool) or value < takes["low"]:
             raise UserError(f"{name}={value!r}: takes a whole number, at least {takes['low']}.")
         check_value(name, int(value), takes)
+    for name in ("temporal_ensembling", "real_time_chunking"):
+        if not isinstance(getattr(options, name), bool):
+            raise UserError(f"{name}={getattr(options, name)!r}: takes True or False.")
     for name in ("task", "domain"):
         value = getattr(options, name)
         if value is not None and not isinstance(value, str):

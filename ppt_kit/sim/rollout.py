@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from ppt_kit.data.view import View
-from ppt_kit.models.chunks import ChunkExecutor
+from ppt_kit.models.actor import Actor
+from ppt_kit.models.chunks import Execution
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.randomness import sample_seeds
 from ppt_kit.sim.env import SimEnv, copied
 
 VIDEO_SIZE = 256  # pixels
@@ -41,7 +39,7 @@ def rollout(
     *,
     domain: str,
     seed: int,
-    executor: ChunkExecutor,
+    execution: Execution | None = None,
     zero_keys: Sequence[str] = (),
     film: bool = False,
 ) -> Episode:
@@ -51,20 +49,22 @@ def rollout(
 
     Args:
         policy: loaded by `load_policy`: its card says how it saw the data.
+        execution: how its chunks are executed; None = 4 actions of each.
         zero_keys: modalities replaced by zeros: the control experiment.
         film: keep a frame a step.
     """
     episode, digest = Episode(seed), hashlib.sha256()
     view = View.from_plain(policy.card["views"][domain])
-    history: deque[dict] = deque(maxlen=policy.horizon.observation)
-    executor.reset()
+    actor = Actor(policy, domain=domain, execution=execution)
+    actor.reset(seed=seed)
     reading = env.reset(seed)
     while episode.steps < env.max_steps and not episode.success:
         if film:
             episode.frames.append(env.render(VIDEO_SIZE))
-        history.append(_seen(view, env, reading))
-        seeds = torch.from_numpy(sample_seeds(seed, episode.steps, np.arange(1)))
-        action = executor.next_action(partial(_ask, policy, history, domain=domain, zero_keys=zero_keys, seeds=seeds))
+        frame = _seen(view, env, reading)
+        frame |= {name: _zeroed(frame[name]) for name in zero_keys}
+        with _one_thread():
+            action = actor.act([frame])[0]
         digest.update(action.tobytes())
         reading, reward, success = env.step(action)
         episode.steps += 1
@@ -82,32 +82,10 @@ def _seen(view: View, env: SimEnv, reading: Mapping[str, Any]) -> dict[str, Any]
     return {**frame, "language": env.description} if view.language else frame
 
 
-def _ask(
-    policy: PPTPolicy, history: Sequence[dict], *, domain: str, zero_keys: Sequence[str], seeds: torch.Tensor
-) -> np.ndarray:
-    """(Ta, Da) the policy's next chunk after `history`, whose first frame is repeated where it is short."""
-    padded = [history[0]] * (policy.horizon.observation - len(history)) + list(history)
-    device = next(policy.parameters()).device
-    obs = {name: _stacked([frame[name] for frame in padded], device) for name in padded[0]}
-    for name in zero_keys:
-        obs[name] = _zeroed(obs[name])
-    with _one_thread():
-        return policy.act(obs, domain, seeds=seeds.to(device))[0].cpu().numpy()
-
-
-def _stacked(frames: Sequence[Any], device: torch.device) -> Any:
-    """One modality of (To) frames as a batch of one: (1, To, …), per camera, or the last sentence."""
-    if isinstance(frames[0], dict):
-        return {name: _stacked([frame[name] for frame in frames], device) for name in frames[0]}
-    if isinstance(frames[0], str):
-        return [frames[-1]]
-    return torch.from_numpy(np.stack(frames)[None]).to(device)
-
-
 def _zeroed(readings: Any) -> Any:
     if isinstance(readings, dict):
         return {name: _zeroed(value) for name, value in readings.items()}
-    return torch.zeros_like(readings) if isinstance(readings, torch.Tensor) else [""] * len(readings)
+    return "" if isinstance(readings, str) else np.zeros_like(readings)
 
 
 @contextmanager

@@ -1,0 +1,176 @@
+"""A policy at work: frames of one environment or many in, one action each out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppt_kit.errors import UserError
+from ppt_kit.models.chunks import ChunkExecutor, Execution
+from ppt_kit.models.conditioning import INPAINTING
+from ppt_kit.models.policy import PPTPolicy
+from ppt_kit.randomness import sample_seeds
+
+Frame = Mapping[str, Any]
+
+
+class Actor:
+    """Acts in N environments of one domain, each with its own clock: those that need a new chunk are asked together.
+
+    What an environment is told depends on its frames, its seed and its step alone. Alone or among others its actions
+    agree to rounding, 1e-5 of the normalised range: matrices of other heights are summed in another order.
+
+    Args:
+        policy: as `load_policy` gives it.
+        domain: name, or position in `policy.domains`.
+        num_envs: N.
+        execution: how chunks are executed; None = 4 actions of each, open loop.
+    Attributes:
+        horizon: frames and actions of a chunk.
+    Raises:
+        UserError: a chunk does not hold so many actions, or the head cannot do what is asked.
+    """
+
+    def __init__(
+        self, policy: PPTPolicy, *, domain: str | int = 0, num_envs: int = 1, execution: Execution | None = None
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs}: at least one environment is needed")
+        self.policy, self.horizon = policy, policy.horizon
+        if domain not in (policy.domains if isinstance(domain, str) else range(len(policy.domains))):
+            raise ValueError(f"domain {domain!r}: this policy knows {', '.join(policy.domains)}")
+        self.domain = policy.domains[domain] if isinstance(domain, int) else domain
+        self.execution = execution or Execution()
+        check_execution(policy, self.execution)
+        history = policy.conditioning.history
+        self._executors = [ChunkExecutor(self.horizon, self.execution, history=history) for _ in range(num_envs)]
+        self._frames: list[deque[Frame]] = [deque(maxlen=self.horizon.observation) for _ in range(num_envs)]
+        self._seeds = list(range(num_envs))
+
+    @property
+    def num_envs(self) -> int:
+        """N."""
+        return len(self._executors)
+
+    def reset(self, env: int | None = None, *, seed: int | Sequence[int] | None = None) -> None:
+        """An episode begins: in one environment, or in all.
+
+        Args:
+            env: which; None = all.
+            seed: of the noise of heads that draw some, one number an environment; one alone is that of the first of
+                them, and the next ones have the following. None = as before, at first 0, 1, …
+        Raises:
+            ValueError: there is no such environment, or not one seed for each.
+        """
+        if env is not None and not 0 <= env < self.num_envs:
+            raise ValueError(f"env={env}: there are {self.num_envs}, counted from 0")
+        which = range(self.num_envs) if env is None else [env]
+        if seed is not None:
+            seeds = [int(seed) + i for i in range(len(which))] if isinstance(seed, int | np.integer) else list(seed)
+            if len(seeds) != len(which):
+                raise ValueError(f"seed has {len(seeds)} numbers for {len(which)} environments")
+            for i, each in zip(which, seeds):
+                self._seeds[i] = each
+        for i in which:
+            self._executors[i].reset()
+            self._frames[i].clear()
+
+    @torch.no_grad()
+    def act(self, frames: Frame | Sequence[Frame | None]) -> np.ndarray:
+        """(N, Da) float64 the actions of this control step, in the dataset's own units.
+
+        Args:
+            frames: what each environment shows now, as one frame of `obs`: {"state": (Ds,), "rgb": {camera: (H, W, 3)},
+                "language": "…", …}; or all in one, with a leading N and N sentences. None in the place of an
+                environment that is at rest: its clock stands, its action is NaN.
+        Raises:
+            ValueError: not one frame for each environment, or a frame that the policy refuses.
+            KeyError: a frame lacks what those before it had.
+        """
+        each = [None if frame is None else dict(frame) for frame in self._apart(frames)]
+        if len(each) != self.num_envs:
+            raise ValueError(f"{len(each)} frames for {self.num_envs} environments: give one for each, None at rest")
+        awake = [i for i, frame in enumerate(each) if frame is not None]
+        for i in awake:
+            self._frames[i].append(each[i])  # type: ignore[arg-type]
+        due = [i for i in awake if self._executors[i].is_due]
+        if due:
+            for i, chunk in zip(due, self._ask(due)):
+                self._executors[i].add(chunk)
+        actions = np.full((self.num_envs, self._action_dim), np.nan)
+        for i in awake:
+            actions[i] = self._executors[i].pop()
+        return actions
+
+    @property
+    def _action_dim(self) -> int:
+        return self.policy.specs[self.domain].action_dim
+
+    def _apart(self, frames: Frame | Sequence[Frame | None]) -> Sequence[Frame | None]:
+        return [_row(frames, i) for i in range(_height(frames))] if isinstance(frames, Mapping) else frames
+
+    def _ask(self, due: Sequence[int]) -> np.ndarray:
+        """(len(due), Ta, Da) the next chunks of these environments."""
+        device = next(self.policy.parameters()).device
+        windows = [self._window(i) for i in due]
+        seeds = [sample_seeds(self._seeds[i], self._executors[i].step, np.zeros(1, np.int64))[0] for i in due]
+        known = [self._executors[i].known(self._action_dim) for i in due]
+        # a policy of another make, which takes neither, is asked for neither
+        asked: dict[str, Any] = {} if self.execution.num_steps is None else {"num_steps": self.execution.num_steps}
+        if known[0] is not None:
+            asked["known"] = torch.from_numpy(np.stack(known)).to(device)  # type: ignore[arg-type]
+        seen = [name for name in self.policy.modalities if name in windows[0][0]]
+        obs = {name: _stacked([[frame[name] for frame in window] for window in windows], device) for name in seen}
+        chunks = self.policy.act(obs, self.domain, seeds=torch.from_numpy(np.array(seeds)).to(device), **asked)
+        return chunks.cpu().numpy()
+
+    def _window(self, env: int) -> list[Frame]:
+        """The last To frames; the first is repeated where there are fewer, as in the data."""
+        frames = list(self._frames[env])
+        return [frames[0]] * (self.horizon.observation - len(frames)) + frames
+
+
+def check_execution(policy: PPTPolicy, execution: Execution) -> None:
+    """Whether a policy can act so.
+
+    Raises:
+        UserError: a chunk does not hold so many actions, or the head cannot do what is asked.
+    """
+    try:
+        execution.check(policy.horizon)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    has = policy.conditioning
+    if execution.delay and execution.real_time_chunking and not has.inpaints:
+        raise UserError(
+            f"delay={execution.delay}: {has.head} cannot make a chunk that begins with given actions (heads that can: "
+            f"{INPAINTING}). Set real_time_chunking=false: chunks are then made without knowing what is executed "
+            "meanwhile."
+        )
+    if execution.num_steps is not None and not has.samples:
+        raise UserError(f"num_steps={execution.num_steps}: {has.head} has no sampling steps. Leave it out.")
+
+
+def _height(tree: Mapping[str, Any]) -> int:
+    value = next(iter(tree.values()))
+    return _height(value) if isinstance(value, Mapping) else len(value)
+
+
+def _row(tree: Any, row: int) -> Any:
+    return {name: _row(value, row) for name, value in tree.items()} if isinstance(tree, Mapping) else tree[row]
+
+
+def _stacked(windows: Sequence[Sequence[Any]], device: torch.device) -> Any:
+    """One modality of B windows of To frames: (B, To, …), per camera; of sentences the last of each."""
+    first = windows[0][0]
+    if isinstance(first, Mapping):
+        return {
+            name: _stacked([[frame[name] for frame in window] for window in windows], device) for name in first
+        }  # fmt: skip
+    if isinstance(first, str):
+        return [window[-1] for window in windows]
+    return torch.from_numpy(np.stack([np.stack(window) for window in windows])).to(device)

@@ -1,0 +1,94 @@
+"""A point in the plane, and two equally good ways: the smallest task on which demonstrations disagree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ppt_kit.errors import UserError
+
+SPEED = 0.05  # longest way of one control step (m)
+RADIUS = 0.35  # of the obstacle (m)
+CLEARANCE = 0.45  # that the expert keeps from its centre (m)
+CHOICE = 0.55  # distance from the obstacle's centre up to which both ways are alike (m)
+PAUSE = (8, 25)  # before the choice, drawn from this range (control steps)
+REACHED = 0.06  # distance to the goal (m)
+
+
+class PlanarEnv:
+    """A point that stands before a round obstacle, and its goal behind it; it may pass on the left or on the right.
+
+    Seeds 2k and 2k+1 are one scene, which the expert passes on the left and on the right: nothing that is seen tells
+    which. It goes straight ahead until shortly before the obstacle, hesitates for a while, and goes. So the mean of
+    what it does there leads into the obstacle, where who touches it stays, and the median is to wait for ever.
+
+    Readings: obs/position, obs/goal and obs/obstacle (2,) float32 m. Actions (2,): share of SPEED along x and y, at
+    most 1 long together.
+
+    Args:
+        task: "detour".
+        noise: of start, goal and obstacle, uniform to both sides along each axis (m).
+        max_steps: longest episode (control steps).
+    """
+
+    def __init__(self, task: str, *, noise: float = 0.05, max_steps: int = 120):
+        if task != "detour":
+            raise UserError(f"task={task}: the planar simulator has one task: task=detour.")
+        self.task, self.noise, self.max_steps = task, noise, max_steps
+        self.description = "go round the obstacle to the goal"
+        self.reset(0)
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        scene, side = divmod(seed, 2)
+        rng = np.random.default_rng(scene)
+        places = np.array([(0.0, -0.9), (0.0, 0.9), (0.0, 0.0)])
+        start, self.goal, self.obstacle = places + rng.uniform(-self.noise, self.noise, places.shape)
+        self.pause, self.still = int(rng.integers(*PAUSE)), 0
+        self.side, self.touched, self.path = 2.0 * side - 1.0, False, [start]
+        return self._reading()
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool]:
+        way = np.asarray(action, np.float64) * SPEED / max(1.0, float(np.linalg.norm(action)))
+        self.still += not way.any()
+        self.path.append(self.path[-1] + way * (not self.touched))
+        self.touched |= bool(np.linalg.norm(self.path[-1] - self.obstacle) < RADIUS)
+        gap = float(np.linalg.norm(self.goal - self.path[-1]))
+        return self._reading(), -gap, gap < REACHED and not self.touched
+
+    def expert_action(self) -> np.ndarray:
+        """Straight ahead, a pause, then along the tangent of a circle round the obstacle until the goal is in sight."""
+        at = self.path[-1]
+        to_goal, to_centre = self.goal - at, self.obstacle - at
+        if to_centre[1] > CHOICE:
+            return np.array([0.0, 1.0])
+        if self.still < self.pause:
+            return np.zeros(2)
+        distance = max(float(np.linalg.norm(to_centre)), CLEARANCE)
+        angle = self.side * np.arcsin(CLEARANCE / distance)
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        tangent = turn @ to_centre
+        hidden = to_goal @ to_centre > 0 and self.side * (tangent[0] * to_goal[1] - tangent[1] * to_goal[0]) > 0
+        way = tangent if hidden else to_goal
+        return way / max(float(np.linalg.norm(way)), SPEED)
+
+    def spec(self) -> dict[str, Any]:
+        return {"simulator": "planar", "task": self.task, "noise": self.noise, "max_steps": self.max_steps}
+
+    def render(self, size: int = 256) -> np.ndarray:
+        """(size, size, 3) uint8: obstacle grey, goal green, the way blue, or red where it ended at the obstacle."""
+        rows, columns = np.mgrid[:size, :size]
+        pixels = np.stack([columns, size - 1 - rows], -1) * (2.2 / (size - 1)) - 1.1
+        picture, soft = np.full((size, size, 3), 255.0), 2.2 / size
+        blue, red, green, grey = (38, 84, 196), (200, 40, 40), (46, 160, 90), (150, 154, 162)
+        discs = [(self.goal, REACHED, green), (self.obstacle, RADIUS, grey)]
+        discs += [(at, 0.008, red if self.touched else blue) for at in self.path]
+        discs.append((self.path[-1], 0.03, red if self.touched else blue))
+        for centre, radius, colour in discs:
+            cover = np.clip((radius - np.linalg.norm(pixels - centre, axis=-1)) / soft + 0.5, 0, 1)[..., None]
+            picture += cover * (np.array(colour) - picture)
+        return picture.round().astype(np.uint8)
+
+    def _reading(self) -> dict[str, np.ndarray]:
+        seen = {"obs/position": self.path[-1], "obs/goal": self.goal, "obs/obstacle": self.obstacle}
+        return {name: value.astype(np.float32) for name, value in seen.items()}

@@ -1,0 +1,110 @@
+"""The planar task: two ways that are equally good, of which nothing that is seen tells one from the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import ppt_kit as ppt
+from ppt_kit.errors import UserError
+from ppt_kit.sim.collect import expert_episode
+from ppt_kit.sim.env import make_env
+
+SPEC = {"simulator": "planar", "task": "detour"}
+
+
+@pytest.fixture
+def env():
+    return make_env(SPEC, uses=["collecting", "evaluating", "filming"])
+
+
+def driven(env, seed, act):
+    """(whether it succeeded, (T, 2) where it was) under act(env)."""
+    reading, success = env.reset(seed), False
+    way = [reading["obs/position"]]
+    while len(way) <= env.max_steps and not success:
+        reading, _, success = env.step(act(env))
+        way.append(reading["obs/position"])
+    return success, np.stack(way)
+
+
+def test_the_expert_succeeds_on_a_hundred_seeds_and_keeps_clear(env):
+    for seed in range(1000, 1100):
+        success, way = driven(env, seed, lambda env: env.expert_action())
+        assert success
+        assert np.linalg.norm(way - env.obstacle, axis=1).min() > 0.42
+
+
+def test_an_episode_is_the_same_to_the_bit(env):
+    first, again = (expert_episode(env, seed=11) for _ in range(2))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+def test_one_scene_is_shown_on_both_sides_and_nothing_seen_tells_which(env):
+    """Up to the choice the two demonstrations are the same to the bit; then they go apart."""
+    for seed in range(0, 40, 2):
+        left, right = (expert_episode(env, seed=each) for each in (seed, seed + 1))
+        shared = next(i for i, (a, b) in enumerate(zip(left["actions"], right["actions"])) if not np.array_equal(a, b))
+        assert shared >= 12
+        for name in ("obs/position", "obs/goal", "obs/obstacle"):
+            assert np.array_equal(left[name][: shared + 1], right[name][: shared + 1])
+        sides = [
+            np.sign(each["obs/position"][shared + 4, 0] - each["obs/position"][shared, 0]) for each in (left, right)
+        ]
+        assert sides == [-1, 1]
+    one, other = (expert_episode(env, seed=each) for each in (0, 2))
+    assert not np.array_equal(one["obs/goal"][0], other["obs/goal"][0])
+
+
+def test_the_mean_of_both_ways_leads_straight_ahead_to_no_goal(env):
+    def mean(env):
+        actions = []
+        for side in (-1.0, 1.0):
+            env.side, env.still = side, env.pause
+            actions.append(env.expert_action())
+        return np.mean(actions, 0)
+
+    for seed in range(0, 20, 2):
+        success, way = driven(env, seed, mean)
+        assert not success
+        assert np.linalg.norm(way[-1] - env.obstacle) < 0.46
+        np.testing.assert_allclose(way[-1], way[-20], atol=0.01)
+
+
+def test_the_goal_counts_only_untouched(env):
+    env.reset(0)
+    env.path.append(env.goal - [0, 0.05])
+    assert env.step(np.zeros(2))[2]
+    env.reset(0)
+    env.path.append(env.obstacle - [0, 0.36])
+    env.step(np.array([0.0, 1.0]))
+    env.path.append(env.goal)
+    assert not env.step(np.zeros(2))[2]
+
+
+def test_no_action_goes_farther_than_one_step(env):
+    env.reset(0)
+    before = env.path[-1]
+    env.step(np.array([30.0, 40.0]))
+    np.testing.assert_allclose(env.path[-1] - before, [0.03, 0.04])
+
+
+def test_the_picture_shows_obstacle_goal_and_point(env):
+    env.reset(3)
+    picture = env.render(128)
+    assert (picture.shape, picture.dtype) == ((128, 128, 3), np.uint8)
+    at = lambda place: picture[tuple(np.round((1.1 - np.array([place[1], -place[0]])) / 2.2 * 127).astype(int))]
+    red, green, blue = (at(place).astype(int) for place in (env.obstacle, env.goal, env.path[-1]))
+    assert np.ptp(red) < 20
+    assert green.argmax() == 1
+    assert blue.argmax() == 2
+    assert (at((0.9, 0.0)) == 255).all()
+
+
+def test_there_is_one_task_and_its_options_are_recorded(env, tmp_path):
+    with pytest.raises(UserError, match="task=detour"):
+        make_env({**SPEC, "task": "maze"})
+    done = ppt.collect("detour", simulator="planar", episodes=4, dataset_path=str(tmp_path), options={"noise": 0.0})
+    data = ppt.open_dataset(done.path)
+    starts = [data.episode(i)["obs"]["state"][0] for i in range(4)]
+    assert all(np.array_equal(starts[0], start) for start in starts)
