@@ -294,7 +294,7 @@ def test_a_policy_trained_to_miss_a_source_acts_better_without_it_than_with_zero
                 "domain": torch.zeros(size, dtype=torch.int64), "index": torch.arange(size) + step * size,
             }  # fmt: skip
 
-        for step in range(160):
+        for step in range(130):
             optimizer.zero_grad()
             policy(batch(step))["loss"].backward()
             optimizer.step()

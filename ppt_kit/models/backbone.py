@@ -142,8 +142,8 @@ class Backbone(nn.Module):
             for spec in self.specs.values():
                 cameras |= spec.cameras(name)
             if name in given:
-                dtype = self.modality_embedding.dtype
-                encoded[name] = {camera: features.to(dtype) for camera, features in encoded[name].items()}
+                dtype, nothing = self.modality_embedding.dtype, torch.zeros_like(next(iter(encoded[name].values())))
+                encoded[name] = {camera: encoded[name].get(camera, nothing).to(dtype) for camera in cameras}
             elif name in self.encoders:
                 encoded[name] = self.encoders[name](with_every_camera(encoded[name], cameras))
             elif self.options.share == "all":
