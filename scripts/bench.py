@@ -1,4 +1,4 @@
-"""Speed and memory, measured side by side in one run: the command line of benches/."""
+"""Speed, memory and learning, measured: the command line of benches/."""
 
 import sys
 
@@ -6,10 +6,15 @@ import cli
 from benches.bigstore import BigStoreBench, bigstore
 from benches.engine import EngineBench, engine
 from benches.loader import LoaderBench, loader
+from benches.planar import PlanarBench, planar
+from benches.success import SuccessBench, success
 
-WAYS = {"engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench)}
+WAYS = {
+    "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),
+    "planar": (planar, PlanarBench), "success": (success, SuccessBench),
+}  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
-ABOUT = f"Speed and memory, measured side by side in one run: {USAGE}; ratios are what to read."
+ABOUT = f"Speed and memory, side by side in one run (ratios are what to read), and learning: {USAGE}."
 
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word in WAYS]
