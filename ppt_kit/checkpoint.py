@@ -27,6 +27,7 @@ from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
 from ppt_kit.keys import leaves_of
+from ppt_kit.models.encoders import remade
 from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.schema import Config
 from ppt_kit.torch_file import check_parts, read_tensors, save_tensors
@@ -242,7 +243,8 @@ def _rebuilt(content: dict, run_dir: str | Path) -> PPTPolicy:
             _check_sizes(cfg)
             specs = {name: View.from_plain(view).spec for name, view in content["views"].items()}
             check_stats(content["normalizer"], specs, source="stored beside the weights")
-            return build_policy(typed(cfg), specs)
+            with remade(content.get("architectures", {})):
+                return build_policy(typed(cfg), specs)
         except UserError as error:
             places = ", ".join(f"{part} was in {place}" for part, place in content.get("parts", {}).items())
             raise UserError(f"{run_dir}: {error}" + (f" In training {places}." if places else "")) from None

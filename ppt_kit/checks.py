@@ -156,7 +156,8 @@ def check_fits(cfg: DictConfig) -> None:
             f"parameters: {gigabytes:.0f} GB to train them, and this machine has {has:.0f} GB. Set one of them lower."
         )
     frames = cfg.dataset.observation_horizon
-    points = (cfg.dataset.num_points if policy.stems.pointcloud.kind else 1) or 1
+    sees_clouds = policy.stems.pointcloud.kind and (policy.modalities is None or "pointcloud" in policy.modalities)
+    points = (cfg.dataset.num_points if sees_clouds else 1) or 1
     # three float32 a point
     gigabytes = 12 * cfg.batch_size * frames * points / 1e9
     if gigabytes > has:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
 from ppt_kit.keys import default_of, fits, leaves_of, show, type_name
-from ppt_kit.schema import DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAMED, Config
+from ppt_kit.schema import BEFORE_STEMS, DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAMED, Config
 from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, parse_words, refuse_twins, set_word, unknown
 
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"
@@ -89,6 +89,9 @@ def renamed(values: Any) -> Any:
         group, _, name = old.rpartition(".")
         within = OmegaConf.select(values, group)
         if OmegaConf.is_dict(within) and name in within:
+            if old in BEFORE_STEMS and "modalities" not in within:
+                # there was nothing else that a policy could see
+                values = OmegaConf.merge(values, {group: {"modalities": ["state", "pointcloud"]}})
             values = OmegaConf.create(OmegaConf.to_container(values))
             within = OmegaConf.select(values, group)
             value = within.pop(name)

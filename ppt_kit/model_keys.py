@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,11 @@ from ppt_kit.errors import UserError
 from ppt_kit.keys import key, show
 from ppt_kit.spec import MODALITIES
 
+# of each modality the stems that there are, in words
+KINDS = {
+    "state": "mlp", "pointcloud": "points, dp3, patches or pointnext", "rgb": "cnn or maps", "depth": "cnn or maps",
+    "language": "sentence",
+}  # fmt: skip
 # what can be taken of another policy
 PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
 
@@ -26,36 +32,69 @@ class HeadConfig:
 @dataclass
 class StemConfig:
     kind: str | None = key(None, "what makes tokens of it, module:Class of yours; null = the policy does not see it")
-    num_latents: int = key(8, "latent tokens that a window's readings become", low=1, high=4096)
+    num_latents: int | None = key(
+        8, "tokens that a window's readings become; null = the stem's local tokens, passed through", low=1, high=4096
+    )
     options: Any = key({}, "keyword arguments of the stem")
 
 
 @dataclass
 class StateStemConfig(StemConfig):
     kind: str | None = key("mlp", "what makes tokens of the state: mlp, or module:Class of yours; null = not seen")
-    num_latents: int = key(4, "latent tokens that a window's states become", low=1, high=4096)
+    num_latents: int | None = key(
+        4, "tokens that a window's states become; null = one a frame, passed through", low=1, high=4096
+    )
 
 
 @dataclass
 class CloudStemConfig(StemConfig):
-    kind: str | None = key("points", "what makes tokens of clouds: points, or module:Class of yours; null = not seen")
+    kind: str | None = key(
+        "points",
+        "what makes tokens of clouds: points, dp3, patches, pointnext, or module:Class of yours; null = not seen",
+    )
+
+
+@dataclass
+class PictureStemConfig(StemConfig):
+    kind: str | None = key(
+        "cnn",
+        "what makes tokens of pictures: cnn; maps = the feature maps of an encoder; or module:Class of yours; "
+        "null = not seen",
+    )
+
+
+@dataclass
+class LanguageStemConfig(StemConfig):
+    kind: str | None = key(
+        None,
+        "what makes tokens of sentences: sentence, behind policy.encoders.language.kind=minilm; or module:Class of "
+        "yours; null = not seen",
+    )
+    num_latents: int | None = key(4, "tokens that a sentence becomes", low=1, high=4096)
 
 
 @dataclass
 class StemsConfig:
     state: StateStemConfig = field(default_factory=StateStemConfig)
     pointcloud: CloudStemConfig = field(default_factory=CloudStemConfig)
-    rgb: StemConfig = field(default_factory=StemConfig)
-    depth: StemConfig = field(default_factory=StemConfig)
-    language: StemConfig = field(default_factory=StemConfig)
+    rgb: PictureStemConfig = field(default_factory=PictureStemConfig)
+    depth: PictureStemConfig = field(default_factory=PictureStemConfig)
+    language: LanguageStemConfig = field(default_factory=LanguageStemConfig)
 
 
 @dataclass
 class EncoderConfig:
     kind: str | None = key(
-        None, "backbone that all domains share, before the stems: module:Class of yours; null = none"
+        None,
+        "backbone that all domains share, before the stems: resnet18, resnet50 or dinov2 of rgb and depth, minilm of "
+        "language, or module:Class of yours; null = none",
     )
     frozen: bool = key(True, "not trained, and named in checkpoints instead of stored")
+    cache: bool = key(
+        False,
+        "rgb and depth: encode each frame once, before the first step, and keep what a frozen encoder makes of it on "
+        "the disk (float16, in dataset.cache_dir, within dataset.cache_gb)",
+    )
     options: Any = key({}, "keyword arguments of the encoder")
 
 
@@ -73,6 +112,11 @@ class PolicyConfig:
     depth: int = key(5, "transformer blocks in the trunk", low=1, high=1000)
     num_heads: int = key(8, "attention heads", low=1, high=1024)
     dropout: float = key(0.0, "dropout in trunk and head", low=0, high=0.9)
+    modalities: list[str] | None = key(
+        None,
+        "what the policy sees, of state, pointcloud, rgb, depth and language; null = what every domain has, less the "
+        "kinds of policy.stems that are null",
+    )
     history: str = key(
         "none",
         "inpaint = chunks are given the executed actions of the frames before; needs dataset.hist_action_cond",
@@ -104,17 +148,47 @@ class PolicyConfig:
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
 
 
+def can_see(policy: PolicyConfig) -> list[str]:
+    """The modalities that a policy with these options sees where the data has them, in the order of MODALITIES."""
+    asked = MODALITIES if policy.modalities is None else policy.modalities
+    return [name for name in MODALITIES if name in asked and getattr(policy.stems, name).kind]
+
+
+def check_modalities(policy: Any) -> None:
+    """Refuses a policy that sees nothing, or is to see what nothing makes tokens of.
+
+    Args:
+        policy: a PolicyConfig, or its part of a configuration.
+    Raises:
+        UserError: says which kinds of stem there are.
+    """
+    if not any(getattr(policy.stems, name).kind for name in MODALITIES):
+        raise UserError(
+            "policy.stems: every kind is null, so the policy sees nothing. Set one, e.g. policy.stems.state.kind=mlp."
+        )
+    if policy.modalities is None:
+        return
+    if not policy.modalities:
+        raise UserError("policy.modalities=[]: the policy would see nothing. Name some, or set null for all there are.")
+    for name in policy.modalities:
+        if name not in MODALITIES:
+            near = difflib.get_close_matches(name, MODALITIES, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"policy.modalities names {name[:80]}: takes {', '.join(MODALITIES)}.{hint}")
+        if not getattr(policy.stems, name).kind:
+            raise UserError(
+                f"policy.modalities names {name}, but policy.stems.{name}.kind=null: nothing would make tokens of it. "
+                f"Set policy.stems.{name}.kind to {KINDS[name]}, or module:Class of yours."
+            )
+
+
 def check_policy(policy: Any) -> None:
     """Keys of `policy` that only make sense together.
 
     Raises:
         UserError: the first that does not hold.
     """
-    seen = [name for name in MODALITIES if policy.stems[name].kind]
-    if not seen:
-        raise UserError(
-            "policy.stems: every kind is null, so the policy sees nothing. Set one, e.g. policy.stems.state.kind=mlp."
-        )
+    check_modalities(policy)
     if policy.width % policy.num_heads:
         raise UserError(f"policy.width={policy.width} is not a multiple of policy.num_heads={policy.num_heads}.")
 

@@ -41,8 +41,7 @@ class DatasetConfig:
     episode_cnt: int | None = key(None, "use the first n episodes of each domain; null = all", low=1)
     data_ratio: float = key(1.0, "use this share of each domain's episodes", low=0.0001, high=1)
     state_keys: list[str] | None = key(
-        ["eef_pos", "normalized_gripper_pos"],
-        "stored keys concatenated to obs.state, in order; null = all that are numbers",
+        None, "stored keys concatenated to obs.state, in order; null = all that are numbers"
     )
     action_key: str | None = key("actions", "stored key of the action, or of the group of its parts; nested as a/b")
     ignored_keys: list[str] = key([], "stored observation keys that are not read")
@@ -93,6 +92,8 @@ RENAMED = {
     "policy.cloud_latents": "policy.stems.pointcloud.num_latents",
     "policy.loss": "policy.head.options.loss",
 }
+# of them those of policies that could see nothing but states and clouds
+BEFORE_STEMS = ("policy.state_latents", "policy.cloud_latents")
 # what options of parts were by default while they were keys
 DEFAULT_OPTIONS = {"policy.head.options.loss": "l1"}
 
@@ -148,7 +149,12 @@ class AugmentConfig:
     hue: float = key(0.0, "rgb: turn of the hue, from ± this (whole turns)", low=0, high=0.5)
     blur_sigma: float = key(0.0, "rgb: Gaussian blur, largest sigma (pixels)", low=0, high=20)
     blur_probability: float = key(0.5, "share of the samples that augment.blur_sigma blurs", low=0, high=1)
-    shift_px: int = key(0, "rgb and depth: largest shift along each axis, edges repeated (pixels)", low=0, high=1000)
+    shift_px: int | None = key(
+        None,
+        "rgb and depth: largest shift along each axis, edges repeated (pixels); null = 4 of 84 pixels of the height",
+        low=0,
+        high=1000,
+    )
     crop_ratio: float = key(
         1.0,
         "rgb and depth: smallest share of height and width a random crop keeps; resized back; 1 = no crop",

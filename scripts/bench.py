@@ -5,13 +5,16 @@ import sys
 import cli
 from benches.bigstore import BigStoreBench, bigstore
 from benches.engine import EngineBench, engine
+from benches.features import FeaturesBench, features
 from benches.loader import LoaderBench, loader
 from benches.planar import PlanarBench, planar
+from benches.policy import PolicyBench, policy
 from benches.success import SuccessBench, success
 
 WAYS = {
     "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),
-    "planar": (planar, PlanarBench), "success": (success, SuccessBench),
+    "features": (features, FeaturesBench), "policy": (policy, PolicyBench), "planar": (planar, PlanarBench),
+    "success": (success, SuccessBench),
 }  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
 ABOUT = f"Speed and memory, side by side in one run (ratios are what to read), and learning: {USAGE}."

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import latest
 
 from ppt_kit.augment.augmenter import Augmenter
 from ppt_kit.augment.pictures import IMAGE_NUMBERS, blur, turn_hue
@@ -39,7 +40,8 @@ LAYOUTS = {
 
 
 def augmenter(*words, modalities=MODALITIES, layouts=LAYOUTS, point_channels=7):
-    cfg = load_config("", f"domains={','.join(layouts)}", *(f"augment.{word}" for word in words))
+    asked = latest("shift_px=0", *words)
+    cfg = load_config("", f"domains={','.join(layouts)}", *(f"augment.{word}" for word in asked))
     specs = {name: spec_of(layout, point_channels).only(modalities) for name, layout in layouts.items()}
     return Augmenter(cfg.augment, specs)
 
@@ -345,6 +347,21 @@ def test_a_shift_moves_whole_pixels_and_repeats_the_edge(kind):
         padded = np.pad(image, [(0, 0), (3, 3), (3, 3), (0, 0)], mode="edge")
         top, left = shifts[0][row], shifts[1][row]
         assert np.array_equal(out[row], padded[:, top : top + H, left : left + W])
+
+
+@pytest.mark.parametrize("height", [84, 128, 10])
+def test_pictures_are_shifted_by_default_by_4_of_84_pixels_of_their_height(height):
+    batch = make_batch(image=(height, 40))
+    out, asked = (augmenter(f"shift_px={px}")(batch)["obs"] for px in ("null", {84: 4, 128: 6, 10: 0}[height]))
+    for kind in ("rgb", "depth"):
+        assert torch.equal(out[kind]["front"], asked[kind]["front"])
+        assert torch.equal(out[kind]["front"], batch["obs"][kind]["front"]) == (height == 10)
+
+
+def test_without_pictures_the_default_changes_nothing():
+    batch = make_batch()
+    del batch["obs"]["rgb"], batch["obs"]["depth"]
+    assert augmenter("shift_px=null", modalities=["state", "pointcloud"])(batch) is batch
 
 
 def test_shifts_are_even_over_their_range():

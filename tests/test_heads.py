@@ -264,11 +264,11 @@ def test_known_actions_are_shown_in_training_and_enter_no_loss(name):
     known[:, :2] = True
     counts = torch.ones(6, TA, 3, dtype=torch.bool)
     seen = []
-    head.network.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    head.network.register_forward_pre_hook(lambda _, args: seen.append(args))
     loss = head(tokens_of(6), SEEDS, target, Given(counts=counts, known=known))
     assert (loss[:, :2] == 0).all()
     assert (loss[:, 2:] > 0).all()
-    (chunk, shown_as_known, *_), _ = seen[0]
+    chunk, shown_as_known, *_ = seen[0]
     assert torch.equal(chunk[:, :2], target[:, :2])
     assert torch.equal(shown_as_known, known)
     assert not torch.isclose(chunk[:, 2:], target[:, 2:]).all(-1).any()
@@ -401,8 +401,8 @@ def test_the_rate_of_a_mean_flow_is_the_difference_quotient(name):
     context = head.context(context, SEEDS[:3])
     known = torch.zeros(3, TA, dtype=torch.bool)
     times = torch.rand(3, 2, dtype=torch.float64)
-    mean, rate = head.network(chunk, known, times, context=context, seeds=SEEDS[:3], velocity=velocity)
-    at = lambda h: head.network(chunk + h * velocity, known, times + h, context=context, seeds=SEEDS[:3])
+    mean, rate = head.network(chunk, known, times, context, SEEDS[:3], velocity=velocity)
+    at = lambda h: head.network(chunk + h * velocity, known, times + h, context, SEEDS[:3])
     assert torch.allclose(mean, at(0.0))
     assert torch.allclose(rate, (at(1e-5) - at(-1e-5)) / 2e-5, atol=1e-6)
 

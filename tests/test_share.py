@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppt_kit as ppt
@@ -262,3 +267,58 @@ def test_a_shared_policy_goes_from_training_through_a_checkpoint_to_acting(small
         assert policy.act(obs, name).shape == (3, 8, spec.action_dim)
     longer = ppt.UnifiedTrainer(small_cfg(*words[:2], *words[3:], "train.total_epochs=4", "train.resume=auto"))
     assert longer.run() == 0
+
+
+# ------------------------------------------------------------------ ranks whose batches hold different domains
+
+MORE = {"none": {}, "trunk": {"modality_dropout": 0.3}, "all": {"pooling": "concat", "position_embedding": True}}
+
+
+def gradients_of_a_rank(rank, path, stages):
+    """Writes down the gradients that two ranks agree on, for every way of sharing."""
+    from deepspeed.utils import safe_get_full_grad
+
+    from ppt_kit.config import load_config, typed
+    from ppt_kit.engine import Engine, join_world, leave_world
+
+    world, found = join_world(rank=rank, local_rank=rank, world_size=2), {}
+    for stage in stages:
+        for share in SHARES:
+            cfg = typed(load_config("quickstart", f"deepspeed=zero{stage}", "batch_size=4", "gradient_clipping=0"))
+            engine = Engine(policy_of(share, **MORE[share]), cfg, world)
+            loss = engine._deepspeed(rows_of(batch_of([0, 0, 0, 0, 1, 1, 2, 2]), slice(4 * rank, 4 * rank + 4)))["loss"]
+            engine._deepspeed.backward(loss)
+            found[stage, share] = {name: safe_get_full_grad(p) for name, p in engine.policy.named_parameters()}
+    if rank == 0:
+        torch.save(found, path)
+    leave_world(world)
+
+
+@pytest.mark.parametrize("stages", ["23", pytest.param("01", marks=pytest.mark.long)])
+def test_two_ranks_with_different_domains_give_the_gradients_of_one_process(tmp_path, stages):
+    """Rank 0 sees the first domain, rank 1 the others; one process the union. At each ZeRO stage."""
+    from ppt_kit.jobs.ranks import free_port
+
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(tmp_path / "gradients.pt"), stages], cwd=ROOT, text=True,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told[0][-2000:] + told[1][-2000:]
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    assert len(found) == 3 * len(stages)
+    for (stage, share), gradients in found.items():
+        policy = policy_of(share, **MORE[share])
+        policy(batch_of([0, 0, 0, 0, 1, 1, 2, 2]))["loss"].backward()
+        for name, p in policy.named_parameters():
+            gap = (gradients[name].cpu() - p.grad).abs().max() / max(p.grad.abs().max().item(), 1e-3)
+            assert gap < 1e-5, (stage, share, name, gap)
+
+
+if __name__ == "__main__":
+    gradients_of_a_rank(int(sys.argv[1]), sys.argv[2], map(int, sys.argv[3]))

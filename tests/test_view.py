@@ -10,7 +10,7 @@ from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 from ppt_kit.data.view import View
 from ppt_kit.horizon import Horizon
 from ppt_kit.sim.collect import collect, expert_episode
-from ppt_kit.sim.env import make_env
+from ppt_kit.sim.env import make_env, show_only
 
 TASK = "button-press-topdown"
 CAMERAS = ("corner2", "corner3")
@@ -96,6 +96,40 @@ def test_metaworld_is_seen_as_it_was_recorded_by_two_cameras_in_two_domains(reco
             assert equal_all_the_way(data, name, env) > 100
         finally:
             env.close()
+
+
+SHOWN = {
+    ("state",): [], ("state", "pointcloud"): ["depth"], ("state", "rgb"): ["rgb"], ("state", "depth"): ["depth"],
+    ("rgb", "depth", "pointcloud"): ["depth", "rgb"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("modalities", SHOWN, ids="+".join)
+def test_what_a_policy_does_not_see_is_not_rendered_and_the_rest_is_the_same_to_the_bit(recorded, modalities):
+    data = dataset_of(recorded, "corner2", num_points=32, modalities=modalities)
+    view = data.domains["corner2"].view
+    env, whole = (make_env(data.domains["corner2"].source()["env"]) for _ in range(2))
+    rendered = []
+    for name in ("depth", "rgb"):
+        draw = getattr(env, f"_{name}")
+        setattr(env, f"_{name}", lambda draw=draw, name=name: rendered.append(name) or draw())
+    try:
+        show_only(env, view.needs())
+        reading, all_of_it = env.reset(7), whole.reset(7)
+        for _ in range(3):
+            assert_equal(view.live(reading), expanded(view.live(all_of_it)), 0)
+            action = whole.expert_action()
+            (reading, *told), (all_of_it, *told_too) = env.step(action), whole.step(action)
+            assert told == told_too
+    finally:
+        env.close()
+        whole.close()
+    assert rendered == SHOWN[modalities] * 4
+
+
+def expanded(tree):
+    """With a leading axis of one frame."""
+    return {name: expanded(value) if isinstance(value, dict) else value[None] for name, value in tree.items()}
 
 
 @pytest.mark.parametrize("channels", [3, 6])

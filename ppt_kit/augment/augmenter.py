@@ -7,6 +7,9 @@ the colour and depth of one camera are shifted and cropped alike, so that their 
 
 Turning or shifting the world is a change of its frame: everything moves with it, the robot's base and the cameras too.
 Clouds and the poses in states and actions get new numbers; images, depth and joint angles stay as they are.
+Pictures are shifted by default (augment.shift_px=null): a network that reads them from ten demonstrations overfits
+otherwise. In evaluation they are as they come.
+
 Statistics of the normaliser are those of the data as recorded: moved poses can leave [-1, 1] a little.
 """
 
@@ -55,8 +58,9 @@ class Augmenter:
         # plain attributes: reading them from a DictConfig costs more than drawing the numbers
         typed = options if isinstance(options, AugmentConfig) else OmegaConf.to_object(options)
         self.options: AugmentConfig = typed  # type: ignore[assignment]
-        asked = [name for name in CHANGED if _is_asked(name, self.options)]
-        self.is_on = bool(asked)
+        asked = [name for name in CHANGED if is_asked(name, self.options)]
+        by_default = self.options.shift_px is None and any(spec.rgb or spec.depth for spec in specs.values())
+        self.is_on = bool(asked) or by_default
         _check_modalities(asked, specs)
         self._has_height = any(spec.channels in HEIGHT_CHANNELS for spec in specs.values())
         self._world = World(self.options, specs) if moves_world(self.options) else None
@@ -84,7 +88,8 @@ class Augmenter:
         return out
 
 
-def _is_asked(option: str, options: AugmentConfig) -> bool:
+def is_asked(option: str, options: AugmentConfig) -> bool:
+    """Whether an option of CHANGED changes something, as it is set."""
     value = getattr(options, option)
     if option == "crop_ratio":
         return value < 1

@@ -12,6 +12,7 @@ from ppt_kit.augment.resample import image_places, interpolate, pick
 from ppt_kit.randomness import uniform
 from ppt_kit.schema import AugmentConfig
 
+DRQ_SHIFT = 4 / 84  # of the height
 GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
 IMAGE_NUMBERS = (
     "brightness", "contrast", "saturation", "hue", "blur", "sigma",
@@ -22,10 +23,10 @@ IMAGE_NUMBERS = (
 def change_rgb(image: torch.Tensor, seeds: torch.Tensor, *, camera: str, options: AugmentConfig) -> torch.Tensor:
     """(B, To, H, W, 3) uint8 in and out: shift and crop, then colour, then blur; rounded once, at the end."""
     u, crops, picked = _image_numbers(seeds, camera), options.crop_ratio < 1, image
-    colors = bool(options.brightness or options.contrast or options.saturation)
-    if options.shift_px or crops:
-        rows, columns = image_places(image, u, options=options)
-    if options.shift_px and not crops:
+    colors, shift = bool(options.brightness or options.contrast or options.saturation), shift_of(image, options)
+    if shift or crops:
+        rows, columns = image_places(image, u, crop_ratio=options.crop_ratio, shift_px=shift)
+    if shift and not crops:
         picked = pick(image, rows.low, columns.low)
     if not (crops or colors or options.hue or options.blur_sigma):
         return picked
@@ -44,8 +45,10 @@ def change_rgb(image: torch.Tensor, seeds: torch.Tensor, *, camera: str, options
 
 def change_depth(depth: torch.Tensor, seeds: torch.Tensor, *, camera: str, options: AugmentConfig) -> torch.Tensor:
     """(B, To, H, W, 1) float32 m: the camera's shift and crop (nearest pixel), then errors; 0 = no reading stays 0."""
-    if options.shift_px or options.crop_ratio < 1:
-        rows, columns = image_places(depth, _image_numbers(seeds, camera), options=options)
+    shift = shift_of(depth, options)
+    if shift or options.crop_ratio < 1:
+        u = _image_numbers(seeds, camera)
+        rows, columns = image_places(depth, u, crop_ratio=options.crop_ratio, shift_px=shift)
         depth = pick(depth, rows.nearest(), columns.nearest())
     if not (options.depth_scale or options.depth_shift_m or options.depth_noise_m or options.depth_dropout):
         return depth
@@ -58,6 +61,14 @@ def change_depth(depth: torch.Tensor, seeds: torch.Tensor, *, camera: str, optio
     if options.depth_dropout:
         read &= uniform(seeds, pixels, stream=f"augment.depth.{camera}.dropout") >= options.depth_dropout
     return depth.clamp_(min=0).masked_fill_(~read, 0)[..., None]
+
+
+def shift_of(image: torch.Tensor, options: AugmentConfig) -> int:
+    """Largest shift of pictures (B, To, H, W, c), in pixels: as asked, or the share of the height that DrQ found best.
+
+    DrQ: Kostrikov et al. 2021, 4 of 84 pixels.
+    """
+    return round(image.shape[2] * DRQ_SHIFT) if options.shift_px is None else options.shift_px
 
 
 def turn_hue(planes: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:

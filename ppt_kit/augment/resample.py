@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from ppt_kit.augment.numbers import whole
-from ppt_kit.schema import AugmentConfig
 
 
 @dataclass
@@ -27,11 +26,13 @@ class Places:
         return torch.where(self.weight < 0.5, self.low, self.high)
 
 
-def image_places(image: torch.Tensor, u: dict[str, torch.Tensor], *, options: AugmentConfig) -> tuple[Places, Places]:
+def image_places(
+    image: torch.Tensor, u: dict[str, torch.Tensor], *, crop_ratio: float, shift_px: int
+) -> tuple[Places, Places]:
     """Where each row and each column of the (B, To, H, W, C) result comes from, by the camera's numbers `u`."""
-    kept = 1 - (1 - options.crop_ratio) * u["crop"]
+    kept = 1 - (1 - crop_ratio) * u["crop"]
     rows, columns = (
-        places(size, kept=kept, place=u[f"crop_{axis}"], shift=whole(u[f"shift_{axis}"], options.shift_px))
+        places(size, kept=kept, place=u[f"crop_{axis}"], shift=whole(u[f"shift_{axis}"], shift_px))
         for axis, size in (("y", image.shape[2]), ("x", image.shape[3]))
     )
     return rows, columns

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ppt_kit.data.store import EpisodeStore
 from ppt_kit.errors import UserError
 from ppt_kit.schema import DatasetConfig
+from ppt_kit.spec import MODALITIES
 
 IMAGES, DEPTHS, CLOUD = "obs/images/", "obs/depths/", "obs/pointcloud/"
 # what users call the groups
@@ -38,6 +39,10 @@ class Columns:
         if modality == "pointcloud":
             return "pos" in self.cloud or bool(self.seen_in_depth())
         return modality == "language" or bool(getattr(self, modality))
+
+    def modalities(self) -> list[str]:
+        """Those of MODALITIES that batches of this dataset can hold."""
+        return [kind for kind in MODALITIES if self.has(kind)]
 
     def has_color(self) -> bool:
         """Whether its clouds have colours, or can be given some by images of the depth's size."""

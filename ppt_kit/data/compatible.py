@@ -12,9 +12,8 @@ from ppt_kit.schema import DatasetConfig
 from ppt_kit.spec import MODALITIES
 
 WHERE_FROM = {
-    "pointcloud": "The policy sees clouds: they are stored as obs/pointcloud/pos (N, P, 3) in metres, or made from "
-    "obs/depths/<camera> where that camera's intrinsics and extrinsics are stored. "
-    "A policy does without them by policy.stems.pointcloud.kind=null.",
+    "pointcloud": "Clouds are stored as obs/pointcloud/pos (N, P, 3) in metres, or made from obs/depths/<camera> where "
+    "that camera's intrinsics and extrinsics are stored.",
     "state": "Type dataset.state_keys=null for every observation that is numbers.",
 }
 # of clouds that are made from depth, when no number is asked for
@@ -51,6 +50,20 @@ def compatible_domains(
     }
 
 
+def shared_modalities(stores: Mapping[str, EpisodeStore], options: DatasetConfig, *, among: Iterable[str]) -> list[str]:
+    """Those of `among` that every store has.
+
+    Raises:
+        UserError: there is none.
+    """
+    columns = {name: Columns(store, options) for name, store in stores.items()}
+    shared = [kind for kind in among if all(each.has(kind) for each in columns.values())]
+    if not shared:
+        has = "; ".join(f"{name} has {', '.join(each.modalities()) or 'none'}" for name, each in columns.items())
+        raise UserError(f"the policy sees nothing of what every domain has: {has}. It can see {', '.join(among)}.")
+    return shared
+
+
 def _points(columns: Mapping[str, Columns], options: DatasetConfig) -> int:
     return options.num_points or min(map(_stored_points, columns.values()))
 
@@ -63,7 +76,7 @@ def _channels(columns: Mapping[str, Columns], options: DatasetConfig) -> int:
     return options.point_channels or (6 if all(each.has_color() for each in columns.values()) else 3)
 
 
-def _check_modalities(columns: Mapping[str, Columns], chosen: Iterable[str]) -> None:
+def _check_modalities(columns: Mapping[str, Columns], chosen: Sequence[str]) -> None:
     for modality in chosen:
         others = [name for name, each in columns.items() if each.has(modality)]
         for each in columns.values():
@@ -76,7 +89,12 @@ def _check_modalities(columns: Mapping[str, Columns], chosen: Iterable[str]) -> 
                     "or modalities=[…]."
                 )
             store = each.store
-            raise UserError(f"{store.path} has no {modality}; it has {', '.join(store.columns)}. {remedy}")
+            rest = [kind for kind in chosen if each.has(kind)]
+            without = f"A policy does without it by policy.modalities=[{','.join(rest)}]." if rest else ""
+            raise UserError(
+                f"{store.path} has no {modality}; it has {', '.join(each.modalities())}, of the columns "
+                f"{', '.join(store.columns)}. {remedy} {without}".rstrip()
+            )
 
 
 def _check_shapes(columns: Mapping[str, Columns], chosen: Iterable[str]) -> None:

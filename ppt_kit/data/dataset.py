@@ -7,6 +7,7 @@ batch = {
         "rgb":   {camera: (B, To, H, W, 3) uint8},
         "depth": {camera: (B, To, H, W, 1) float32 metres},
         "language": [B sentences],
+        "encoded": {modality: {camera: (B, To, …) float16}}   in the place of a modality: what an encoder made of it,
     },
     "action":        (B, Ta, Da) float32    in the dataset's units,
     "action_is_pad": (B, Ta) bool           true where the episode's edge was repeated: the loss leaves these out,
@@ -34,7 +35,8 @@ from omegaconf import DictConfig
 
 from ppt_kit.checks import domain_names
 from ppt_kit.config import typed
-from ppt_kit.data.compatible import compatible_domains
+from ppt_kit.data.compatible import compatible_domains, shared_modalities
+from ppt_kit.data.features import Features
 from ppt_kit.data.formats import find_domain, name_of, open_store
 from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import EpisodeStore, check_finite
@@ -42,6 +44,7 @@ from ppt_kit.data.windows import Rows, split_episodes, windows_of
 from ppt_kit.errors import UserError
 from ppt_kit.horizon import Horizon
 from ppt_kit.schema import Config, DatasetConfig
+from ppt_kit.spec import MODALITIES
 
 KINDS = ("state", "action")
 # options of open_dataset that are not keys of `dataset`
@@ -63,6 +66,7 @@ class MultiTrajDataset:
         specs: name -> Spec of what the batches hold of it.
         modalities: those that are read.
         horizon: To and Ta.
+        features: modality -> what a frozen encoder made of it, which batches hold in its place; {} unless it is set.
     Raises:
         UserError: a key is missing, domains do not fit together, or a split is empty.
     """
@@ -85,6 +89,7 @@ class MultiTrajDataset:
         self.specs = {name: domain.spec for name, domain in self.domains.items()}
         first = next(iter(self.specs.values()))
         self.modalities = list(modalities) if modalities is not None else list(first.modalities)
+        self.features: dict[str, Features] = {}
         self._names = list(self.domains)
         self._widest = {kind: max(getattr(spec, f"{kind}_dim") for spec in self.specs.values()) for kind in KINDS}
         self._take_split(split)
@@ -230,7 +235,9 @@ class MultiTrajDataset:
 
     def _gather(self, name: str, rows: Rows) -> dict:
         domain, (seen, acted) = self.domains[name], rows.inside()
-        obs = domain.observations(seen, kinds=self.modalities)
+        obs = domain.observations(seen, kinds=[kind for kind in self.modalities if kind not in self.features])
+        if self.features:
+            obs["encoded"] = {kind: features.of(name, seen) for kind, features in self.features.items()}
         if "state" in obs:
             obs["state"] = _widen(obs["state"], self._widest["state"])
         actions = domain.values("action", acted.ravel()).reshape(*acted.shape, -1)
@@ -262,13 +269,14 @@ def open_dataset(path: str | Path | Mapping[str, str | Path], **options: Any) ->
 
 
 def load_dataset(
-    cfg: DictConfig | Config, *, split: str = "train", modalities: Sequence[str] | None = None
+    cfg: DictConfig | Config, *, split: str = "train", modalities: Sequence[str] | None = None, shared: bool = False
 ) -> MultiTrajDataset:
     """The dataset a configuration names.
 
     Args:
         split: "train" or "val".
         modalities: what to read; None = everything that is there.
+        shared: of `modalities` those that every domain has; otherwise one that a domain lacks is refused.
     Raises:
         UserError: no such domain, or see MultiTrajDataset.
     """
@@ -278,6 +286,8 @@ def load_dataset(
         for name in domain_names(options.domains)
     }
     stores = open_stores(paths, options.dataset, modalities=modalities)
+    if shared:
+        modalities = shared_modalities(stores, options.dataset, among=modalities or MODALITIES)
     return MultiTrajDataset(
         stores, options.dataset, split=split, seed=options.seed, modalities=modalities, on_nan=options.train.on_nan
     )

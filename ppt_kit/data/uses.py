@@ -40,7 +40,7 @@ def _remedy(data: MultiTrajDataset, store: EpisodeStore, key: str) -> str:
 
 def _remedy_of_part(data: MultiTrajDataset, short: str, kind: str) -> str:
     if kind not in data.modalities:
-        return f"name {kind} in modalities=[…]; for a policy, policy.stems.{kind}.kind"
+        return f"name {kind} in modalities=[…]; for a policy, in policy.modalities"
     channels = {"pointcloud/colors": "6 or 7", "pointcloud/seg": "5"}.get(short)
     return f"dataset.point_channels={channels}" if channels else f"no part of {kind}"
 

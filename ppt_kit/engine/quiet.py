@@ -29,6 +29,13 @@ def forget_autocast() -> None:
     torch_autocast.TORCH_AUTOCAST_INITIALIZED, torch_autocast.TORCH_AUTOCAST_DTYPE = False, None
 
 
+def bring_whole(policy: Any) -> None:
+    """Of parts that say `gathered_whole`, ZeRO-3 brings all weights at once and leaves alone what happens inside."""
+    for part in policy.modules():
+        if getattr(part, "gathered_whole", False):
+            import_deepspeed().utils.set_z3_leaf_module(part, True)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """DeepSpeed greets on import and on every initialize; our own log says what matters."""

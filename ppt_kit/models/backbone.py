@@ -39,14 +39,14 @@ class Backbone(nn.Module):
 
     def __init__(self, specs: Mapping[str, Spec], options: PolicyConfig, horizon: Horizon):
         super().__init__()
-        self.options, self.horizon, self.modalities = options, horizon, modalities_of(options)
+        self.options, self.horizon, self.modalities = options, horizon, modalities_of(options, specs)
         self.frozen_parts: tuple[str, ...] = ()
         self.specs = {name: spec.only(self.modalities) for name, spec in specs.items()}
         self.domains, self.groups = list(specs), groups_of(self.specs, options.share)
         self.make = Maker(options, horizon, self.modalities)
         sizes = {module_key(name): spec for name, spec in self.specs.items()}
         self.state_norm = nn.ModuleDict({key: Affine(spec.state_dim) for key, spec in sizes.items()})
-        self.encoders = nn.ModuleDict(self.make.encoders(next(iter(self.specs.values()))))
+        self.encoders = nn.ModuleDict(self.make.encoders(list(self.specs.values())))
         self.stems = nn.ModuleDict({group.key: self.make.stems(group) for group in self.groups})
         # one tensor of the policy's own: ZeRO-3 brings a module's weights when the module is called
         self.modality_embedding = nn.Parameter(torch.randn(len(self.modalities), options.width) * 0.02)
@@ -135,12 +135,16 @@ class Backbone(nn.Module):
 
     def _encoded(self, obs: Mapping[str, Any], missing: Missing) -> dict[str, Any]:
         """What is seen, blank where it is missing; where there is an encoder, what it makes of all rows at once."""
-        encoded = blanked({name: obs[name] for name in self.modalities}, missing)
+        given = obs.get("encoded", {})
+        encoded = blanked({name: given[name] if name in given else obs[name] for name in self.modalities}, missing)
         for name in self.modalities:
             cameras: dict[str, tuple[int, int]] = {}
             for spec in self.specs.values():
                 cameras |= spec.cameras(name)
-            if name in self.encoders:
+            if name in given:
+                dtype = self.modality_embedding.dtype
+                encoded[name] = {camera: features.to(dtype) for camera, features in encoded[name].items()}
+            elif name in self.encoders:
                 encoded[name] = self.encoders[name](with_every_camera(encoded[name], cameras))
             elif self.options.share == "all":
                 encoded[name] = with_every_camera(encoded[name], cameras)
@@ -154,7 +158,8 @@ class Backbone(nn.Module):
         if rows.size == 0:
             blank = group.spec.blank(1, self.horizon, device=seeds.device)
             seen = {name: first_row(obs[name]) if name in self.encoders else blank[name] for name in self.modalities}
-            missing, domain = {}, torch.full((1,), group.domains[0], device=seeds.device)
+            # masked as the others are: ZeRO-2 reduces gradients as they come, so in one order on every rank
+            missing, domain = first_row(missing), torch.full((1,), group.domains[0], device=seeds.device)
         else:
             seen, missing, domain = select(obs, rows), select(missing, rows), select(domain, rows)
         if "state" in seen and "state" not in self.encoders:

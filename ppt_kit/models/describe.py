@@ -29,7 +29,7 @@ def describe(policy: PPTPolicy) -> str:
     lines.append(f"  sees      {frames} frame(s) of {', '.join(policy.modalities)}")
     for name in policy.domains[:FEW]:
         spec = policy.specs[name]
-        lines.append(f"    {name}: {_seen(spec)} -> {actions} actions of {spec.action_dim}")
+        lines.append(f"    {name}: {in_words(spec)} -> {actions} actions of {spec.action_dim}")
     if len(policy.domains) > FEW:
         lines.append(f"    and {len(policy.domains) - FEW} domains more")
     lines += [
@@ -51,7 +51,8 @@ def describe(policy: PPTPolicy) -> str:
     return "\n".join(lines)
 
 
-def _seen(spec: Spec) -> str:
+def in_words(spec: Spec) -> str:
+    """What is seen, with its sizes: "state 4, cloud 512x3"."""
     parts = {
         "state": f"state {spec.state_dim}", "pointcloud": f"cloud {spec.points}x{spec.channels}",
         "language": "a sentence",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import nn
 
 from ppt_kit.errors import UserError
 from ppt_kit.horizon import Horizon
-from ppt_kit.model_keys import PolicyConfig
+from ppt_kit.model_keys import PolicyConfig, can_see
 from ppt_kit.models.domains import Group
 from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen
 from ppt_kit.models.heads import HEADS, Head
@@ -30,6 +32,7 @@ class Maker:
 
     def __init__(self, options: PolicyConfig, horizon: Horizon, modalities: Sequence[str]):
         self.options, self.horizon, self.modalities = options, horizon, modalities
+        self._encoded: dict[str, int] = {}
 
     def head(self, group: Group) -> Head:
         asked = self.options.head
@@ -42,7 +45,10 @@ class Maker:
         for name in self.modalities:
             asked = getattr(self.options.stems, name)
             place = f"stem.{group.key}.{name}"
-            sizes = self._sizes(group.spec, place, modality=name, num_latents=asked.num_latents)
+            sizes = replace(
+                self._sizes(group.spec, place, modality=name), num_latents=asked.num_latents,
+                encoded=self._encoded.get(name, 0),
+            )  # fmt: skip
             option = f"policy.stems.{name}"
             made[name] = build_part(asked.kind, sizes, asked.options, known=STEMS, base=Stem, option=option)
         return nn.ModuleDict(made)
@@ -51,29 +57,51 @@ class Maker:
         options = self.options
         return Trunk(width=options.width, depth=options.depth, num_heads=options.num_heads, dropout=options.dropout)
 
-    def encoders(self, spec: Spec) -> dict[str, nn.Module]:
-        """Modality -> encoder, of the modalities that have one."""
+    def encoders(self, specs: Sequence[Spec]) -> dict[str, nn.Module]:
+        """Modality -> encoder of all domains, of the modalities that have one; made before the stems behind them."""
         made: dict[str, nn.Module] = {}
+        spec = specs[0]
+        for other in specs[1:]:
+            spec = replace(spec, rgb=spec.rgb | other.rgb, depth=spec.depth | other.depth)
         for name in self.modalities:
             asked = getattr(self.options.encoders, name, None)
             if asked is None or asked.kind is None:
                 continue
             sizes, option = self._sizes(spec, f"encoder.{name}", modality=name), f"policy.encoders.{name}"
-            encoder = build_part(asked.kind, sizes, asked.options, known=ENCODERS, base=Encoder, option=option)
+            with torch.random.fork_rng(devices=[], enabled=asked.frozen):
+                if asked.frozen:
+                    # random weights that no checkpoint holds are the same wherever they are made
+                    torch.manual_seed(0)
+                encoder = build_part(asked.kind, sizes, asked.options, known=ENCODERS, base=Encoder, option=option)
+            if encoder.stays and not asked.frozen:
+                raise UserError(f"{option}.frozen=false: {asked.kind} is never trained. Leave it true.")
+            self._encoded[name] = encoder.width
             made[name] = Frozen(encoder) if asked.frozen else encoder
         return made
 
-    def _sizes(self, spec: Spec, name: str, *, modality: str = "", num_latents: int = 0) -> Sizes:
+    def _sizes(self, spec: Spec, name: str, *, modality: str = "") -> Sizes:
         options = self.options
         return Sizes(
             width=options.width, num_heads=options.num_heads, dropout=options.dropout, horizon=self.horizon, spec=spec,
-            name=name, modality=modality, num_latents=num_latents,
+            name=name, modality=modality,
         )  # fmt: skip
 
 
-def modalities_of(options: PolicyConfig) -> list[str]:
-    """What a policy with these options sees: the modalities that have a stem."""
-    return [name for name in MODALITIES if getattr(options.stems, name).kind]
+def modalities_of(options: PolicyConfig, specs: Mapping[str, Spec]) -> list[str]:
+    """What a policy with these options sees of domains of these sizes.
+
+    Raises:
+        UserError: a domain lacks one that the options name.
+    """
+    has = {name: spec.modalities for name, spec in specs.items()}
+    for modality in options.modalities or ():
+        without = next((name for name in has if modality not in has[name]), None)
+        if without is not None:
+            raise UserError(
+                f"policy.modalities names {modality}, and domain {without} has {', '.join(has[without])} only. "
+                f"Type policy.modalities=[{','.join(name for name in MODALITIES if name in has[without])}]."
+            )
+    return [name for name in can_see(options) if all(name in seen for seen in has.values())]
 
 
 def check_shared(head: Head, stems: nn.ModuleDict, specs: dict[str, Spec]) -> None:

@@ -25,7 +25,8 @@ class Sizes:
         spec: sizes of the domain's observations and actions; of an encoder, which all domains share, the first's.
         name: of the part, unique in the policy; names the streams of its noise.
         modality: that a stem or an encoder reads, of spec.MODALITIES; "" of a head.
-        num_latents: tokens that a stem gives; of its configuration.
+        num_latents: tokens that a stem gives, None = its local tokens are passed through; of its configuration.
+        encoded: numbers of each token of the encoder before a stem; 0 = there is none, or it does not say.
     """
 
     width: int
@@ -35,7 +36,8 @@ class Sizes:
     spec: Spec
     name: str
     modality: str = ""
-    num_latents: int = 0
+    num_latents: int | None = 0
+    encoded: int = 0
 
 
 def build_part(

@@ -68,6 +68,12 @@ class PPTPolicy(Backbone):
         return {name: each.fingerprint for name, each in self.encoders.items() if isinstance(each, Frozen)}
 
     @property
+    def encoder_architectures(self) -> dict[str, dict[str, Any]]:
+        """Modality -> what its encoder is made of, of those whose weights checkpoints hold."""
+        trained = {name: each for name, each in self.encoders.items() if isinstance(each, Encoder)}
+        return {name: each.architecture for name, each in trained.items() if each.architecture is not None}
+
+    @property
     def foreign_parts(self) -> dict[str, str]:
         """Class -> the file it comes from, of the parts that are not ppt_kit's."""
         kinds = {type(module) for module in self.modules() if isinstance(module, (Head, Stem, Encoder))}

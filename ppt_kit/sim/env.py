@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,8 +35,8 @@ class SimEnv(Protocol):
 
     A simulator is a class that is called with `task="…"` and options, all as keywords; a user's own is named by
     `module:Class`. Nothing is inherited: a class with these names is one. Collecting needs reset, step, expert_action,
-    spec, max_steps and description; evaluating needs reset, step and max_steps; videos need render. camera_info and
-    close may be left out.
+    spec, max_steps and description; evaluating needs reset, step and max_steps; videos need render. camera_info,
+    show_only and close may be left out.
 
     Readings have the names of an EpisodeStore's columns (ppt_kit/data/store.py) and the shape of one row:
 
@@ -71,6 +71,12 @@ class SimEnv(Protocol):
 
     def camera_info(self) -> dict[str, np.ndarray]:
         """<camera>/intrinsics (3, 3) and <camera>/extrinsics (4, 4) camera to world."""
+
+    def show_only(self, columns: Collection[str]) -> None:
+        """From here on readings need hold no other columns: what nobody looks at need not be rendered.
+
+        Those that they hold are the same to the bit, and so are the episodes.
+        """
 
     def close(self) -> None:
         """Frees the renderer."""
@@ -159,6 +165,12 @@ def code_of(spec: Mapping[str, Any]) -> str | None:
         return None
     file = Path(place_of(find_simulator(spec)[0]))
     return hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else None
+
+
+def show_only(env: SimEnv, columns: Collection[str]) -> None:
+    """Tells an environment which columns are looked at, where it has something to leave out."""
+    if hasattr(env, "show_only"):
+        env.show_only(columns)
 
 
 def close_env(env: SimEnv) -> None:

@@ -16,7 +16,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
 from ppt_kit.models.chunks import Execution
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.sim.env import SimEnv, close_env, copied, in_words, make_env, told
+from ppt_kit.sim.env import SimEnv, close_env, copied, in_words, make_env, show_only, told
 from ppt_kit.sim.rollout import VIDEO_SIZE, Episode, rollout
 from ppt_kit.sim.watch import write_video
 from ppt_kit.sim.workers import Died, Work, work_in_processes
@@ -41,13 +41,15 @@ class EpisodePlan:
     video_dir: Path | None = None
     stem: str = "eval"
 
-    def open_env(self) -> SimEnv:
-        """The environment.
+    def open_env(self, policy: PPTPolicy) -> SimEnv:
+        """The environment; it renders no more than the policy sees.
 
         Raises:
             UserError: see `make_env`.
         """
-        return make_env(self.env, uses=["evaluating", *(["filming"] if self.film else [])])
+        env = make_env(self.env, uses=["evaluating", *(["filming"] if self.film else [])])
+        show_only(env, View.from_plain(policy.card["views"][self.domain]).needs())
+        return env
 
 
 def open_checked(policy: PPTPolicy, plan: EpisodePlan, *, seed: int) -> SimEnv:
@@ -56,7 +58,7 @@ def open_checked(policy: PPTPolicy, plan: EpisodePlan, *, seed: int) -> SimEnv:
     Raises:
         UserError: it cannot be built, does not begin, or does not show what the policy sees.
     """
-    env = plan.open_env()
+    env = plan.open_env(policy)
     try:
         _check_seen(policy, env, plan, seed=seed)
         return env
@@ -106,7 +108,7 @@ def run_one(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seed: int) -> dic
 
 def _begin(policy: PPTPolicy, plan: EpisodePlan) -> Work:
     """In a worker process."""
-    env = plan.open_env()
+    env = plan.open_env(policy)
     return partial(run_one, policy, env, plan), partial(close_env, env)
 
 
@@ -142,6 +144,14 @@ def _check_widths(view: View, reading: Mapping[str, Any], plan: EpisodePlan) -> 
             raise UserError(
                 f"the policy of {plan.domain} sees {width} numbers of {column}, {plan.env['simulator']} gives {given}. "
                 "Evaluate in the simulator and with the options that the data was recorded with."
+            )
+    for column in (*view.rgb.values(), *view.depth.values()):
+        (height, width), given = view.sizes[column], np.shape(reading[column])
+        if given[:2] != (height, width):
+            raise UserError(
+                f"the policy of {plan.domain} sees {height} x {width} pixels of {column}, {plan.env['simulator']} "
+                f"gives an array {given}. Evaluate in the simulator and with the options that the data was recorded "
+                "with."
             )
 
 

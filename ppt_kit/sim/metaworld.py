@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ class MetaWorldEnv:
             self._scene.sitegroup[:] = 0
         self._raw = np.zeros(39)
         self._success = False
+        self._shown: frozenset[str] | None = None
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         self._env.seed(seed)
@@ -116,6 +118,9 @@ class MetaWorldEnv:
         name = self._options["camera"]
         return {f"{name}/intrinsics": self._intrinsics, f"{name}/extrinsics": self._extrinsics()}
 
+    def show_only(self, columns: Collection[str]) -> None:
+        self._shown = frozenset(columns)
+
     def close(self) -> None:
         for renderer in self._renderers.values():
             renderer.close()
@@ -127,32 +132,46 @@ class MetaWorldEnv:
             "obs/eef_pos": self._raw[:3].astype(np.float32),
             "obs/normalized_gripper_pos": self._raw[3:4].astype(np.float32),
         }
-        if not (self._options["num_points"] or self._options["save_images"]):
-            return reading
-        depth, rgb = self._pictures()
-        if self._options["num_points"]:
-            reading |= self._cloud(depth, rgb)
-        if self._options["save_images"]:
-            camera = self._options["camera"]
-            reading |= {f"obs/images/{camera}": rgb, f"obs/depths/{camera}": depth[..., None]}
+        camera, points = self._options["camera"], self._options["num_points"]
+        image, depth = (f"obs/{kind}/{camera}" for kind in ("images", "depths"))
+        pictures = [name for name in (image, depth) if self._options["save_images"] and self._shows(name)]
+        cloud = [name for name in ("obs/pointcloud/pos", "obs/pointcloud/colors") if points and self._shows(name)]
+        if not self._options["use_color"]:
+            cloud = cloud[:1] if "obs/pointcloud/pos" in cloud else []
+        metres = self._depth() if depth in pictures or cloud else None
+        rgb = self._rgb() if image in pictures or "obs/pointcloud/colors" in cloud else None
+        if metres is not None and cloud:
+            reading |= self._cloud(metres, rgb)
+        if rgb is not None and image in pictures:
+            reading[image] = rgb
+        if metres is not None and depth in pictures:
+            reading[depth] = metres[..., None]
         return reading
 
-    def _pictures(self) -> tuple[np.ndarray, np.ndarray]:
-        """Depth (H, W) in metres, and rgb (H, W, 3) uint8, which is empty where nobody asks for it."""
+    def _shows(self, column: str) -> bool:
+        return self._shown is None or column in self._shown
+
+    def _depth(self) -> np.ndarray:
+        """(H, W) in metres."""
         renderer = self._renderer(self._options["image_size"])
         renderer.enable_depth_rendering()
         renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
         depth = renderer.render().copy()
         renderer.disable_depth_rendering()
-        needs_color = self._options["use_color"] or self._options["save_images"]
-        return depth, renderer.render().copy() if needs_color else np.zeros((0, 0, 3), np.uint8)
+        return depth
 
-    def _cloud(self, depth: np.ndarray, rgb: np.ndarray) -> dict[str, np.ndarray]:
+    def _rgb(self) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        renderer = self._renderer(self._options["image_size"])
+        renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
+        return renderer.render().copy()
+
+    def _cloud(self, depth: np.ndarray, rgb: np.ndarray | None) -> dict[str, np.ndarray]:
         points = depth_to_points(depth, self._intrinsics, self._extrinsics())
         inside = crop(points, CROP_BOX)
         chosen = inside[farthest_points(points[inside], self._options["num_points"])]
         cloud = {"obs/pointcloud/pos": points[chosen]}
-        if self._options["use_color"]:
+        if self._options["use_color"] and rgb is not None:
             cloud["obs/pointcloud/colors"] = rgb.reshape(-1, 3)[chosen]
         return cloud
 

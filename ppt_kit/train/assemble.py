@@ -20,10 +20,13 @@ from ppt_kit.data.normalizer import check_same_source, check_stats, fit_normaliz
 from ppt_kit.engine import Engine, World, check_settings
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
-from ppt_kit.models.policy import PPTPolicy, build_policy, modalities_of
+from ppt_kit.model_keys import can_see
+from ppt_kit.models.describe import FEW, in_words
+from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.randomness import sample_seeds
 from ppt_kit.schema import Config
 from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, fingerprint_of, provenance
+from ppt_kit.train.features import check_cached, use_features
 from ppt_kit.train.pretrained import begin_with
 from ppt_kit.train.progress import Progress, resume
 from ppt_kit.train.schedule import Schedule
@@ -106,7 +109,8 @@ def open_sources(given: DictConfig, run_dir: Path) -> Sources:
     check_folder(cfg, run_dir)
     other, borrowed = cfg.train.pretrained_dir, cfg.normalizer.path
     models = {path: load_model(path) for path in dict.fromkeys((other, borrowed)) if path}
-    train_set = load_dataset(cfg, modalities=modalities_of(cfg.policy))
+    train_set = load_dataset(cfg, modalities=can_see(cfg.policy), shared=cfg.policy.modalities is None)
+    check_cached(cfg, train_set.modalities)
     augment = augmenter(cfg, train_set)
     validates = cfg.train.val_interval > 0 and cfg.dataset.val_ratio > 0
     return Sources(
@@ -129,10 +133,14 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
     cfg, fitted = sources.cfg, statistics(sources)
     config = cast(dict, OmegaConf.to_container(sources.given, resolve=True))
     policy, borrowed = new_policy(sources, fitted)
+    use_features(policy, cfg, [each for each in (sources.train_set, sources.val_set) if each is not None], world)
     engine = Engine(policy, cfg, world)
     left = None
     if cfg.train.resume != "never":
-        left = resume(engine, run_dir, config=config, stats=fitted, encoders=policy.encoder_fingerprints)
+        left = resume(
+            engine, run_dir, config=config, stats=fitted, encoders=policy.encoder_fingerprints,
+            modalities=policy.modalities,
+        )  # fmt: skip
     before, stats = left or (None, fitted)
     plan = batch_plan(sources, world, origin=(engine.step, *before.position) if before else (0, 0, 0))
     schedule = schedule_from(cfg, plan, step=engine.step, before=before)
@@ -209,6 +217,7 @@ def card_of(dataset: MultiTrajDataset, policy: PPTPolicy, *, config: dict, stats
         "views": {name: domain.view.plain() for name, domain in dataset.domains.items()},
         "sources": {name: domain.source() for name, domain in dataset.domains.items()},
         "encoders": policy.encoder_fingerprints,
+        "architectures": policy.encoder_architectures,
         "parts": policy.foreign_parts,
     }
 
@@ -308,6 +317,9 @@ def say_start(run: Run, before: Progress | None) -> None:
         "policy %.2fM parameters, %.2fM trained; %d windows of %d episodes",
         engine.num_parameters / 1e6, engine.num_trained / 1e6, len(dataset), dataset.num_episodes,
     )  # fmt: skip
+    for name, spec in list(dataset.specs.items())[:FEW]:
+        numbers = ", ".join(f"{key} {width}" for key, width in spec.state.items())
+        log.info("%s: sees %s%s", name, in_words(spec), f" ({numbers})" if numbers else "")
     for line in run.borrowed:
         log.info("%s", line)
     still = near_constant(run.card["normalizer"], dataset.specs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -85,7 +85,7 @@ def progress_of(content: Mapping[str, Any]) -> Progress:
 
 
 def resume(
-    engine: Engine, run_dir: Path, *, config: dict, stats: dict, encoders: Mapping[str, str]
+    engine: Engine, run_dir: Path, *, config: dict, stats: dict, encoders: Mapping[str, str], modalities: Sequence[str]
 ) -> tuple[Progress, dict] | None:
     """Takes the newest state of a run into the engine; every rank must call it.
 
@@ -93,14 +93,15 @@ def resume(
         config: this run's, as plain values.
         stats: of the data at hand, from `fit_normalizer`.
         encoders: modality -> fingerprint of its frozen encoder, whose weights no file holds.
+        modalities: that the policy sees.
     Returns:
         How far the run is and the statistics it began with; None when it has saved nothing yet.
     Raises:
         UserError: the state is damaged, or of another configuration or dataset. On every rank.
     """
-    saved, problem = (
-        _newest(run_dir, config=config, stats=stats, encoders=encoders) if engine.world.is_first else (None, None)
-    )
+    saved, problem = None, None
+    if engine.world.is_first:
+        saved, problem = _newest(run_dir, config=config, stats=stats, encoders=encoders, modalities=modalities)
     problem = from_first(problem)
     if problem:
         raise UserError(problem)
@@ -118,19 +119,36 @@ def resume(
     return progress, began_with
 
 
-def _newest(run_dir: Path, *, config: dict, stats: dict, encoders: Mapping[str, str]) -> tuple[dict | None, str | None]:
+def _newest(
+    run_dir: Path, *, config: dict, stats: dict, encoders: Mapping[str, str], modalities: Sequence[str]
+) -> tuple[dict | None, str | None]:
     """(the newest state if there is one, why it cannot be gone on from)."""
     try:
         saved = load_resume(run_dir)
         if saved is not None:
             # with today's names and the defaults of keys that are younger than the file
             stored = OmegaConf.to_container(from_mapping(saved["config"]), resolve=True)
-            _check_same(config, cast(dict, stored), run_dir)
+            here, there = (_meant(each, modalities) for each in (config, cast(dict, stored)))
+            _check_same(here, there, run_dir)
             check_same_source(saved["normalizer"], stats, any_dataset=config["normalizer"]["any_dataset"])
             check_encoders(saved.get("encoders", {}), encoders, run_dir)
     except UserError as error:
         return None, str(error)
     return saved, None
+
+
+def _meant(config: dict, modalities: Sequence[str]) -> dict:
+    """A configuration without what a policy that sees `modalities` does not read.
+
+    What it sees, its weights tell, and which numbers a state has, the statistics: both are compared beside it.
+    """
+    policy = {name: value for name, value in config["policy"].items() if name != "modalities"}
+    for group in ("stems", "encoders"):
+        policy[group] = {name: each for name, each in policy[group].items() if name in modalities}
+    dataset = {name: value for name, value in config["dataset"].items() if name != "state_keys"}
+    sees_pictures = "rgb" in modalities or "depth" in modalities
+    augment = {name: value for name, value in config["augment"].items() if sees_pictures or name != "shift_px"}
+    return {**config, "policy": policy, "dataset": dataset, "augment": augment}
 
 
 def _check_same(now: dict, stored: dict, run_dir: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,7 +19,40 @@ class Encoder(nn.Module):
     readings are those of all domains' rows, (B, To, …), or {camera: (B, To, H, W, c)}; what it gives has the rows first
     too. A frozen one loads its own weights when it is made: it is not trained, and a checkpoint holds its name and a
     hash in their place.
+
+    Attributes:
+        width: numbers of each token that it gives, for the stems behind it; 0 = it does not say.
+        architecture: what one that is trained is made of, as plain values: a checkpoint holds it, so that no file of
+            weights is needed where it is `remade`; None = its options say all.
+        stays: whether it cannot be trained.
     """
+
+    width = 0
+    stays = False
+    architecture: dict[str, Any] | None = None
+
+    def all_weights(self) -> dict[str, torch.Tensor]:
+        """What its fingerprint is of; beside state_dict() also what no device holds."""
+        return self.state_dict()
+
+
+# modality -> architecture of the encoders that are made for weights which a checkpoint has
+_REMADE: ContextVar[Mapping[str, dict[str, Any]] | None] = ContextVar("remade", default=None)
+
+
+@contextmanager
+def remade(architectures: Mapping[str, dict[str, Any]]) -> Iterator[None]:
+    """Inside, encoders of these modalities are made for weights that are loaded afterwards, without reading a file."""
+    token = _REMADE.set(architectures)
+    try:
+        yield
+    finally:
+        _REMADE.reset(token)
+
+
+def architecture_of(modality: str) -> dict[str, Any] | None:
+    """Of the encoder that is being remade; None = it is a new one."""
+    return (_REMADE.get() or {}).get(modality)
 
 
 class Frozen(nn.Module):
@@ -55,9 +90,9 @@ def with_every_camera(readings: Any, sizes: Mapping[str, tuple[int, int]]) -> An
     return {name: readings[name] if name in readings else blank(size) for name, size in sizes.items()}
 
 
-def _fingerprint_of(module: nn.Module) -> str:
+def _fingerprint_of(module: Encoder) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(module.all_weights().items()):
         digest.update(f"{name} {tuple(value.shape)} ".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -95,7 +95,7 @@ class DenoisingHead(Head):
 
         def predict(chunk: torch.Tensor, *times: float) -> torch.Tensor:
             at = torch.stack([chunk.new_full((len(chunk),), time) for time in times], dim=-1)
-            return self.network(chunk, known, at, context=context, seeds=seeds)
+            return self.network(chunk, known, at, context, seeds)
 
         return self.sampled(fixed.held(noise), fixed, predict, seeds=seeds, num_steps=given.num_steps or self.num_steps)
 

@@ -57,7 +57,7 @@ class DiffusionHead(DenoisingHead):
         steps = (drawn * self.schedule.num_train_steps).long()
         noisy = fixed.held(self.schedule.noisy(clean, noise, steps))
         times = ((steps + 1) / self.schedule.num_train_steps)[:, None]
-        predicted = self.network(noisy, fixed.known, times, context=self.context(tokens, seeds), seeds=seeds)
+        predicted = self.network(noisy, fixed.known, times, self.context(tokens, seeds), seeds)
         return mean_over_numbers((predicted - self.schedule.wanted(clean, noise, steps)).square(), counted)
 
     def sampled(

@@ -50,7 +50,7 @@ class FlowHead(DenoisingHead):
         time = self._drawn_times(seeds)
         at = time[:, None, None]
         noisy = fixed.held((1 - at) * clean + at * noise)
-        predicted = self.network(noisy, fixed.known, time[:, None], context=self.context(tokens, seeds), seeds=seeds)
+        predicted = self.network(noisy, fixed.known, time[:, None], self.context(tokens, seeds), seeds)
         wanted = clean if self.asked.prediction == "sample" else noise - clean
         return mean_over_numbers((predicted - wanted).square(), counted)
 

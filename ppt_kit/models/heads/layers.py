@@ -10,8 +10,19 @@ from ppt_kit.models.trunk import Attention
 from ppt_kit.randomness import dropout
 
 
+class Linear(nn.Linear):
+    """torch's own linear layer: ZeRO-3 replaces the function nn.Linear calls by one without forward derivatives."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten.linear(input, self.weight, self.bias)
+
+
 class PlainAttention(Attention):
     """Attention in plain operations: it takes a mask, and has forward derivatives, which the fused one lacks."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__(width, num_heads)
+        self.query, self.key_value, self.out = Linear(width, width), Linear(width, 2 * width), Linear(width, width)
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, Q, width). `mask` (B, K) bool: the keys that are looked at."""
@@ -33,7 +44,7 @@ class DecoderLayer(nn.Module):
         self.norm_self, self.norm_cross, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
         self.self_attention = PlainAttention(width, sizes.num_heads)
         self.cross_attention = PlainAttention(width, sizes.num_heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
     def forward(
         self, queries: torch.Tensor, tokens: torch.Tensor, seeds: torch.Tensor, mask: torch.Tensor | None = None

@@ -57,7 +57,7 @@ class MeanFlowHead(DenoisingHead):
         noisy = fixed.held((1 - at) * clean + at * noise)
         velocity = fixed.moving(noise - clean)
         context, times = self.context(tokens, seeds), torch.stack([end, end - begin], dim=-1)
-        ends_at, rate = self.network(noisy, fixed.known, times, context=context, seeds=seeds, velocity=velocity)
+        ends_at, rate = self.network(noisy, fixed.known, times, context, seeds, velocity=velocity)
         # clean - t (u - v), with u = v - (t - r) du/dt and du/dt of u = (z - network) / t
         gone = (end - begin)[:, None, None]
         wanted = clean + gone * (velocity - rate - (noisy - ends_at) / at).detach()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ppt_kit.errors import UserError
-from ppt_kit.models.heads.layers import Decoder, Pool
+from ppt_kit.models.heads.layers import Decoder, Linear, Pool
 from ppt_kit.models.heads.options import one_of, whole
 from ppt_kit.models.heads.unet import UNet
 from ppt_kit.models.part import Sizes
@@ -25,7 +25,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, *, num_times: int):
         super().__init__()
         features = num_times * 2 * len(FREQUENCIES)
-        self.first, self.second = nn.Linear(features, width), nn.Linear(width, width)
+        self.first, self.second = Linear(features, width), Linear(width, width)
 
     def forward(self, times: torch.Tensor) -> torch.Tensor:
         # in float32: bfloat16 does not tell neighbouring times apart
@@ -48,9 +48,9 @@ class Network(nn.Module):
         chunk: torch.Tensor,
         known: torch.Tensor,
         times: torch.Tensor,
-        *,
         context: torch.Tensor,
         seeds: torch.Tensor,
+        *,
         velocity: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """(B, Ta, Da) float32; with a velocity also how fast that changes, when all times grow at the rate of 1.
@@ -98,10 +98,10 @@ class TransformerNetwork(Network):
         super().__init__()
         width, action_dim = sizes.width, sizes.spec.action_dim
         self.time = TimeEmbedding(width, num_times=num_times)
-        self.embed = nn.Linear(action_dim + 1, width)
+        self.embed = Linear(action_dim + 1, width)
         self.places = nn.Parameter(torch.randn(sizes.horizon.action, width) * 0.02)
         self.decoder = Decoder(sizes, num_layers=num_layers)
-        self.out = nn.Linear(width, action_dim)
+        self.out = Linear(width, action_dim)
 
     def of_shown(
         self, shown: torch.Tensor, times: torch.Tensor, context: torch.Tensor, seeds: torch.Tensor

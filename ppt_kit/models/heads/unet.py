@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ppt_kit.models.heads.layers import Linear
+
 KERNEL = 5
 # of GroupNorm, or as many as divide the channels
 NUM_GROUPS = 8
@@ -62,7 +64,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, before: int, after: int, *, condition_dim: int):
         super().__init__()
         self.first, self.second = ConvBlock(before, after), ConvBlock(after, after)
-        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition_dim, 2 * after))
+        self.film = nn.Sequential(nn.Mish(), Linear(condition_dim, 2 * after))
         self.skip = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:

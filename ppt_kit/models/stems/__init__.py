@@ -4,7 +4,13 @@ from ppt_kit.models.stems.stem import Stem
 
 STEMS: dict[str, str] = {
     "mlp": "ppt_kit.models.stems.state:StateStem",
+    "cnn": "ppt_kit.models.stems.image:CnnStem",
+    "maps": "ppt_kit.models.stems.maps:MapStem",
     "points": "ppt_kit.models.stems.cloud:CloudStem",
+    "dp3": "ppt_kit.models.stems.cloud_dp3:DP3Stem",
+    "patches": "ppt_kit.models.stems.cloud_patches:PatchesStem",
+    "pointnext": "ppt_kit.models.stems.cloud_pointnext:PointNeXtStem",
+    "sentence": "ppt_kit.models.stems.language:SentenceStem",
 }
 
 __all__ = ["STEMS", "Stem"]

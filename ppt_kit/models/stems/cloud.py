@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
 from ppt_kit.models.part import Sizes
-from ppt_kit.models.stems.gather import Latents
+from ppt_kit.models.stems.gather import NUM_OCTAVES, Latents, waves
 from ppt_kit.models.stems.stem import Stem
-
-# wavelengths of 2 m down to 12.5 cm
-NUM_OCTAVES = 5
 
 
 class CloudStem(Stem):
@@ -37,10 +32,6 @@ class CloudStem(Stem):
         self.gather = Latents(sizes)
 
     def forward(self, readings: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        # made here, in float32: a buffer would be cast with the weights, and training and use would differ
-        octaves = math.pi * 2.0 ** torch.arange(NUM_OCTAVES, device=readings.device)
-        angles = (readings[..., :3, None] * octaves).flatten(-2)
-        # in float32: bfloat16 holds metres to millimetres
-        encoded = torch.cat([readings, angles.sin(), angles.cos()], dim=-1)
-        points = self.embed(encoded.to(self.gather.latents.dtype))
+        encoded = torch.cat([readings, waves(readings[..., :3])], dim=-1)
+        points = self.embed(encoded.to(self.gather.dtype))
         return self.gather(self.project(points.max(dim=2).values))

@@ -20,4 +20,4 @@ class StateStem(Stem):
         self.gather = Latents(sizes)
 
     def forward(self, readings: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        return self.gather(self.embed(readings.to(self.gather.latents.dtype)))
+        return self.gather(self.embed(readings.to(self.gather.dtype)))

@@ -14,6 +14,8 @@ from ppt_kit.data.formats.lerobot.listed import read_text
 from ppt_kit.errors import UserError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+# where info.json keeps what LeRobot has no word for, and of it what an evaluation reads: simulator and seeds
+OURS, RECORDED = "ppt_kit", ("env", "seeds", "code")
 
 
 def read_info(path: Path) -> dict:

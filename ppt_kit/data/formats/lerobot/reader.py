@@ -15,7 +15,16 @@ import numpy as np
 
 from ppt_kit.data.formats.lerobot.episodes import Episodes, episodes_v2, episodes_v3
 from ppt_kit.data.formats.lerobot.frames import frames_of
-from ppt_kit.data.formats.lerobot.info import details_of, labels_of, picture_size, read_info, split_of, why_not
+from ppt_kit.data.formats.lerobot.info import (
+    OURS,
+    RECORDED,
+    details_of,
+    labels_of,
+    picture_size,
+    read_info,
+    split_of,
+    why_not,
+)
 from ppt_kit.data.formats.lerobot.rows import Rows, numbers, pictures
 from ppt_kit.data.formats.lerobot.whole import whole_episodes
 from ppt_kit.data.formats.wanted import Wanted
@@ -62,6 +71,8 @@ def _store(episodes: Episodes, selected: np.ndarray, info: Mapping) -> EpisodeSt
     columns, notes = _columns(rows, info["features"])
     attrs = {"fps": info["fps"], "robot_type": info.get("robot_type"), "codebase_version": info["codebase_version"]}
     attrs |= {name: note for name, note in notes.items() if note}
+    ours = info.get(OURS)
+    attrs |= {name: ours[name] for name in RECORDED if name in ours} if isinstance(ours, Mapping) else {}
     own = episodes.index[selected]
     return EpisodeStore(
         path=episodes.path, format=f"{NAME} {info['codebase_version']}", episode_ends=rows.ends, columns=columns,

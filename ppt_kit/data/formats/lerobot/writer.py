@@ -18,6 +18,7 @@ from ppt_kit.data.formats import name_of
 from ppt_kit.data.formats.lerobot import files
 from ppt_kit.data.formats.lerobot.encoders import PIXELS
 from ppt_kit.data.formats.lerobot.features import COUNTED, Feature
+from ppt_kit.data.formats.lerobot.info import OURS, RECORDED
 from ppt_kit.data.formats.lerobot.stats import Stats
 from ppt_kit.data.store import EpisodeStore, plain
 
@@ -116,6 +117,7 @@ class LeRobotWriter:
         (meta / "info.json").write_text(json.dumps(self._info(len(rows)), indent=4, default=plain))
 
     def _info(self, num_episodes: int) -> dict:
+        recorded = {name: self._store.attrs[name] for name in RECORDED if name in self._store.attrs}
         return {
             "codebase_version": "v3.0",
             "robot_type": self._store.attrs.get("robot_type"),
@@ -130,6 +132,7 @@ class LeRobotWriter:
             "data_path": files.DATA_PATH,
             "video_path": files.VIDEO_PATH if self._films else None,
             "features": self._feature_infos(),
+            **({OURS: recorded} if recorded else {}),
         }
 
     def _feature_infos(self) -> dict[str, dict]:

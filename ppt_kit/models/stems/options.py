@@ -1,0 +1,49 @@
+"""What an option of a stem may be: checked when the stem is made, in one line that says what to type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ppt_kit.errors import UserError
+from ppt_kit.keys import show
+from ppt_kit.models.part import Sizes
+
+
+def whole(sizes: Sizes, name: str, value: Any, *, low: int = 1, high: int) -> int:
+    """`value`, an option of the stem that `sizes` is of.
+
+    Raises:
+        UserError: it is no whole number from `low` to `high`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UserError(f"{_key(sizes, name)}={show(value)}: takes a whole number from {low} to {high}.")
+    return value
+
+
+def wholes(sizes: Sizes, name: str, value: Any, *, low: int = 1, high: int) -> list[int]:
+    """`value`, a list of one or more, an option of the stem that `sizes` is of.
+
+    Raises:
+        UserError: it is no list of whole numbers from `low` to `high`.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
+        raise UserError(f"{_key(sizes, name)}={show(value)}: takes a list of whole numbers, e.g. [{high // 32}].")
+    return [whole(sizes, name, each, low=low, high=high) for each in value]
+
+
+def metres(sizes: Sizes, name: str, value: Any, *, low: float, high: float) -> float:
+    """`value`, a distance in metres, an option of the stem that `sizes` is of.
+
+    Raises:
+        UserError: it is no number from `low` to `high`.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high:
+        raise UserError(f"{_key(sizes, name)}={show(value)}: takes metres, from {low:g} to {high:g}.")
+    return float(value)
+
+
+def _key(sizes: Sizes, name: str) -> str:
+    return f"policy.stems.{sizes.modality}.options.{name}"
