@@ -11,7 +11,7 @@ from ppt_kit.randomness import dropout
 
 
 class Linear(nn.Linear):
-    """torch's own linear layer: ZeRO-3 replaces the function nn.Linear calls by one without forward derivatives."""
+    """torch's own linear layer: ZeRO-3 replaces the function of nn.Linear by one without forward derivatives."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return torch.ops.aten.linear(input, self.weight, self.bias)
