@@ -1,4 +1,4 @@
-"""Speed and memory, measured side by side in one run: the command line of benches/."""
+"""Speed, memory and learning, measured: the command line of benches/."""
 
 import sys
 
@@ -7,14 +7,17 @@ from benches.bigstore import BigStoreBench, bigstore
 from benches.engine import EngineBench, engine
 from benches.features import FeaturesBench, features
 from benches.loader import LoaderBench, loader
+from benches.planar import PlanarBench, planar
 from benches.policy import PolicyBench, policy
+from benches.success import SuccessBench, success
 
 WAYS = {
     "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),
-    "features": (features, FeaturesBench), "policy": (policy, PolicyBench),
+    "features": (features, FeaturesBench), "policy": (policy, PolicyBench), "planar": (planar, PlanarBench),
+    "success": (success, SuccessBench),
 }  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
-ABOUT = f"Speed and memory, measured side by side in one run: {USAGE}; ratios are what to read."
+ABOUT = f"Speed and memory, side by side in one run (ratios are what to read), and learning: {USAGE}."
 
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word in WAYS]

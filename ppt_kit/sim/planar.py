@@ -9,11 +9,11 @@ import numpy as np
 from ppt_kit.errors import UserError
 
 SPEED = 0.05  # longest way of one control step (m)
-RADIUS = 0.35  # of the obstacle (m)
+RADIUS = 0.3  # of the obstacle (m)
 CLEARANCE = 0.45  # that the expert keeps from its centre (m)
-CHOICE = 0.55  # distance from the obstacle's centre up to which both ways are alike (m)
+CHOICE = 0.5  # distance from the obstacle's centre up to which both ways are alike (m)
 PAUSE = (8, 25)  # before the choice, drawn from this range (control steps)
-REACHED = 0.06  # distance to the goal (m)
+REACHED = 0.15  # distance to the goal (m)
 
 
 class PlanarEnv:

@@ -1,0 +1,114 @@
+"""Success rates by task, head and what is seen: few demonstrations, the final checkpoint, fresh goals, the control."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from benches.trial import Ledger, head_names, markdown, rate, trained
+from ppt_kit.keys import key
+
+
+@dataclass
+class SuccessBench:
+    """Success rates by task, head and what is seen; what is done is not run again."""
+
+    heads: list[str] = key(["regression"], "heads, by their config group (policy/head=…); all = every one")
+    tasks: list[str] = key(["button-press-topdown"], "tasks of the simulator")
+    modalities: list[str] = key([], "what is seen, e.g. [state+pointcloud,state+rgb]; [] = as the configuration says")
+    seeds: list[int] = key([0], "training seeds")
+    demos: int = key(10, "demonstrations a task", low=1)
+    episodes: int = key(20, "fresh goals a policy", low=1)
+    eval_seed: int = key(100_000, "seed of the first goal", low=0)
+    execute_steps: int = key(4, "actions executed of each chunk", low=1)
+    config: str = key("quickstart", "configuration to train")
+    words: list[str] = key([], "further words of the training, e.g. [train.total_epochs=60]")
+    simulator: str = key("metaworld", "where the tasks are")
+    dataset_path: str = key("data", "folder of the demonstrations; those that are there are taken")
+    output_dir: str = key("outputs/success", "folder of the runs, of success.jsonl and success.md")
+    n_procs: int = key(1, "processes that evaluate", low=1)
+
+
+def success(cfg: DictConfig) -> int:
+    """Runs what is not done yet; prints and writes the table after each."""
+    ledger = Ledger(Path(cfg.output_dir) / "success.jsonl")
+    for trial in _trials(cfg):
+        if ledger.find(**trial) is None:
+            ledger.add(trial | _result(cfg, trial))
+            _tell(ledger, Path(cfg.output_dir) / "success.md")
+    _tell(ledger, Path(cfg.output_dir) / "success.md")
+    return 0
+
+
+def _trials(cfg: DictConfig) -> Iterator[dict[str, Any]]:
+    """What each row is of."""
+    heads = head_names(list(cfg.heads))
+    for task in cfg.tasks:
+        for seen in cfg.modalities or [""]:
+            for head in heads:
+                for seed in cfg.seeds:
+                    yield {
+                        "task": task, "head": head, "seen": seen, "seed": seed, "demos": cfg.demos,
+                        "episodes": cfg.episodes, "eval_seed": cfg.eval_seed, "execute_steps": cfg.execute_steps,
+                        "config": cfg.config, "words": list(cfg.words), "simulator": cfg.simulator,
+                    }  # fmt: skip
+
+
+def _result(cfg: DictConfig, trial: dict[str, Any]) -> dict[str, Any]:
+    import ppt_kit as ppt
+
+    domain = _collected(cfg, trial)
+    sees = [f"policy.modalities=[{trial['seen'].replace('+', ',')}]"] if trial["seen"] else []
+    name = "-".join(part for part in (trial["head"], trial["seen"], str(trial["seed"])) if part)
+    run_dir, minutes = trained(trial["config"], [
+        f"policy/head={trial['head']}", f"domains={domain}", f"seed={trial['seed']}", f"suffix={name}",
+        f"dataset_path={cfg.dataset_path}", f"output_dir={cfg.output_dir}", *sees, *trial["words"],
+    ])  # fmt: skip
+    policy = ppt.load_policy(run_dir)
+    # without what shows the goal; a policy that sees the state alone, without that
+    blind = [name for name in policy.modalities if name != "state"] or ["state"]
+    counted: dict[str, Any] = {"errors": 0}
+    for column, zero_keys in (("successes", []), ("control", blind)):
+        rows = ppt.evaluate(
+            policy, episodes=trial["episodes"], seed=trial["eval_seed"], execute_steps=trial["execute_steps"],
+            zero_keys=zero_keys, n_procs=cfg.n_procs, out_dir=run_dir / "eval",
+        ).rows  # fmt: skip
+        counted[column] = sum(row["success"] is True for row in rows)
+        counted["errors"] += sum(row["error"] is not None for row in rows)
+    return counted | {
+        "minutes": minutes, "parameters": sum(p.numel() for p in policy.parameters()), "zeroed": blind,
+        "run_dir": str(run_dir),
+    }  # fmt: skip
+
+
+def _collected(cfg: DictConfig, trial: dict[str, Any]) -> str:
+    """The dataset of a trial, collected where it is not there."""
+    import ppt_kit as ppt
+
+    pictures = bool({"rgb", "depth"} & set(trial["seen"].split("+")))
+    domain = f"{trial['task']}_images" if pictures else trial["task"]
+    images = {"save_images": True} if pictures else {}
+    ppt.collect(
+        trial["task"], domain=domain, episodes=trial["demos"], simulator=trial["simulator"],
+        dataset_path=cfg.dataset_path, **images,
+    )  # fmt: skip
+    return domain
+
+
+def _tell(ledger: Ledger, path: Path) -> None:
+    columns = ["task", "head", "sees", "success [95 %]", "control", "goals", "seed", "demos", "minutes", "parameters"]
+    lines = [
+        [
+            row["task"], row["head"], row["seen"] or "default", rate(row["successes"], row["episodes"]),
+            f"{100 * row['control'] / row['episodes']:.0f} %", f"{row['episodes']} from {row['eval_seed']}",
+            row["seed"], row["demos"], f"{row['minutes']:.1f}", f"{row['parameters'] / 1e6:.2f}M",
+        ]
+        for row in sorted(ledger.rows(), key=lambda row: (row["task"], row["seen"], row["head"], row["seed"]))
+    ]  # fmt: skip
+    table = markdown(columns, lines)
+    path.write_text(table + "\n")
+    print(f"\n{table}\nfinal checkpoints; control: all but the state zeroed. {path}", flush=True)
