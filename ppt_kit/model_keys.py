@@ -10,10 +10,10 @@ from ppt_kit.errors import UserError
 from ppt_kit.keys import key, show
 from ppt_kit.spec import MODALITIES
 
-# of each modality the stems that there are, in words
-KINDS = {
-    "state": "mlp", "pointcloud": "points, dp3, patches or pointnext", "rgb": "cnn or maps", "depth": "cnn or maps",
-    "language": "sentence",
+# of each modality the stems that there are
+KINDS: dict[str, tuple[str, ...]] = {
+    "state": ("mlp",), "pointcloud": ("points", "dp3", "patches", "pointnext"), "rgb": ("cnn", "maps"),
+    "depth": ("cnn", "maps"), "language": ("sentence",),
 }  # fmt: skip
 # what can be taken of another policy
 PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
@@ -166,6 +166,14 @@ def check_modalities(policy: Any) -> None:
         raise UserError(
             "policy.stems: every kind is null, so the policy sees nothing. Set one, e.g. policy.stems.state.kind=mlp."
         )
+    every = {kind for kinds in KINDS.values() for kind in kinds}
+    for name, kinds in KINDS.items():
+        kind = getattr(policy.stems, name).kind
+        if kind in every and kind not in kinds:
+            raise UserError(
+                f"policy.stems.{name}.kind={kind}: it does not read {name}. "
+                f"Set {' or '.join(kinds)}, or module:Class of yours."
+            )
     if policy.modalities is None:
         return
     if not policy.modalities:
@@ -178,7 +186,7 @@ def check_modalities(policy: Any) -> None:
         if not getattr(policy.stems, name).kind:
             raise UserError(
                 f"policy.modalities names {name}, but policy.stems.{name}.kind=null: nothing would make tokens of it. "
-                f"Set policy.stems.{name}.kind to {KINDS[name]}, or module:Class of yours."
+                f"Set policy.stems.{name}.kind to {' or '.join(KINDS[name])}, or module:Class of yours."
             )
 
 

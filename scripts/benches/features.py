@@ -26,7 +26,7 @@ class FeaturesBench:
     episodes: int = key(4, "of the dataset", low=1)
     steps: int = key(50, "of an episode", low=2)
     image_size: int = key(96, "height and width of its pictures (pixels)", low=16)
-    epochs: int = key(3, "of each run", low=2)
+    epochs: int = key(6, "of each run", low=2)
 
 
 def features(cfg: DictConfig) -> int:
