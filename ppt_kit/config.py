@@ -49,7 +49,10 @@ def load_config(
     tree = OmegaConf.structured(schema)
     if name or group_words:
         origin = f"{name}.yaml" if name else " ".join(group_words)
-        tree = _merge(tree, _compose(name, folder, group_words), schema, origin=origin)
+        composed = _compose(name, folder, group_words)
+        for word in group_words:
+            _take_whole(composed, word, roots=[folder, PACKAGE_CONFIGS], leaves=leaves_of(schema))
+        tree = _merge(tree, composed, schema, origin=origin)
     # a mapping before its parts
     for dotted, text in sorted(value_pairs, key=lambda pair: pair[0].count(".")):
         tree = set_word(tree, dotted, text, schema)
@@ -155,7 +158,7 @@ def _folder_of(name: str, config_path: str | Path | None) -> Path:
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     near = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    places = " or ".join(map(_short, folders))
+    places = " or ".join("the shipped configs" if folder == PACKAGE_CONFIGS else str(folder) for folder in folders)
     raise UserError(
         f"--config-name={name[:80]}: no file {name[:80]}.yaml in {places}; there is {', '.join(known)}.{hint}"
     )
@@ -193,6 +196,15 @@ def _split_groups(
                 f"{dotted}={text[:80]}: no such file of the group {group}: {', '.join(sorted(files))}.{hint}"
             )
     return groups, values
+
+
+def _take_whole(composed: DictConfig, word: str, *, roots: list[Path], leaves: dict) -> None:
+    """A mapping of a group's file takes the place of the configuration's: options of another head are not kept."""
+    group, _, text = word.partition("=")
+    values = {group.replace("/", "."): OmegaConf.to_container(OmegaConf.load(_files_of_group(group, roots)[text]))}
+    for dotted, value in _flatten(values, leaves):
+        if dotted in leaves and leaves[dotted][0] is Any:
+            OmegaConf.update(composed, dotted, value, merge=False, force_add=True)
 
 
 def _refuse_group(dotted: str) -> None:
@@ -280,10 +292,6 @@ def _flatten(values: Any, leaves: dict, prefix: str = "") -> list[tuple[str, Any
         nested = isinstance(value, dict) and value and dotted not in leaves
         found += _flatten(value, leaves, f"{dotted}.") if nested else [(dotted, value)]
     return found
-
-
-def _short(folder: Path) -> str:
-    return "the shipped configs" if folder == PACKAGE_CONFIGS else str(folder)
 
 
 # ---------------------------------------------------------------- files

@@ -121,6 +121,13 @@ def test_a_group_of_the_users_own_stands_before_the_shipped_one(tmp_path):
         assert load_config("mine", word, config_path=tmp_path).policy.head.options == options
 
 
+def test_options_of_another_head_are_not_kept_by_a_group(tmp_path):
+    (tmp_path / "mine.yaml").write_text("policy: {head: {kind: flow, options: {solver: heun}}}\n")
+    assert load_config("mine", config_path=tmp_path).policy.head.options == {"solver": "heun"}
+    head = load_config("mine", "policy/head=mlp", "policy.head.options.loss=mse", config_path=tmp_path).policy.head
+    assert (head.kind, head.options) == ("mlp", {"loss": "mse", "num_layers": 2})
+
+
 def test_parts_of_a_pose_come_from_words_and_files(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "domains: a,b\naugment: {rotation_deg: [0, 0, 30], state_parts: {tcp: [position, quaternion_wxyz]},"

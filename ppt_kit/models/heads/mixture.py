@@ -42,6 +42,9 @@ class MixtureHead(Head):
         self.decoder = Decoder(sizes, num_layers=num_layers)
         self.out = nn.Linear(sizes.width, num_modes * 2 * sizes.spec.action_dim)
         self.share = nn.Linear(sizes.width, num_modes)
+        # the modes start apart, each as a chunk: those that start alike share what disagrees and stay in its middle
+        with torch.no_grad():
+            self.out.bias.view(num_modes, 2, -1)[:, 0].normal_(std=0.5)
 
     def loss(
         self, tokens: torch.Tensor, target: torch.Tensor, seeds: torch.Tensor, given: Given = NOTHING
