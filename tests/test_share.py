@@ -293,6 +293,22 @@ def test_a_training_step_looks_at_no_value(share, more):
     assert policy(policy.blank(batch))["loss"] == 0
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("share", SHARES)
+def test_a_step_is_compiled_whole_whatever_the_mixture(share):
+    """One graph of a step, without a break; few of them for batches with other numbers of rows of each domain."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    policy = policy_of(share, dropout=0.1, modality_dropout=0.3, pooling="concat", position_embedding=True)
+    compiled = torch.compile(policy, backend="aot_eager")
+    for seed, domains in enumerate([[0, 1, 2, 0], [0, 1, 1, 2], [0, 0, 2, 1], [1, 1, 2, 2], [0, 0, 1, 2]]):
+        batch = batch_of(domains, seed=seed)
+        batch["rows"] = [torch.from_numpy(np.flatnonzero(np.array(domains) == number)) for number in range(3)]
+        assert compiled(batch)["loss"].item() == pytest.approx(policy(batch)["loss"].item(), rel=1e-6)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= (1 if share == "all" else 4)
+
+
 def test_the_loader_says_which_rows_are_whose(small_data):
     from conftest import dataset_of
 
