@@ -89,7 +89,7 @@ def _asked(said: str, known: list[str], option: str) -> list[str]:
 
 def _row(word: str, batch_size: int) -> Row | None:
     """None, with a line that says why, where something that it needs is not installed."""
-    from ppt_kit.models.policy import build_policy, modalities_of
+    from ppt_kit.models.policy import build_policy
 
     settings = typed(load_config("quickstart", *word.split()))
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def _row(word: str, batch_size: int) -> Row | None:
     except UserError as error:
         print(f"{word}: left out: {error}")
         return None
-    seen = SPEC.only(modalities_of(settings.policy))
+    seen = SPEC.only(model.modalities)
     acting = build_policy(settings, {"a": SPEC}).eval()
     step = _training(model, settings, seen, batch_size)
     one, many = (_obs(seen, size) for size in (1, 32))
