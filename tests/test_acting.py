@@ -319,18 +319,21 @@ def test_the_heads_that_are_recommended_are_those_that_can():
 # ------------------------------------------------------------------ evaluations
 
 
-@pytest.fixture(scope="module")
-def little(tmp_path_factory):
+def planar_policy(folder, *words):
     """A policy of the planar task that has seen little."""
-    folder = tmp_path_factory.mktemp("planar")
     ppt.collect("detour", simulator="planar", episodes=2, dataset_path=str(folder))
-    words = latest(
+    fixed = latest(
         *SMALL_WORDS, f"dataset_path={folder}", f"output_dir={folder / 'models'}", "suffix=run", "train.total_iters=2",
-        "dataset.val_ratio=0", "train.val_interval=0",
+        "dataset.val_ratio=0", "train.val_interval=0", *words,
     )  # fmt: skip
-    run = ppt.UnifiedTrainer(load_config("planar", *words))
+    run = ppt.UnifiedTrainer(load_config("planar", *fixed))
     run.run()
     return ppt.load_policy(run.run_dir)
+
+
+@pytest.fixture(scope="module")
+def little(tmp_path_factory):
+    return planar_policy(tmp_path_factory.mktemp("planar"))
 
 
 def test_rows_say_how_chunks_were_executed_and_as_before_where_nothing_is_asked(little, tmp_path):
@@ -358,3 +361,18 @@ def test_a_delay_that_training_did_not_prepare_for_is_told(ramp, caplog, little)
             check_evaluation(little, EvaluateOptions(delay=delay))
         little.conditioning = before
         assert ("without training for it" in caplog.text) == told
+
+
+def test_a_flow_head_is_trained_and_evaluated_with_what_was_and_what_will_be_executed(tmp_path, caplog):
+    policy = planar_policy(
+        tmp_path, "policy/head=flow", "policy.head.options.widths=[16]", "dataset.hist_action_cond=true",
+        "policy.history=inpaint", "policy.max_delay=2",
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        rows = ppt.evaluate(policy, episodes=2, max_steps=12, delay=2, num_steps=2).rows
+    assert [row["error"] for row in rows] == [None, None]
+    assert rows[0]["options"].startswith("execute_steps=4 delay=2 num_steps=2 max_steps=12 ")
+    assert "without training for it" not in caplog.text
+    again, other = (ppt.evaluate(policy, episodes=2, max_steps=12, delay=2, num_steps=n).rows for n in (2, 3))
+    assert again == rows
+    assert other[0]["actions_sha256"] != rows[0]["actions_sha256"]

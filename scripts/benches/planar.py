@@ -13,8 +13,13 @@ from benches.trial import Ledger, head_names, markdown, rate, trained
 from ppt_kit.keys import key
 
 TASK = "detour"
-# what a head needs to choose here, beside its config group
-WORDS = {"cvae": ["policy.head.options.sample=true"]}
+# beside its config group: what a head needs to choose at all, or to be trained in minutes on one core
+SMALL = ["policy.head.options.network=transformer"]
+WORDS = {
+    "cvae": ["policy.head.options.sample=true", "policy.head.options.kl_weight=0.1"],
+    "diffusion": ["policy.head.options.widths=[32,64]"], "flow": SMALL, "meanflow": SMALL,
+    "mixture": ["policy.head.options.num_modes=16"],
+}  # fmt: skip
 FIRST_SEED = 100_000
 
 
