@@ -359,6 +359,12 @@ def _check_parts(parts: Any, name: str) -> None:
 
 
 def _check_normalizer(cfg: DictConfig) -> None:
+    head, mode = cfg.policy.head, cfg.normalizer.mode
+    if head.kind == "diffusion" and mode in ("gaussian", "identity") and "clip" not in (head.options or {}):
+        raise UserError(
+            f"normalizer.mode={mode} lets actions leave [-1, 1], where policy.head.kind=diffusion cuts them off. "
+            "Set policy.head.options.clip=null or a bound of yours, or normalizer.mode=limits."
+        )
     groups = {"normalizer.per_key": cfg.normalizer.per_key}
     per_domain = cfg.normalizer.per_domain
     if not OmegaConf.is_dict(per_domain):

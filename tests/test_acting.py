@@ -365,7 +365,7 @@ def test_a_delay_that_training_did_not_prepare_for_is_told(ramp, caplog, little)
 
 def test_a_flow_head_is_trained_and_evaluated_with_what_was_and_what_will_be_executed(tmp_path, caplog):
     policy = planar_policy(
-        tmp_path, "policy/head=flow", "policy.head.options.widths=[16]", "dataset.hist_action_cond=true",
+        tmp_path, "policy/head=flow", "policy.head.options={network: transformer, num_layers: 1}", "dataset.hist_action_cond=true",
         "policy.history=inpaint", "policy.max_delay=2",
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):

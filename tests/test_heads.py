@@ -260,7 +260,7 @@ def test_known_actions_come_out_exactly_and_the_others_depend_on_them(name, num_
 
 @pytest.mark.parametrize("name", INPAINTING)
 def test_known_actions_are_shown_in_training_and_enter_no_loss(name):
-    head, target = head_of(name, prefix_share=0.0), torch.rand(6, TA, 3)
+    head, target = head_of(name), torch.rand(6, TA, 3)
     known = torch.zeros(6, TA, dtype=torch.bool)
     known[:, :2] = True
     counts = torch.ones(6, TA, 3, dtype=torch.bool)
@@ -273,18 +273,6 @@ def test_known_actions_are_shown_in_training_and_enter_no_loss(name):
     assert torch.equal(chunk[:, :2], target[:, :2])
     assert torch.equal(shown_as_known, known)
     assert not torch.isclose(chunk[:, 2:], target[:, 2:]).all(-1).any()
-
-
-@pytest.mark.parametrize("kind", GENERATIVE)
-def test_a_share_of_the_samples_shows_a_prefix_of_every_length(kind):
-    head = head_of(kind, prefix_share=0.25)
-    size = 4000
-    *_, fixed, counted = head.shown(torch.zeros(size, TA, 3), torch.arange(size), Given())
-    lengths = fixed.known.sum(-1)
-    assert (fixed.known.int().diff(dim=-1) <= 0).all()
-    assert (lengths > 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
-    assert sorted(lengths.unique().tolist()) == list(range(TA))
-    assert torch.equal(counted.counts, ~fixed.known[..., None].expand(-1, -1, 3))
 
 
 @pytest.mark.parametrize("name", INPAINTING)
@@ -423,9 +411,7 @@ def test_times_are_drawn_as_the_options_say():
 # ------------------------------------------------------------------ learning
 
 # small enough to learn in a second or two
-LEARNING = {
-    kind: {"network": "transformer", "widths": None, "num_layers": 1, "prefix_share": 0.0} for kind in GENERATIVE
-}
+LEARNING = {kind: {"network": "transformer", "widths": None, "num_layers": 1} for kind in GENERATIVE}
 LEARNING |= {"cvae": {"num_layers": 1, "kl_weight": 0.05, "sample": True}, "mixture": {"num_layers": 1, "num_modes": 3}}
 LEARNING |= {"decoder": {"num_layers": 1}}
 REGRESSING = ("regression", "mlp", "decoder")
@@ -509,7 +495,6 @@ WRONG = [
     ("flow", {"network": "transformer", "widths": [8]}, "a transformer has num_layers"),
     ("flow", {"widths": []}, "takes channels of one level or more"),
     ("flow", {"widths": [8, 0.5]}, "widths=0.5: takes a whole number"),
-    ("flow", {"prefix_share": 1.5}, "prefix_share=1.5: takes a number within 0 and 1"),
     ("meanflow", {"equal_share": -1}, "equal_share=-1: takes a number within 0 and 1"),
     ("mixture", {"num_modes": 0}, "num_modes=0: takes a whole number"),
     ("mixture", {"min_std": 0}, "min_std=0: takes a number"),

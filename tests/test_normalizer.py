@@ -122,6 +122,7 @@ def test_an_unknown_key_names_those_there_are(poses):
         (["normalizer.per_key={eef_pos: gauss}"], "normalizer.per_key.eef_pos=gauss: takes limits"),
         (["normalizer.per_domain={b: {eef_pos: gaussian}}"], "b is none of the domains"),
         (["normalizer.path=absent"], "no such file"),
+        (["normalizer.mode=gaussian", "policy.head.kind=diffusion"], "policy.head.options.clip=null"),
     ],
 )
 def test_mistakes_in_the_configuration_are_told(small_cfg, words, says):

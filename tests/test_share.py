@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppt_kit as ppt
 from ppt_kit.errors import UserError
+from ppt_kit.model_keys import HeadConfig
 from ppt_kit.models.heads import HEADS
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.stems import Stem
@@ -137,6 +138,18 @@ def test_every_head_serves_domains_of_other_widths(kind):
         acted = policy.act(own_obs(batch, row, spec), name)
         assert acted.shape == (1, 8, spec.action_dim)
         assert torch.isfinite(acted).all()
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow", "meanflow"])
+def test_a_head_that_samples_is_shown_no_number_that_the_domain_does_not_have(kind):
+    """In training they are zero in the noisy chunk: in acting they must be, too."""
+    policy, shown = policy_of("all", head=HeadConfig(kind=kind)).eval(), []
+    network = next(iter(policy.heads.values())).network
+    network.register_forward_pre_hook(lambda _, args: shown.append(args[0]))
+    batch = batch_of([2, 2])
+    policy.act({**batch["obs"], "state": batch["obs"]["state"][..., :2]}, "small.1")
+    assert shown
+    assert all((chunk[..., 3:] == 0).all() and (chunk[..., :3] != 0).all() for chunk in shown)
 
 
 def test_shared_parts_run_once_for_all_domains():

@@ -28,7 +28,6 @@ class Conditioning:
             given prefix is what makes real-time chunking in-distribution: Black et al. 2025, training-time action
             conditioning, arXiv 2512.05964.
         inpaints, samples: whether the policy's heads take given actions, and whether they act in sampling steps.
-        prefixes: whether they were given beginnings of any length in training by an option of their own.
         head: their name.
     """
 
@@ -37,7 +36,6 @@ class Conditioning:
     max_delay: int = 0
     inpaints: bool = False
     samples: bool = False
-    prefixes: bool = False
     head: str = "a head"
 
     @classmethod
@@ -52,14 +50,14 @@ class Conditioning:
         head = next(iter(heads))
         asked = cls(
             horizon, options.history == "inpaint", options.max_delay, inpaints=head.inpaints, samples=head.samples,
-            prefixes=bool(getattr(head, "prefix_share", 0)), head=type(head).__name__,
+            head=type(head).__name__,
         )  # fmt: skip
         asked._check()
         return asked
 
     def prepares(self, delay: int) -> bool:
         """Whether training gave beginnings as long as `delay`."""
-        return self.prefixes or delay <= self.max_delay
+        return delay <= self.max_delay
 
     def known(self, is_pad: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor | None:
         """(B, Ta) bool, in training: the given actions, which enter no loss; None = there are none.

@@ -165,7 +165,8 @@ class PPTPolicy(Backbone):
         tokens = self._tokens(group, seen, Rows(size), seeds=seeds, missing=missing, domain=numbers)
         mixed = self._mixed([tokens], [seeds], groups=[group])[0]
         norm = cast(Affine, self.action_norm[module_key(self.domains[number])])
-        chunk = self.heads[group.key](mixed, seeds, None, _given(norm, known, num_steps, width=group.spec.action_dim))
+        given = _given(norm, known, num_steps, shape=(size, self.horizon.action, group.spec.action_dim))
+        chunk = self.heads[group.key](mixed, seeds, None, given)
         return norm.denormalize(chunk[..., : spec.action_dim].float())
 
     def blank(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,14 +230,16 @@ def build_policy(cfg: Config, specs: Mapping[str, Spec]) -> PPTPolicy:
     return PPTPolicy(specs, cfg.policy, horizon=Horizon.of(cfg.dataset))
 
 
-def _given(norm: Affine, known: torch.Tensor | None, num_steps: int | None, *, width: int) -> Given:
-    """What act() was told of the chunk, for a head whose actions have `width` numbers."""
+def _given(norm: Affine, known: torch.Tensor | None, num_steps: int | None, *, shape: tuple[int, int, int]) -> Given:
+    """What act() was told of the chunk, for a head that makes one of `shape`, as wide as the widest domain's."""
+    own = len(norm.offset)
+    counts = (torch.arange(shape[-1], device=norm.offset.device) < own).expand(shape) if own < shape[-1] else None
     if known is None:
-        return Given(num_steps=num_steps)
+        return Given(counts=counts, num_steps=num_steps)
     free = known.isnan()
     actions = norm.normalize(known.masked_fill(free, 0.0))
-    actions = nn.functional.pad(actions, (0, width - actions.shape[-1]))
-    return Given(known=~free.any(-1), actions=actions, num_steps=num_steps)
+    actions = nn.functional.pad(actions, (0, shape[-1] - own))
+    return Given(counts=counts, known=~free.any(-1), actions=actions, num_steps=num_steps)
 
 
 def _completed(obs: Mapping[str, Any], blank: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ppt_kit.models.heads.head import NOTHING, Given, Head, own_numbers, seen_steps, supervised, without_padding
+from ppt_kit.models.heads.head import NOTHING, Given, Head, own_numbers, supervised, without_padding
 from ppt_kit.models.heads.networks import build_network
-from ppt_kit.models.heads.options import number, whole
+from ppt_kit.models.heads.options import whole
 from ppt_kit.models.part import Sizes
-from ppt_kit.randomness import normal, uniform
+from ppt_kit.randomness import normal
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,15 @@ class DenoisingOptions:
         widths: channels of the U-Net's levels; None = networks.WIDTHS.
         num_layers: of the transformer; None = networks.NUM_LAYERS.
         num_steps: sampling steps.
-        prefix_share: share of the training samples that show the chunk's first actions, a random number of them, as
-            known ones: so the head learns to go on from actions that will be executed while it samples (training-time
-            real-time chunking, Black et al. 2025). Those enter no loss.
     """
 
     network: str = "unet"
     widths: list[int] | None = None
     num_layers: int | None = None
     num_steps: int = 10
-    prefix_share: float = 0.1
 
     def __post_init__(self) -> None:
         whole("num_steps", self.num_steps)
-        number("prefix_share", self.prefix_share, low=0, high=1)
 
 
 class DenoisingHead(Head):
@@ -81,7 +76,7 @@ class DenoisingHead(Head):
 
     def __init__(self, sizes: Sizes, options: DenoisingOptions):
         super().__init__()
-        self.name, self.num_steps, self.prefix_share = sizes.name, options.num_steps, options.prefix_share
+        self.name, self.num_steps = sizes.name, options.num_steps
         self.shape = (sizes.horizon.action, sizes.spec.action_dim)
         self.context, self.network = build_network(
             sizes, options.network, widths=options.widths, num_layers=options.num_layers, num_times=self.num_times
@@ -112,26 +107,14 @@ class DenoisingHead(Head):
 
         Target and noise are 0 where an action has no number.
         """
-        given = replace(given, known=self._known(target, seeds, given))
+        known = torch.zeros_like(target[..., 0], dtype=torch.bool) if given.known is None else given.known
+        given = replace(given, known=known)
         clean = without_padding(target, given)
         own = None if given.counts is None else own_numbers(given)
         counted = supervised(replace(given, counts=torch.ones_like(target, dtype=torch.bool)) if own is None else given)
-        fixed = Fixed(known=given.known, actions=clean, own=own)  # type: ignore[arg-type]
+        fixed = Fixed(known=known, actions=clean, own=own)
         noise = normal(seeds, self.shape, stream=f"{self.name}.noise")
         return clean, noise if own is None else noise.masked_fill(~own, 0.0), fixed, counted
-
-    def _known(self, target: torch.Tensor, seeds: torch.Tensor, given: Given) -> torch.Tensor:
-        """(B, Ta) bool: what is known already, and of some samples the first actions."""
-        known = torch.zeros_like(target[..., 0], dtype=torch.bool) if given.known is None else given.known
-        steps = target.shape[1]
-        if self.prefix_share == 0 or steps == 1:
-            return known
-        shows, share = uniform(seeds, (2,), stream=f"{self.name}.prefix").unbind(dim=-1)
-        # 1 … Ta - 1 of them
-        length = 1 + (share * (steps - 1)).floor()
-        place = torch.arange(steps, device=target.device)
-        first = (shows < self.prefix_share)[:, None] & (place < length[:, None])
-        return known | (first & seen_steps(target, given))
 
 
 def backwards(num_steps: int) -> list[tuple[float, float]]:

@@ -15,8 +15,8 @@ class Given:
     """What is known of a chunk beside the trunk's tokens; any part of it may be absent.
 
     Attributes:
-        counts: (B, Ta, Da) bool, in training: the numbers that are supervised, so neither those of an action that
-            repeats an episode's edge nor those that only another domain's wider action has. None = all.
+        counts: (B, Ta, Da) bool: the numbers that are made. Not those that only another domain's wider action has, and
+            in training not those of an action that repeats an episode's edge. None = all.
         known: (B, Ta) bool: actions that are given, so that the others are made to go on from them: executed ones of
             the frames before (dataset.hist_action_cond), or those that will be executed meanwhile. None = none.
         actions: (B, Ta, Da) float32 normalised, in acting: their values; anything where they are not known. In training
