@@ -3,7 +3,7 @@
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
     ground   errors lfs horizon keys randomness cameras upgrade signals  what everybody may know
-    words    files torch_file parts spec model_keys schema checks words config    a typed configuration; what is seen
+    words    files torch_file parts model_keys spec schema checks words config    a typed configuration; what is seen
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim                                   weights | processes | episodes and success
     run      train                                                     one run, from what it opens to its last step

@@ -8,13 +8,14 @@ from typing import Any
 
 from ppt_kit.errors import UserError
 from ppt_kit.keys import key, show
-from ppt_kit.spec import MODALITIES
 
 # of each modality the stems that there are
 KINDS: dict[str, tuple[str, ...]] = {
     "state": ("mlp",), "pointcloud": ("points", "dp3", "patches", "pointnext"), "rgb": ("cnn", "maps"),
     "depth": ("cnn", "maps"), "language": ("sentence",),
 }  # fmt: skip
+# what can be seen
+MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
 # what can be taken of another policy
 PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from ppt_kit.horizon import Horizon
-
-MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
+from ppt_kit.model_keys import MODALITIES
 
 
 @dataclass(frozen=True)

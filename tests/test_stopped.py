@@ -836,7 +836,7 @@ def read_steps(run):
     [
         (["dataset.state_keys=[eef_posn]"], "eef_posn"),
         (["policy.head.kind=flwo"], "policy.head.kind=flwo"),
-        (["policy.stems.rgb.kind=my_lab.stems:Pictures"], "rgb"),
+        (["policy.modalities=[state,rgb]"], "rgb"),
         (["deepspeed=zero9"], "zero9"),
         (["train.pretrained_dir=absent"], "absent"),
         (["output_dir=taken"], "taken"),

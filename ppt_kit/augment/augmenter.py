@@ -26,8 +26,9 @@ from ppt_kit.augment.pictures import change_depth, change_rgb
 from ppt_kit.augment.world import World
 from ppt_kit.checks import moves_world
 from ppt_kit.errors import UserError
+from ppt_kit.model_keys import MODALITIES
 from ppt_kit.schema import AugmentConfig
-from ppt_kit.spec import MODALITIES, Spec
+from ppt_kit.spec import Spec
 
 HEIGHT_CHANNELS = (4, 5, 7)  # clouds whose last column is the height, z
 CHANGES = {"rgb": change_rgb, "depth": change_depth}

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ppt_kit.data.store import EpisodeStore
 from ppt_kit.errors import UserError
+from ppt_kit.model_keys import MODALITIES
 from ppt_kit.schema import DatasetConfig
-from ppt_kit.spec import MODALITIES
 
 IMAGES, DEPTHS, CLOUD = "obs/images/", "obs/depths/", "obs/pointcloud/"
 # what users call the groups

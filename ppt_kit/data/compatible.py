@@ -8,8 +8,8 @@ from ppt_kit.data.columns import Columns, check_ignored
 from ppt_kit.data.domain import Domain, seen_through
 from ppt_kit.data.store import EpisodeStore
 from ppt_kit.errors import UserError
+from ppt_kit.model_keys import MODALITIES
 from ppt_kit.schema import DatasetConfig
-from ppt_kit.spec import MODALITIES
 
 WHERE_FROM = {
     "pointcloud": "Clouds are stored as obs/pointcloud/pos (N, P, 3) in metres, or made from obs/depths/<camera> where "

@@ -43,8 +43,8 @@ from ppt_kit.data.store import EpisodeStore, check_finite
 from ppt_kit.data.windows import Rows, split_episodes, windows_of
 from ppt_kit.errors import UserError
 from ppt_kit.horizon import Horizon
+from ppt_kit.model_keys import MODALITIES
 from ppt_kit.schema import Config, DatasetConfig
-from ppt_kit.spec import MODALITIES
 
 KINDS = ("state", "action")
 # options of open_dataset that are not keys of `dataset`

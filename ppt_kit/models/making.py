@@ -10,14 +10,14 @@ from torch import nn
 
 from ppt_kit.errors import UserError
 from ppt_kit.horizon import Horizon
-from ppt_kit.model_keys import PolicyConfig, can_see
+from ppt_kit.model_keys import MODALITIES, PolicyConfig, can_see
 from ppt_kit.models.domains import Group
 from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen
 from ppt_kit.models.heads import HEADS, Head
 from ppt_kit.models.part import Sizes, build_part
 from ppt_kit.models.stems import STEMS, Stem
 from ppt_kit.models.trunk import Trunk
-from ppt_kit.spec import MODALITIES, Spec
+from ppt_kit.spec import Spec
 
 
 class Maker:

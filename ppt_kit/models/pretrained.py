@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ppt_kit.model_keys import PRETRAINED_PARTS
+from ppt_kit.model_keys import MODALITIES, PRETRAINED_PARTS
 from ppt_kit.models.domains import module_key
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.spec import MODALITIES
 
 # first words of the names of a part's weights, and what decides their shapes
 NAMES = {

@@ -22,10 +22,10 @@ from ppt_kit.engine import World
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
 from ppt_kit.keys import show
+from ppt_kit.model_keys import MODALITIES
 from ppt_kit.models.encoders import Frozen, with_every_camera
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.schema import Config
-from ppt_kit.spec import MODALITIES
 from ppt_kit.tracking import bar_pace
 
 log = logging.getLogger(__name__)
