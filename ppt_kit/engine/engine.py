@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ppt_kit.engine.averaged import Averaged
-from ppt_kit.engine.quiet import bring_whole, forget_autocast, import_deepspeed, quiet
+from ppt_kit.engine.quiet import forget_autocast, import_deepspeed, leave_whole, quiet
 from ppt_kit.engine.settings import HALF, offloads, stage_of, whole_settings
 from ppt_kit.engine.state import MOMENTS, OptimizerState
 from ppt_kit.engine.weights import Weights
@@ -49,7 +49,7 @@ class Engine:
             sum(p.numel() for p in some) for some in (policy.parameters(), trained)
         )
         optimizer = _adamw(trained, cfg, fused=world.device.type == "cuda" and not offloads(settings))
-        bring_whole(policy)
+        leave_whole(policy, compiled=cfg.compile)
         forget_autocast()
         with quiet():
             self._deepspeed, *_ = import_deepspeed().initialize(

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 
 def import_deepspeed() -> Any:
     """The module, imported at first use: that takes seconds."""
@@ -29,11 +31,13 @@ def forget_autocast() -> None:
     torch_autocast.TORCH_AUTOCAST_INITIALIZED, torch_autocast.TORCH_AUTOCAST_DTYPE = False, None
 
 
-def bring_whole(policy: Any) -> None:
-    """Of parts that say `gathered_whole`, ZeRO-3 brings all weights at once and leaves alone what happens inside."""
+def leave_whole(policy: Any, *, compiled: bool = False) -> None:
+    """Of parts that say `forward_derivative`, ZeRO-3 brings all weights at once, and the compiler leaves them out."""
     for part in policy.modules():
-        if getattr(part, "gathered_whole", False):
+        if getattr(part, "forward_derivative", False):
             import_deepspeed().utils.set_z3_leaf_module(part, True)
+            if compiled:
+                part.forward = torch.compiler.disable(part.forward)
 
 
 @contextlib.contextmanager

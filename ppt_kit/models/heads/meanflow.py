@@ -45,8 +45,7 @@ class MeanFlowHead(DenoisingHead):
         asked = read_options(MeanFlowOptions, options)
         super().__init__(sizes, asked)
         self.equal_share, self.adaptive_power = asked.equal_share, asked.adaptive_power
-        # ZeRO-3's hooks on a module's parts admit no forward-mode derivative: it is brought whole
-        self.network.gathered_whole = True
+        self.network.forward_derivative = True
 
     def loss(
         self, tokens: torch.Tensor, target: torch.Tensor, seeds: torch.Tensor, given: Given = NOTHING

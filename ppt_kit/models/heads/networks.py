@@ -38,10 +38,11 @@ class Network(nn.Module):
     """A noisy chunk, its times and what was seen -> what is wanted of it: noise, chunk or velocity.
 
     Attributes:
-        gathered_whole: ZeRO-3 is to bring all of its weights when it is called, not each part's in turn.
+        forward_derivative: whether one is taken through it, which ZeRO-3's hooks on its parts and torch's compiler do
+            not admit.
     """
 
-    gathered_whole = False
+    forward_derivative = False
 
     def forward(
         self,
