@@ -35,7 +35,7 @@ def test_the_expert_succeeds_on_a_hundred_seeds_and_keeps_clear(env):
     for seed in range(1000, 1100):
         success, way = driven(env, seed, lambda env: env.expert_action())
         assert success
-        assert np.linalg.norm(way - env.obstacle, axis=1).min() > 0.44
+        assert np.linalg.norm(way - env.obstacle, axis=1).min() > 0.39
 
 
 def test_an_episode_is_the_same_to_the_bit(env):
@@ -48,7 +48,7 @@ def test_one_scene_is_shown_on_both_sides_and_nothing_seen_tells_which(env):
     for seed in range(0, 40, 2):
         left, right = (expert_episode(env, seed=each) for each in (seed, seed + 1))
         shared = next(i for i, (a, b) in enumerate(zip(left["actions"], right["actions"])) if not np.array_equal(a, b))
-        assert shared >= 12
+        assert shared >= 16
         for name in ("obs/position", "obs/goal", "obs/obstacle"):
             assert np.array_equal(left[name][: shared + 1], right[name][: shared + 1])
         sides = [
@@ -59,19 +59,20 @@ def test_one_scene_is_shown_on_both_sides_and_nothing_seen_tells_which(env):
     assert not np.array_equal(one["obs/goal"][0], other["obs/goal"][0])
 
 
-def test_the_mean_of_both_ways_leads_straight_ahead_to_no_goal(env):
+def test_the_mean_of_both_ways_stays_before_the_obstacle_and_the_median_waits(env):
     def mean(env):
         actions = []
-        for side in (-1.0, 1.0):
-            env.side, env.still = side, env.pause
+        for env.side in (-1.0, 1.0):
             actions.append(env.expert_action())
         return np.mean(actions, 0)
 
     for seed in range(0, 20, 2):
         success, way = driven(env, seed, mean)
         assert not success
-        assert np.linalg.norm(way[-1] - env.obstacle) < 0.46
-        np.testing.assert_allclose(way[-1], way[-20], atol=0.01)
+        assert np.linalg.norm(way[-1] - env.obstacle) < 0.56
+    # of the frames in which it waits, most are followed by eight more
+    waits = [(~expert_episode(env, seed=seed)["actions"].any(1)).sum() for seed in range(0, 100, 2)]
+    assert sum(max(0, wait - 8) for wait in waits) > 0.6 * sum(waits)
 
 
 def test_the_goal_counts_only_untouched(env):

@@ -10,9 +10,8 @@ from ppt_kit.errors import UserError
 
 SPEED = 0.05  # longest way of one control step (m)
 RADIUS = 0.3  # of the obstacle (m)
-CLEARANCE = 0.45  # that the expert keeps from its centre (m)
-CHOICE = 0.5  # distance from the obstacle's centre up to which both ways are alike (m)
-PAUSE = (8, 25)  # before the choice, drawn from this range (control steps)
+CLEARANCE = (0.4, 0.55)  # that the expert keeps from its centre, drawn from this range (m)
+PAUSE = (16, 41)  # before it goes, drawn from this range (control steps)
 REACHED = 0.15  # distance to the goal (m)
 
 
@@ -20,8 +19,8 @@ class PlanarEnv:
     """A point that stands before a round obstacle, and its goal behind it; it may pass on the left or on the right.
 
     Seeds 2k and 2k+1 are one scene, which the expert passes on the left and on the right: nothing that is seen tells
-    which. It goes straight ahead until shortly before the obstacle, hesitates for a while, and goes. So the mean of
-    what it does there leads into the obstacle, where who touches it stays, and the median is to wait for ever.
+    which. It hesitates for a while and goes, each time as near to the obstacle as it draws. So the mean of what it does
+    leads to the obstacle and no farther, and the median is to wait for ever. Who touches the obstacle stays there.
 
     Readings: obs/position, obs/goal and obs/obstacle (2,) float32 m. Actions (2,): share of SPEED along x and y, at
     most 1 long together.
@@ -42,30 +41,28 @@ class PlanarEnv:
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         scene, side = divmod(seed, 2)
         rng = np.random.default_rng(scene)
-        places = np.array([(0.0, -0.9), (0.0, 0.9), (0.0, 0.0)])
+        places = np.array([(0.0, -0.65), (0.0, 0.9), (0.0, 0.0)])
         start, self.goal, self.obstacle = places + rng.uniform(-self.noise, self.noise, places.shape)
-        self.pause, self.still = int(rng.integers(*PAUSE)), 0
+        self.clearance = float(rng.uniform(*CLEARANCE))
+        self.pause = int(rng.integers(*PAUSE))
         self.side, self.touched, self.path = 2.0 * side - 1.0, False, [start]
         return self._reading()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool]:
         way = np.asarray(action, np.float64) * SPEED / max(1.0, float(np.linalg.norm(action)))
-        self.still += not way.any()
         self.path.append(self.path[-1] + way * (not self.touched))
         self.touched |= bool(np.linalg.norm(self.path[-1] - self.obstacle) < RADIUS)
         gap = float(np.linalg.norm(self.goal - self.path[-1]))
         return self._reading(), -gap, gap < REACHED and not self.touched
 
     def expert_action(self) -> np.ndarray:
-        """Straight ahead, a pause, then along the tangent of a circle round the obstacle until the goal is in sight."""
+        """Along the tangent of a circle round the obstacle until the goal is in sight."""
+        if len(self.path) <= self.pause:
+            return np.zeros(2)
         at = self.path[-1]
         to_goal, to_centre = self.goal - at, self.obstacle - at
-        if to_centre[1] > CHOICE:
-            return np.array([0.0, 1.0])
-        if self.still < self.pause:
-            return np.zeros(2)
-        distance = max(float(np.linalg.norm(to_centre)), CLEARANCE)
-        angle = self.side * np.arcsin(CLEARANCE / distance)
+        distance = max(float(np.linalg.norm(to_centre)), self.clearance)
+        angle = self.side * np.arcsin(self.clearance / distance)
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         tangent = turn @ to_centre
         hidden = to_goal @ to_centre > 0 and self.side * (tangent[0] * to_goal[1] - tangent[1] * to_goal[0]) > 0

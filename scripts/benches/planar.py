@@ -16,11 +16,12 @@ TASK = "detour"
 # beside its config group: what a head needs to choose at all, or to be trained in minutes on one core
 SMALL = ["policy.head.options.network=transformer"]
 WORDS = {
-    "cvae": ["policy.head.options.sample=true", "policy.head.options.kl_weight=0.1"],
+    "cvae": ["policy.head.options.sample=true", "policy.head.options.kl_weight=0.02"],
     "diffusion": ["policy.head.options.widths=[32,64]"], "flow": SMALL, "meanflow": SMALL,
     "mixture": ["policy.head.options.num_modes=16"],
 }  # fmt: skip
-FIRST_SEED = 100_000
+# its scenes were looked at by nobody: settings were tuned on those of seeds from 100 000 on
+FIRST_SEED = 200_000
 
 
 @dataclass
@@ -80,7 +81,7 @@ def _result(cfg: DictConfig, trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ways(policy: Any, trial: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where each episode went; all at once, on every second seed, for two are one scene."""
+    """Where each episode went, seen from its obstacle; all at once, on every second seed, for two are one scene."""
     import ppt_kit as ppt
     from ppt_kit.data.view import View
     from ppt_kit.sim.planar import PlanarEnv
@@ -98,7 +99,10 @@ def _ways(policy: Any, trial: dict[str, Any]) -> list[dict[str, Any]]:
                 frames[i] = None if arrived[i] else view.live(reading)
         if all(arrived):
             break
-    return [{"success": won, "way": np.round(env.path, 4).tolist()} for env, won in zip(envs, arrived)]
+    return [
+        {"success": won, "way": np.round(np.stack(env.path) - env.obstacle, 4).tolist()}
+        for env, won in zip(envs, arrived)
+    ]
 
 
 def _act_ms(policy: Any) -> float:
@@ -132,7 +136,7 @@ def _draw(rows: list[dict[str, Any]], demos: Any, path: Path) -> None:
     columns = min(5, len(rows))
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(max(2.0 * columns, 5.0), 2.95 * lines + 0.35), layout="constrained")
-    shown = [demos.episode(i)["obs"]["state"] for i in range(0, demos.num_episodes, max(1, demos.num_episodes // 40))]
+    shown = [demos.episode(i)["obs"]["state"] for i in range(min(40, demos.num_episodes))]
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, row in zip(panels, rows):
         _draw_panel(axes, row, [_positions(demos, state) for state in shown])
@@ -144,11 +148,10 @@ def _draw(rows: list[dict[str, Any]], demos: Any, path: Path) -> None:
 
 
 def _positions(demos: Any, state: np.ndarray) -> np.ndarray:
-    """(T, 2) where a demonstration was, of its whole state."""
-    names = list(demos.domains[TASK].spec.state)
-    widths = demos.domains[TASK].spec.state
-    start = sum(widths[name] for name in names[: names.index("position")])
-    return state[:, start : start + 2]
+    """(T, 2) where a demonstration was, of its whole state, seen from the obstacle."""
+    columns = demos.domains[TASK].spec.layout("state")
+    part = lambda name: state[:, slice(*columns[name])]
+    return part("position") - part("obstacle")
 
 
 def _draw_panel(axes: Any, row: dict[str, Any], demos: list[np.ndarray]) -> None:
@@ -165,7 +168,7 @@ def _draw_panel(axes: Any, row: dict[str, Any], demos: list[np.ndarray]) -> None
         if not each["success"]:
             axes.plot(*each["way"][-1], marker="x", color=colour, ms=4, mew=1.1, zorder=5)
     axes.plot(0, 0.9, marker="*", color="#1d9a5b", ms=11, mec="white", mew=0.8, zorder=6)
-    axes.plot(0, -0.9, marker="o", color="#3b4252", ms=4.5, mec="white", mew=0.8, zorder=6)
+    axes.plot(0, -0.65, marker="o", color="#3b4252", ms=4.5, mec="white", mew=0.8, zorder=6)
     axes.set(xlim=(-0.68, 0.68), ylim=(-1.04, 1.06), aspect="equal", xticks=[], yticks=[])
     for side in axes.spines.values():
         side.set_color("#c8ccd6")
