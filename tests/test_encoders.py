@@ -240,6 +240,10 @@ def test_the_weights_of_a_folder_give_what_transformers_gives(tmp_path, kind):
         (["weights={resnet}"], "is a resnet, and .* takes a dinov2"),
         (["hiden_size=3"], "no such option; it takes weights, size, shared, hidden_size"),
         (["hidden_size=-3"], "no such backbone can be made"),
+        (["hidden_size=wide"], "no such backbone can be made"),
+        (["weights=5"], "weights=5: takes a folder, or a name on the hub"),
+        (["shared=3"], "shared=3: takes true or false"),
+        (["size=true"], "size=true: takes a whole number, 1 or more"),
         (["weights={dinov2}", "hidden_size=16"], "the weights say how large"),
     ],
 )
@@ -323,3 +327,18 @@ def test_domains_with_other_cameras_share_a_backbone_with_one_network_each():
         8,
         2,
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("channels=wide", "channels=wide: takes a whole number from 8 to 1024"),
+        ("channels=0", "channels=0: takes a whole number from 8 to 1024"),
+        ("channels=12", "channels=12: takes a multiple of 8"),
+        ("keypoints=2.5", "keypoints=2.5: takes a whole number from 1 to 1024"),
+        ("shared=3", "shared=3: takes true or false"),
+    ],
+)
+def test_what_cannot_be_a_small_network_is_one_line(option, says):
+    with pytest.raises(UserError, match=f"policy.stems.rgb.options.{says}"):
+        policy_of(f"policy.stems.rgb.options.{option}")

@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppt_kit.errors import UserError
+from ppt_kit.keys import show
 from ppt_kit.models.encoders.encoder import Encoder, architecture_of
+from ppt_kit.models.options import check_switch, check_whole
 from ppt_kit.models.part import Sizes
 
 # of ImageNet's pictures in [0, 1], which these backbones were trained on (mean, standard deviation)
@@ -49,8 +51,11 @@ class PictureEncoder(Encoder):
         option = f"policy.encoders.{sizes.modality}"
         if sizes.modality not in ("rgb", "depth"):
             raise UserError(f"{option}.kind: this backbone reads rgb and depth.")
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise UserError(f"{option}.options.size={size}: takes a whole number of pixels, or null.")
+        if size is not None:
+            check_whole(f"{option}.options.size", size)
+        check_switch(f"{option}.options.shared", shared)
+        if weights is not None and not isinstance(weights, str):
+            raise UserError(f"{option}.options.weights={show(weights)}: takes a folder, or a name on the hub.")
         self.cameras, self.shared, self.size = list(sizes.spec.cameras(sizes.modality)), shared, size
         unknown = next((name for name in random if name not in self.random_sizes), None)
         if unknown is not None:
@@ -66,7 +71,8 @@ class PictureEncoder(Encoder):
         else:
             try:
                 net = self.made(random, pretrained=False)
-            except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, AttributeError) as error:
+            # transformers and torch raise many kinds; each is about these sizes
+            except Exception as error:
                 told = " ".join(str(error).split())[:160]
                 raise UserError(f"{option}.options={random}: no such backbone can be made ({told}).") from None
         pretrained = weights is not None

@@ -18,7 +18,7 @@ class Linear(nn.Linear):
 
 
 class PlainAttention(Attention):
-    """Attention in plain operations: it takes a mask, and has forward derivatives, which the fused one lacks."""
+    """Attention in plain operations: it has forward derivatives, which the fused one lacks."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__(width, num_heads)

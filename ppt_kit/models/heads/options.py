@@ -1,4 +1,4 @@
-"""What a head's options may be: checked when the head is made, in one line that says what to type."""
+"""What a head's options may be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ppt_kit.errors import UserError
+from ppt_kit.models.options import check_switch, check_whole, is_number
 
 Options = TypeVar("Options")
 
@@ -37,18 +38,16 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def whole(name: str, value: Any, *, low: int = 1) -> None:
     """Raises UserError unless `value` is a whole number, `low` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UserError(f"policy.head.options.{name}={value}: takes a whole number, {low} or more.")
+    check_whole(f"policy.head.options.{name}", value, low=low)
 
 
 def number(name: str, value: Any, *, low: float, high: float = float("inf")) -> None:
     """Raises UserError unless `value` is a number within [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    if not is_number(value, low=low, high=high):
         within = f"{low} or more" if high == float("inf") else f"within {low} and {high}"
         raise UserError(f"policy.head.options.{name}={value}: takes a number {within}.")
 
 
 def switch(name: str, value: Any) -> None:
     """Raises UserError unless `value` is true or false."""
-    if not isinstance(value, bool):
-        raise UserError(f"policy.head.options.{name}={value}: takes true or false.")
+    check_switch(f"policy.head.options.{name}", value)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ppt_kit.errors import UserError
 from ppt_kit.models.part import Sizes
 from ppt_kit.models.stems.gather import NUM_OCTAVES, Latents, waves
+from ppt_kit.models.stems.options import switch, whole
 from ppt_kit.models.stems.stem import Stem
 
 # of a picture as the network sees it: larger ones are averaged down by a whole factor
@@ -55,8 +56,11 @@ class CnnStem(Stem):
                     f"policy.stems.{sizes.modality}.kind=cnn: the camera {name} has {size[0]} x {size[1]} pixels, "
                     f"and it takes {LEAST_PIXELS} at least."
                 )
-        if channels % GROUPS or min(channels, keypoints) < 1:
-            raise UserError(f"channels={channels}, keypoints={keypoints}: both above 0, channels in steps of {GROUPS}.")
+        option = f"policy.stems.{sizes.modality}.options.channels"
+        if whole(sizes, "channels", channels, low=GROUPS, high=1024) % GROUPS:
+            raise UserError(f"{option}={channels}: takes a multiple of {GROUPS}.")
+        whole(sizes, "keypoints", keypoints, high=1024)
+        switch(sizes, "shared", shared)
         self.cameras, self.shared = list(sizes.spec.cameras(sizes.modality)), shared
         self.nets = nn.ModuleList(
             _Keypoints(sizes, channels=channels, keypoints=keypoints) for _ in self.cameras[: 1 if shared else None]

@@ -1,13 +1,13 @@
-"""What an option of a stem may be: checked when the stem is made, in one line that says what to type."""
+"""What a stem's options may be."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from ppt_kit.errors import UserError
 from ppt_kit.keys import show
+from ppt_kit.models.options import check_switch, check_whole, is_number
 from ppt_kit.models.part import Sizes
 
 
@@ -17,9 +17,16 @@ def whole(sizes: Sizes, name: str, value: Any, *, low: int = 1, high: int) -> in
     Raises:
         UserError: it is no whole number from `low` to `high`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UserError(f"{_key(sizes, name)}={show(value)}: takes a whole number from {low} to {high}.")
-    return value
+    return check_whole(_key(sizes, name), value, low=low, high=high)
+
+
+def switch(sizes: Sizes, name: str, value: Any) -> bool:
+    """`value`, an option of the stem that `sizes` is of.
+
+    Raises:
+        UserError: it is neither true nor false.
+    """
+    return check_switch(_key(sizes, name), value)
 
 
 def wholes(sizes: Sizes, name: str, value: Any, *, low: int = 1, high: int) -> list[int]:
@@ -39,8 +46,7 @@ def metres(sizes: Sizes, name: str, value: Any, *, low: float, high: float) -> f
     Raises:
         UserError: it is no number from `low` to `high`.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not low <= value <= high:
+    if not is_number(value, low=low, high=high):
         raise UserError(f"{_key(sizes, name)}={show(value)}: takes metres, from {low:g} to {high:g}.")
     return float(value)
 
