@@ -36,7 +36,7 @@ wait "$installing" || {
   exit 2
 }
 
-renders() { .venv/bin/python -c 'from ppt_kit.sim.rendering import check_rendering; check_rendering()' > .venv/render.log 2>&1; }
+renders() { .venv/bin/python -c 'from ppt_kit.sim.simulators.rendering import check_rendering; check_rendering()' > .venv/render.log 2>&1; }
 if ! renders; then
   if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
     echo "installing EGL for rendering without a display (apt-get install libegl1 libgl1-mesa-dri) ..."

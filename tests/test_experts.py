@@ -6,7 +6,7 @@ import pytest
 
 from ppt_kit.sim.collect import expert_episode
 from ppt_kit.sim.env import close_env, make_env
-from ppt_kit.sim.metaworld import TASKS
+from ppt_kit.sim.simulators.metaworld import TASKS
 
 # of ten seeds within 200 steps, measured; all others all ten
 LEAST = {

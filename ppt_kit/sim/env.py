@@ -18,8 +18,8 @@ from ppt_kit.parts import find_part, place_of
 
 # each is imported when it is first asked for
 SIMULATORS: dict[str, Any] = {
-    "metaworld": "ppt_kit.sim.metaworld:MetaWorldEnv",
-    "planar": "ppt_kit.sim.planar:PlanarEnv",
+    "metaworld": "ppt_kit.sim.simulators.metaworld:MetaWorldEnv",
+    "planar": "ppt_kit.sim.simulators.planar:PlanarEnv",
 }
 
 # what an environment must offer for each use; the rest of SimEnv it may leave out

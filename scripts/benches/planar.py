@@ -85,7 +85,7 @@ def _ways(policy: Any, trial: dict[str, Any]) -> list[dict[str, Any]]:
     """Where each episode went, seen from its obstacle; all at once, on every second seed, for two are one scene."""
     import ppt_kit as ppt
     from ppt_kit.data.view import View
-    from ppt_kit.sim.planar import PlanarEnv
+    from ppt_kit.sim.simulators.planar import PlanarEnv
 
     seeds = [FIRST_SEED + 2 * scene for scene in range(trial["episodes"])]
     envs, view = [PlanarEnv(TASK) for _ in seeds], View.from_plain(policy.card["views"][TASK])
@@ -158,7 +158,7 @@ def _positions(demos: Any, state: np.ndarray) -> np.ndarray:
 def _draw_panel(axes: Any, row: dict[str, Any], demos: list[np.ndarray]) -> None:
     from matplotlib.patches import Circle
 
-    from ppt_kit.sim.planar import RADIUS
+    from ppt_kit.sim.simulators.planar import RADIUS
 
     axes.add_patch(Circle((0, 0), RADIUS, color="#d9dce3", lw=0, zorder=1))
     for way in demos:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ppt_kit.cameras import crop, depth_to_points, farthest_points, intrinsics_from_fovy
 from ppt_kit.errors import UserError
-from ppt_kit.sim.rendering import need_renderer, rendering
+from ppt_kit.sim.simulators.rendering import need_renderer, rendering
 
 # before mujoco is imported, which reads the choice then
 need_renderer()
