@@ -297,6 +297,7 @@ class EvaluateConfig:
     num_steps: int | None = key(None, "sampling steps of the head; null = as it was made", low=1, high=10_000)
     use_ema: bool = key(True, "averaged weights instead of the raw ones")
     zero_keys: list[str] = key([], "observations set to zero, e.g. pointcloud: the control experiment")
+    sentence: str | None = key(None, "what the policy is told; null = what the simulator says of the task")
     eval_log_name: str = key("eval", "name of the files in <run folder>/eval/", is_name=True)
     videos: int = key(1, "episodes filmed a domain", low=0)
 

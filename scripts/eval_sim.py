@@ -56,8 +56,9 @@ def options_of(cfg: EvaluateConfig, *, domain: str, out_dir: Path) -> EvaluateOp
     return EvaluateOptions(
         task=cfg.task, domain=domain, episodes=cfg.episodes, seed=cfg.seed, max_steps=cfg.max_steps,
         execute_steps=cfg.execute_steps, temporal_ensembling=cfg.temporal_ensembling, delay=cfg.delay,
-        real_time_chunking=cfg.real_time_chunking, num_steps=cfg.num_steps, zero_keys=cfg.zero_keys, videos=cfg.videos,
-        n_procs=cfg.n_procs if cfg.eval_mode == "parallel" else 1, log_name=cfg.eval_log_name, out_dir=out_dir,
+        real_time_chunking=cfg.real_time_chunking, num_steps=cfg.num_steps, zero_keys=cfg.zero_keys,
+        sentence=cfg.sentence, videos=cfg.videos, n_procs=cfg.n_procs if cfg.eval_mode == "parallel" else 1,
+        log_name=cfg.eval_log_name, out_dir=out_dir,
     )  # fmt: skip
 
 

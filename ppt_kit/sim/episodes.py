@@ -29,6 +29,7 @@ class EpisodePlan:
     Attributes:
         env: what `make_env` builds.
         execution: how the policy's chunks are executed.
+        sentence: what the policy is told; None = what the environment says.
         film: seeds of the episodes to film.
         video_dir: where their videos go, as <stem>_<seed>.mp4; None = nowhere.
     """
@@ -37,6 +38,7 @@ class EpisodePlan:
     domain: str
     execution: Execution
     zero_keys: tuple[str, ...] = ()
+    sentence: str | None = None
     film: frozenset[int] = frozenset()
     video_dir: Path | None = None
     stem: str = "eval"
@@ -94,7 +96,7 @@ def run_one(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seed: int) -> dic
     try:
         episode = rollout(
             policy, env, domain=plan.domain, seed=seed, execution=plan.execution, zero_keys=plan.zero_keys,
-            film=seed in plan.film,
+            sentence=plan.sentence, film=seed in plan.film,
         )  # fmt: skip
     except Exception as error:
         return _error_row(seed, in_words(error))
@@ -126,7 +128,7 @@ def _check_seen(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, *, seed: int)
     missing = [column for column in view.needs() if column not in reading]
     if view.made_from is not None and not hasattr(env, "camera_info"):
         missing.append("camera_info()")
-    if view.language and not hasattr(env, "description"):
+    if view.language and plan.sentence is None and not hasattr(env, "description"):
         missing.append("description")
     if missing:
         raise UserError(

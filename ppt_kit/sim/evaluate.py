@@ -48,6 +48,7 @@ class EvaluateOptions:
     real_time_chunking: bool = True
     num_steps: int | None = None
     zero_keys: Sequence[str] = ()
+    sentence: str | None = None
     videos: int = 0
     n_procs: int = 1
     log_name: str = "eval"
@@ -81,6 +82,7 @@ def evaluate(
     real_time_chunking: bool = True,
     num_steps: int | None = None,
     zero_keys: Sequence[str] = (),
+    sentence: str | None = None,
     videos: int = 0,
     n_procs: int = 1,
     log_name: str = EvaluateOptions.log_name,
@@ -99,6 +101,7 @@ def evaluate(
         execute_steps: actions taken of each chunk; with `temporal_ensembling`, overlapping chunks are averaged instead.
         delay, real_time_chunking, num_steps: see ppt_kit.Execution.
         zero_keys: parts of obs replaced by zeros, e.g. ("pointcloud",).
+        sentence: what the policy is told; None = what the environment says of its task.
         videos: episodes to film, from the first on.
         n_procs: processes; episodes, seeds and actions are the same for any number.
         log_name: name of the files in `out_dir`, where rows and videos go; None = nothing is written, nothing filmed.
@@ -110,7 +113,8 @@ def evaluate(
     return run_evaluation(policy, EvaluateOptions(
         task=task, domain=domain, episodes=episodes, seed=seed, max_steps=max_steps, execute_steps=execute_steps,
         temporal_ensembling=temporal_ensembling, delay=delay, real_time_chunking=real_time_chunking,
-        num_steps=num_steps, zero_keys=zero_keys, videos=videos, n_procs=n_procs, log_name=log_name, out_dir=out_dir,
+        num_steps=num_steps, zero_keys=zero_keys, sentence=sentence, videos=videos, n_procs=n_procs, log_name=log_name,
+        out_dir=out_dir,
     ))  # fmt: skip
 
 
@@ -194,6 +198,7 @@ def _plan(policy: PPTPolicy, options: EvaluateOptions) -> EpisodePlan:
     spec = {**source.env, **{name: value for name, value in changes.items() if value is not None}}
     _check_seeds(options.seeds, source.seeds, domain=domain)
     _check_zero_keys(options.zero_keys, policy.modalities)
+    _check_sentence(options.sentence, policy.modalities)
     if options.videos and options.out_dir is None:
         raise UserError("videos need a folder: give out_dir, e.g. out_dir=run.run_dir / 'eval'.")
     check_name(options.log_name, key="log_name")
@@ -203,7 +208,7 @@ def _plan(policy: PPTPolicy, options: EvaluateOptions) -> EpisodePlan:
     stem = f"{options.log_name}_{spec['task']}" + "".join(f"_no-{name}" for name in options.zero_keys)
     plan = EpisodePlan(
         env=spec, domain=domain, execution=options.execution, zero_keys=tuple(options.zero_keys),
-        film=frozenset(options.seeds[: options.videos]),
+        sentence=options.sentence, film=frozenset(options.seeds[: options.videos]),
         video_dir=Path(options.out_dir) if options.out_dir is not None else None,
         # a task is called as its simulator likes, a file is not
         stem=re.sub(r"[^\w.+-]", "-", stem)[:LONGEST],
@@ -218,9 +223,10 @@ def _common(policy: PPTPolicy, plan: EpisodePlan) -> dict[str, Any]:
     """What every row of an evaluation says of it: rows that say the same are of the same evaluation."""
     described = {**plan.env, "code": code_of(plan.env)}
     steps = f" max_steps={plan.env['max_steps']}" if "max_steps" in plan.env else ""
+    told = "" if plan.sentence is None else f" sentence={plan.sentence!r}"
     return {
         "checkpoint": str(policy.card["path"]), "weights": weights_id(policy, plan.domain), "domain": plan.domain,
-        "task": plan.env["task"], "options": f"{plan.execution}{steps} simulator={short_id(described)}",
+        "task": plan.env["task"], "options": f"{plan.execution}{steps}{told} simulator={short_id(described)}",
         "zero_keys": list(plan.zero_keys),
     }  # fmt: skip
 
@@ -267,10 +273,10 @@ def _check_kinds(options: EvaluateOptions) -> None:
     for name in ("temporal_ensembling", "real_time_chunking"):
         if not isinstance(getattr(options, name), bool):
             raise UserError(f"{name}={getattr(options, name)!r}: takes True or False.")
-    for name in ("task", "domain"):
+    for name, kind in (("task", "a name"), ("domain", "a name"), ("sentence", "words")):
         value = getattr(options, name)
         if value is not None and not isinstance(value, str):
-            raise UserError(f"{name}={value!r}: takes a name.")
+            raise UserError(f"{name}={value!r}: takes {kind}.")
     if isinstance(options.zero_keys, str) or not all(isinstance(name, str) for name in options.zero_keys):
         raise UserError(f"zero_keys={options.zero_keys!r}: takes a list of names, e.g. ['pointcloud'].")
 
@@ -282,6 +288,11 @@ def _check_seeds(seeds: Sequence[int], demonstrated: Sequence[int], *, domain: s
             f"seed={seeds[0]}: {len(met)} of the evaluation's seeds were demonstrated in {domain} (e.g. {met[0]}): "
             f"the rate would count goals seen in training. Set seed above {max(demonstrated)}."
         )
+
+
+def _check_sentence(sentence: str | None, modalities: Sequence[str]) -> None:
+    if sentence is not None and "language" not in modalities:
+        raise UserError(f"sentence={sentence!r}: this policy hears none; it sees {', '.join(modalities)}.")
 
 
 def _check_zero_keys(zero_keys: Sequence[str], modalities: Sequence[str]) -> None:

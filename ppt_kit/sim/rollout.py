@@ -41,6 +41,7 @@ def rollout(
     seed: int,
     execution: Execution | None = None,
     zero_keys: Sequence[str] = (),
+    sentence: str | None = None,
     film: bool = False,
 ) -> Episode:
     """Runs the policy until it succeeds or env.max_steps are over.
@@ -51,6 +52,7 @@ def rollout(
         policy: loaded by `load_policy`: its card says how it saw the data.
         execution: how its chunks are executed; None = 4 actions of each.
         zero_keys: modalities replaced by zeros: the control experiment.
+        sentence: what the policy is told instead of env.description.
         film: keep a frame a step.
     """
     episode, digest = Episode(seed), hashlib.sha256()
@@ -61,7 +63,7 @@ def rollout(
     while episode.steps < env.max_steps and not episode.success:
         if film:
             episode.frames.append(env.render(VIDEO_SIZE))
-        frame = _seen(view, env, reading)
+        frame = _seen(view, env, reading, sentence)
         frame |= {name: _zeroed(frame[name]) for name in zero_keys}
         with _one_thread():
             action = actor.act([frame])[0]
@@ -76,10 +78,12 @@ def rollout(
     return episode
 
 
-def _seen(view: View, env: SimEnv, reading: Mapping[str, Any]) -> dict[str, Any]:
+def _seen(view: View, env: SimEnv, reading: Mapping[str, Any], sentence: str | None) -> dict[str, Any]:
     """obs of one frame, as the training data's were."""
     frame = view.live(copied(reading), env.camera_info() if view.made_from else None)
-    return {**frame, "language": env.description} if view.language else frame
+    if not view.language:
+        return frame
+    return {**frame, "language": env.description if sentence is None else sentence}
 
 
 def _zeroed(readings: Any) -> Any:
