@@ -6,6 +6,7 @@ import cli
 from benches.bigstore import BigStoreBench, bigstore
 from benches.engine import EngineBench, engine
 from benches.features import FeaturesBench, features
+from benches.language import LanguageBench, language
 from benches.loader import LoaderBench, loader
 from benches.planar import PlanarBench, planar
 from benches.policy import PolicyBench, policy
@@ -14,7 +15,7 @@ from benches.success import SuccessBench, success
 WAYS = {
     "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),
     "features": (features, FeaturesBench), "policy": (policy, PolicyBench), "planar": (planar, PlanarBench),
-    "success": (success, SuccessBench),
+    "success": (success, SuccessBench), "language": (language, LanguageBench),
 }  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
 ABOUT = f"Speed and memory, side by side in one run (ratios are what to read), and learning: {USAGE}."
