@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from benches.trial import Ledger, head_names, markdown, rate, trained
+from benches.trial import Ledger, group_names, markdown, rate, trained
 from ppt_kit.keys import key
 
 TASK = "detour"
@@ -44,7 +44,7 @@ def planar(cfg: DictConfig) -> int:
     """Prints the table and draws the figure."""
     import ppt_kit as ppt
 
-    heads = head_names(list(cfg.heads))
+    heads = group_names("policy/head", cfg.heads, key="heads")
     demos = ppt.collect(TASK, simulator="planar", episodes=cfg.demos, dataset_path=cfg.dataset_path)
     ledger, rows = Ledger(Path(cfg.output_dir) / "planar.jsonl"), list[dict[str, Any]]()
     for head in heads:

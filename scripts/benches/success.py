@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from benches.trial import Ledger, head_names, markdown, rate, trained
+from benches.trial import Ledger, group_names, markdown, rate, run_name, trained
 from ppt_kit.keys import key
 
 
@@ -20,6 +21,7 @@ class SuccessBench:
     heads: list[str] = key(["regression"], "heads, by their config group (policy/head=…); all = every one")
     tasks: list[str] = key(["button-press-topdown"], "tasks of the simulator")
     modalities: list[str] = key([], "what is seen, e.g. [state+pointcloud,state+rgb]; [] = as the configuration says")
+    stems: list[str] = key([], "stems of the cloud, by config group; all = every one, [] = as the configuration says")
     seeds: list[int] = key([0], "training seeds")
     demos: int = key(10, "demonstrations a task", low=1)
     episodes: int = key(20, "fresh goals a policy", low=1)
@@ -46,27 +48,26 @@ def success(cfg: DictConfig) -> int:
 
 def _trials(cfg: DictConfig) -> Iterator[dict[str, Any]]:
     """What each row is of."""
-    heads = head_names(list(cfg.heads))
-    for task in cfg.tasks:
-        for seen in cfg.modalities or [""]:
-            for head in heads:
-                for seed in cfg.seeds:
-                    yield {
-                        "task": task, "head": head, "seen": seen, "seed": seed, "demos": cfg.demos,
-                        "episodes": cfg.episodes, "eval_seed": cfg.eval_seed, "execute_steps": cfg.execute_steps,
-                        "config": cfg.config, "words": list(cfg.words), "simulator": cfg.simulator,
-                    }  # fmt: skip
+    heads = group_names("policy/head", cfg.heads, key="heads")
+    stems = group_names("policy/stems/pointcloud", cfg.stems, key="stems") or [""]
+    for task, seen, stem, head, seed in product(cfg.tasks, cfg.modalities or [""], stems, heads, cfg.seeds):
+        yield {
+            "task": task, "head": head, "seen": seen, "stem": stem, "seed": seed, "demos": cfg.demos,
+            "episodes": cfg.episodes, "eval_seed": cfg.eval_seed, "execute_steps": cfg.execute_steps,
+            "config": cfg.config, "words": list(cfg.words), "simulator": cfg.simulator,
+        }  # fmt: skip
 
 
 def _result(cfg: DictConfig, trial: dict[str, Any]) -> dict[str, Any]:
     import ppt_kit as ppt
 
     domain = _collected(cfg, trial)
-    sees = [f"policy.modalities=[{trial['seen'].replace('+', ',')}]"] if trial["seen"] else []
-    name = "-".join(part for part in (trial["head"], trial["seen"], str(trial["seed"])) if part)
+    parts = [f"policy.modalities=[{trial['seen'].replace('+', ',')}]"] if trial["seen"] else []
+    parts += [f"policy/stems/pointcloud={trial['stem']}"] if trial["stem"] else []
+    name = run_name(trial["head"], trial["seen"], trial["stem"], trial["seed"], words=trial["words"])
     run_dir, minutes = trained(trial["config"], [
         f"policy/head={trial['head']}", f"domains={domain}", f"seed={trial['seed']}", f"suffix={name}",
-        f"dataset_path={cfg.dataset_path}", f"output_dir={cfg.output_dir}", *sees, *trial["words"],
+        f"dataset_path={cfg.dataset_path}", f"output_dir={cfg.output_dir}", *parts, *trial["words"],
     ])  # fmt: skip
     policy = ppt.load_policy(run_dir)
     # without what shows the goal; a policy that sees the state alone, without that
@@ -100,12 +101,16 @@ def _collected(cfg: DictConfig, trial: dict[str, Any]) -> str:
 
 
 def _tell(ledger: Ledger, path: Path) -> None:
-    columns = ["task", "head", "sees", "success [95 %]", "control", "goals", "seed", "demos", "minutes", "parameters"]
+    columns = [
+        "task", "head", "sees", "success [95 %]", "control", "goals", "seed", "demos", "minutes", "parameters", "words",
+    ]  # fmt: skip
     lines = [
         [
-            row["task"], row["head"], row["seen"] or "default", rate(row["successes"], row["episodes"]),
+            row["task"], row["head"], " ".join(filter(None, (row["seen"], row["stem"]))) or "default",
+            rate(row["successes"], row["episodes"]),
             f"{100 * row['control'] / row['episodes']:.0f} %", f"{row['episodes']} from {row['eval_seed']}",
             row["seed"], row["demos"], f"{row['minutes']:.1f}", f"{row['parameters'] / 1e6:.2f}M",
+            " ".join(row["words"]) or "-",
         ]
         for row in sorted(ledger.rows(), key=lambda row: (row["task"], row["seen"], row["head"], row["seed"]))
     ]  # fmt: skip
