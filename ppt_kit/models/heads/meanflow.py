@@ -25,7 +25,7 @@ class MeanFlowOptions(DenoisingOptions):
 
     num_steps: int = 1
     equal_share: float = 0.5
-    to_zero_share: float = 0.0
+    to_zero_share: float = 0.5
     adaptive_power: float = 1.0
 
     def __post_init__(self) -> None:
