@@ -31,7 +31,7 @@ class PlanarBench:
 
     heads: list[str] = key(["all"], "heads, by their config group (policy/head=…); all = every one")
     demos: int = key(100, "demonstrations, half of them on each side", low=2)
-    episodes: int = key(50, "fresh scenes a policy", low=1)
+    episodes: int = key(200, "fresh scenes a policy", low=1)
     seed: int = key(0, "training seed", low=0)
     execute_steps: int = key(8, "actions executed of each chunk", low=1)
     words: list[str] = key([], "further words of the training, e.g. [train.total_epochs=5]")
