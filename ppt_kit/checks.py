@@ -202,7 +202,11 @@ def _check_collecting(cfg: DictConfig) -> None:
 def _check_evaluating(cfg: DictConfig) -> None:
     for name in domain_names(cfg.domains) if cfg.domains is not None else ():
         check_name(name, key="domains")
-    if cfg.eval_mode == "parallel":
+    for name in cfg.env_names:
+        check_name(name, key="env_names")
+    if cfg.env_names and cfg.task is not None:
+        raise UserError(f"task={cfg.task} and env_names={show(cfg.env_names)}: both say what to run. Give one of them.")
+    if cfg.n_procs is not None and cfg.eval_mode != "sequential":
         check_processes(min(cfg.n_procs, cfg.episodes), key="n_procs")
 
 

@@ -273,7 +273,18 @@ class CollectConfig:
 
 @dataclass
 class EvalTrainConfig:
-    pretrained_dir: str | None = key(None, "run folder, or one model*.pth in it; required")
+    pretrained_dir: str | None = key(None, "run folder, or one model*.pth in it, or several as a,b; required")
+    model_names: list[str] = key(
+        [], "checkpoints of a run folder, e.g. [model_10,model_20]; all = every one; [] = model.pth"
+    )
+
+
+# what the block rollout_runner of a command calls a key of EvaluateConfig: another word for the same key
+ROLLOUT_RUNNER = {
+    "rollout_runner.episode_num": "episodes", "rollout_runner.max_timestep": "max_steps",
+    "rollout_runner.save_video": "videos", "rollout_runner.obs_mode": "obs_mode",
+    "rollout_runner.warmup_step": "warmup_steps",
+}  # fmt: skip
 
 
 @dataclass
@@ -283,11 +294,49 @@ class EvaluateConfig:
     train: EvalTrainConfig = field(default_factory=EvalTrainConfig)
     domains: str | None = key(None, "domains to evaluate, as a,b; null = all that the policy was trained on")
     task: str | None = key(None, "task to run; null = the task each domain was recorded in", is_name=True)
-    episodes: int = key(20, "episodes a domain", low=1, high=1_000_000)
+    env_names: list[str] = key([], "several tasks to run, e.g. [door-open,drawer-open]; [] = as task says")
+    episodes: int = key(
+        20, "episodes a domain and task; rollout_runner.episode_num is another word for it", low=1, high=1_000_000
+    )
     seed: int = key(100_000, "seed of the first episode; must not meet the demonstrations' seeds", low=0, high=MAX_SEED)
-    eval_mode: str = key("sequential", "one process, or several", choices=("sequential", "parallel"))
-    n_procs: int = key(2, "processes of eval_mode=parallel", low=1, high=1000)
-    max_steps: int | None = key(None, "longest episode (control steps); null = as recorded", low=1, high=1_000_000)
+    eval_mode: str = key(
+        "sequential",
+        "one process, or several: the same episodes to the bit; auto = by cores and episodes",
+        choices=("sequential", "parallel", "auto"),
+    )
+    n_procs: int | None = key(
+        None, "processes of eval_mode=parallel, most of eval_mode=auto; null = one a core", low=1, high=1000
+    )
+    batch_envs: int = key(
+        1,
+        "environments a process steps together, the policy asked once for all; last bits depend on it",
+        low=1,
+        high=1000,
+    )
+    retries: int = key(0, "how often an episode that ended in an error is run again", low=0, high=100)
+    episode_timeout_s: float | None = key(
+        None,
+        "longest time of an episode (s), beyond which it is an error; null = 3600 in several processes, none in one",
+        low=0.1,
+    )
+    max_steps: int | None = key(
+        None,
+        "longest episode (control steps); null = as recorded; rollout_runner.max_timestep is another word for it",
+        low=1,
+        high=1_000_000,
+    )
+    warmup_steps: int = key(
+        0,
+        "control steps of an episode in which the robot is held still before the policy acts; "
+        "rollout_runner.warmup_step is another word for it",
+        low=0,
+        high=1_000_000,
+    )
+    obs_mode: str | None = key(
+        None,
+        "what the policy is taken to see, e.g. pointcloud or rgb+depth: something else is refused; "
+        "rollout_runner.obs_mode is another word for it",
+    )
     execute_steps: int = key(4, "actions executed of each chunk before the next is asked for", low=1, high=1000)
     temporal_ensembling: bool = key(False, "ask at every step and average the overlapping chunks")
     delay: int = key(0, "control steps that inference takes; the chunk before is executed meanwhile", low=0, high=1000)
@@ -298,8 +347,14 @@ class EvaluateConfig:
     use_ema: bool = key(True, "averaged weights instead of the raw ones")
     zero_keys: list[str] = key([], "observations set to zero, e.g. pointcloud: the control experiment")
     sentence: str | None = key(None, "what the policy is told; null = what the simulator says of the task")
+    stop_at_success: bool = key(True, "an episode ends with its first success; false = it goes on to max_steps")
+    controls: list[str] = key(
+        [], "floor and ceiling in the table: all, or some of hold, blind, no_<modality>, sentence, replay, expert"
+    )
     eval_log_name: str = key("eval", "name of the files in <run folder>/eval/", is_name=True)
-    videos: int = key(1, "episodes filmed a domain", low=0)
+    videos: int = key(
+        1, "episodes filmed a domain and task; -1 = all; rollout_runner.save_video (true = all) is another word", low=-1
+    )
 
 
 @dataclass

@@ -5,6 +5,7 @@ import sys
 import cli
 from benches.bigstore import BigStoreBench, bigstore
 from benches.engine import EngineBench, engine
+from benches.evaluation import EvaluationBench, evaluation
 from benches.features import FeaturesBench, features
 from benches.language import LanguageBench, language
 from benches.loader import LoaderBench, loader
@@ -16,6 +17,7 @@ WAYS = {
     "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),
     "features": (features, FeaturesBench), "policy": (policy, PolicyBench), "planar": (planar, PlanarBench),
     "success": (success, SuccessBench), "language": (language, LanguageBench),
+    "evaluation": (evaluation, EvaluationBench),
 }  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
 ABOUT = f"Speed and memory, side by side in one run (ratios are what to read), and learning: {USAGE}."

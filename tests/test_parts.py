@@ -31,7 +31,7 @@ SMALL = (
 EVALUATE = """
 import ppt_kit as ppt
 policy = ppt.load_policy("outputs/models/{domain}/run")
-rows = [ppt.evaluate(policy, episodes=3, n_procs=n).rows for n in (1, 2)]
+rows = [ppt.evaluate(policy, episodes=3, n_procs=n).untimed for n in (1, 2)]
 print([row["error"] for row in rows[0]], rows[0] == rows[1], all(row["actions_sha256"] for row in rows[0]))
 """
 

@@ -172,6 +172,10 @@ def test_a_policy_can_be_told_something_else_than_the_simulator_says(tmp_path):
         told: ppt.evaluate(policies["hears"], episodes=1, max_steps=5, sentence=told).rows[0]["actions_sha256"]
         for told in (None, "go round the obstacle to the goal", "stay", "")
     }
+    told = ppt.evaluate(policies["hears"], episodes=1, max_steps=5, controls=["sentence"]).rows
+    turned = ppt.evaluate(policies["hears"], episodes=1, max_steps=5, sentence="round the obstacle to the goal go").rows
+    assert [row["control"] for row in told] == [None, "sentence"]
+    assert told[1]["actions_sha256"] == turned[0]["actions_sha256"] != acted[None]
     assert acted[None] == acted["go round the obstacle to the goal"]
     assert len(set(acted.values())) == 3
     with pytest.raises(UserError, match="sentence='stay': this policy hears none; it sees state"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,14 +30,24 @@ class Actor:
         domain: name, or position in `policy.domains`.
         num_envs: N.
         execution: how chunks are executed; None = 4 actions of each, open loop.
+        padded: ask for all N whenever one needs a chunk, what is not needed is dropped: an environment's actions then
+            depend on N and its place among them alone, to the bit, and not on who else needs one.
     Attributes:
         horizon: frames and actions of a chunk.
+        calls, latency_s: (N,) how often the policy was asked in this episode, and how long that took (s).
+        share_s: (N,) the same time, that of each call shared among those that it was for (s).
     Raises:
         UserError: a chunk does not hold so many actions, or the head cannot do what is asked.
     """
 
     def __init__(
-        self, policy: PPTPolicy, *, domain: str | int = 0, num_envs: int = 1, execution: Execution | None = None
+        self,
+        policy: PPTPolicy,
+        *,
+        domain: str | int = 0,
+        num_envs: int = 1,
+        execution: Execution | None = None,
+        padded: bool = False,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: at least one environment is needed")
@@ -50,6 +61,8 @@ class Actor:
         self._executors = [ChunkExecutor(self.horizon, self.execution, history=history) for _ in range(num_envs)]
         self._frames: list[deque[Frame]] = [deque(maxlen=self.horizon.observation) for _ in range(num_envs)]
         self._seeds = list(range(num_envs))
+        self.padded, self.calls = padded, np.zeros(num_envs, np.int64)
+        self.latency_s, self.share_s = np.zeros(num_envs), np.zeros(num_envs)
 
     @property
     def num_envs(self) -> int:
@@ -78,6 +91,7 @@ class Actor:
         for i in which:
             self._executors[i].reset()
             self._frames[i].clear()
+            self.calls[i], self.latency_s[i], self.share_s[i] = 0, 0, 0
 
     @torch.no_grad()
     def act(self, frames: Frame | Sequence[Frame | None]) -> np.ndarray:
@@ -99,7 +113,7 @@ class Actor:
             self._frames[i].append(each[i])  # type: ignore[arg-type]
         due = [i for i in awake if self._executors[i].is_due]
         if due:
-            for i, chunk in zip(due, self._ask(due)):
+            for i, chunk in zip(due, self._timed_ask(due)):
                 self._executors[i].add(chunk)
         actions = np.full((self.num_envs, self._action_dim), np.nan)
         for i in awake:
@@ -113,8 +127,19 @@ class Actor:
     def _apart(self, frames: Frame | Sequence[Frame | None]) -> Sequence[Frame | None]:
         return [_row(frames, i) for i in range(_height(frames))] if isinstance(frames, Mapping) else frames
 
-    def _ask(self, due: Sequence[int]) -> np.ndarray:
+    def _timed_ask(self, due: Sequence[int]) -> np.ndarray:
         """(len(due), Ta, Da) the next chunks of these environments."""
+        began = time.perf_counter()
+        # in the place of one that needs none stands one that does
+        rows = [i if i in due else due[0] for i in range(self.num_envs)] if self.padded else due
+        chunks = self._ask(rows)
+        seconds, places = time.perf_counter() - began, list(due)
+        self.calls[places] += 1
+        self.latency_s[places] += seconds
+        self.share_s[places] += seconds / len(due)
+        return chunks[places] if self.padded else chunks
+
+    def _ask(self, due: Sequence[int]) -> np.ndarray:
         device = next(self.policy.parameters()).device
         windows = [self._window(i) for i in due]
         seeds = [sample_seeds(self._seeds[i], self._executors[i].step, np.zeros(1, np.int64))[0] for i in due]

@@ -27,6 +27,7 @@ NEEDED = {
     "collecting": ("reset", "step", "expert_action", "spec", "max_steps", "description"),
     "evaluating": ("reset", "step", "max_steps"),
     "filming": ("render",),
+    "the control expert": ("expert_action",),
 }
 
 
@@ -35,8 +36,8 @@ class SimEnv(Protocol):
 
     A simulator is a class that is called with `task="…"` and options, all as keywords; a user's own is named by
     `module:Class`. Nothing is inherited: a class with these names is one. Collecting needs reset, step, expert_action,
-    spec, max_steps and description; evaluating needs reset, step and max_steps; videos need render. camera_info,
-    show_only and close may be left out.
+    spec, max_steps and description; evaluating needs reset, step and max_steps; videos need render. subtasks,
+    hold_action, camera_info, show_only and close may be left out.
 
     Readings have the names of an EpisodeStore's columns (ppt_kit/data/store.py) and the shape of one row:
 
@@ -55,7 +56,13 @@ class SimEnv(Protocol):
         """Starts an episode; its first readings."""
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool]:
-        """One control step with an action (Da,): readings, reward, success so far."""
+        """One control step with an action (Da,): readings, reward, whether the task is solved at this step."""
+
+    def hold_action(self) -> np.ndarray:
+        """(Da,) what leaves the robot where it is now; without it that is zeros."""
+
+    def subtasks(self) -> dict[str, bool]:
+        """The parts of the task, in its order, and whether each has been reached so far in this episode."""
 
     def expert_action(self) -> np.ndarray:
         """(Da,) what the scripted expert does now."""
