@@ -78,10 +78,7 @@ class MixtureHead(Head):
         of_number = -0.5 * gap.square() - std.log() - 0.5 * math.log(2 * math.pi)
         sums, count = zip(*(sum_over_numbers(each, given) for each in of_number.unbind(1)))
         joint = torch.stack(sums, dim=1) + log_share
-        # the shares' part as it is, not a number's: they would learn as slowly as a chunk has numbers
-        turn = joint.detach().softmax(dim=1)
-        choice = -(turn * (log_share - log_share.detach())).sum(dim=1)
-        nll = -torch.logsumexp(joint, dim=1) / count[0] + choice
+        nll = -torch.logsumexp(joint, dim=1) / count[0] + _turns(joint, log_share)
         likelihood = nll[:, None] * seen_steps(target, replace(given, known=None))
         apart = torch.stack([mean_gap(each, target, given, squared=False) for each in mean.unbind(1)]).mean(0)
         return likelihood + self.follow * apart
@@ -102,3 +99,12 @@ class MixtureHead(Head):
         mean, raw = self.out(x).float().unflatten(-1, (self.num_modes, 2, -1)).unbind(3)
         std = F.softplus(raw) + self.min_std
         return mean.transpose(1, 2), std.transpose(1, 2), F.log_softmax(self.share(tokens.mean(1)).float(), dim=-1)
+
+
+def _turns(joint: torch.Tensor, log_share: torch.Tensor) -> torch.Tensor:
+    """(B,) zeros, whose gradient is that of the shares' cross-entropy with whose turn it is (B, K).
+
+    In a likelihood a number they learn as much slower as a chunk has numbers.
+    """
+    turn = joint.detach().softmax(dim=1)
+    return -(turn * (log_share - log_share.detach())).sum(dim=1)
