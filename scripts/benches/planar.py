@@ -14,11 +14,10 @@ from ppt_kit.keys import key
 
 TASK = "detour"
 # beside its config group: what a head needs to choose at all, or to be trained in minutes on one core
-SMALL = ["policy.head.options.network=transformer"]
 WORDS = {
     "cvae": ["policy.head.options.sample=true", "policy.head.options.kl_weight=0.02"],
-    "diffusion": ["policy.head.options.widths=[32,64]"], "flow": SMALL,
-    "meanflow": [*SMALL, "policy.head.options.equal_share=0.75", "train.total_epochs=70"],
+    "diffusion": ["policy.head.options.widths=[32,64]"],
+    "meanflow": ["train.total_epochs=70"],
     "mixture": ["policy.head.options.num_modes=16"],
 }  # fmt: skip
 # its scenes were looked at by nobody: settings were tuned on those of seeds from 100 000 on
