@@ -49,8 +49,9 @@ def plot_metrics(metrics: pd.DataFrame | str | Path | Iterable[str | Path]) -> P
 
 def plot_success(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> Plot:
     """Success rates with their 95 % Wilson intervals, one bar per checkpoint, task and control."""
-    figure = Plot(figsize=(4.5, 3.6), layout="constrained")
-    _draw_success(figure.add_subplot(), success_table(results))
+    table = success_table(results)
+    figure = Plot(figsize=(max(4.5, 0.9 * len(table)), 3.6), layout="constrained")
+    _draw_success(figure.add_subplot(), table)
     return figure
 
 
@@ -220,7 +221,9 @@ def _draw_success(axes: Any, table: pd.DataFrame) -> None:
     rate = table["rate"].fillna(0).to_numpy()
     spread = np.stack([np.maximum(rate - table["low_95"], 0), np.maximum(table["high_95"] - rate, 0)])
     axes.bar(range(len(rate)), rate, yerr=spread, capsize=5, color=colors)
-    axes.set_xticks(range(len(rate)), names, fontsize=8)
+    # names of many bars would run into one another
+    slant = {"rotation": 25, "ha": "right"} if len(rate) > 3 else {}
+    axes.set_xticks(range(len(rate)), names, fontsize=8, **slant)
     for place, row in enumerate(table.itertuples()):
         axes.annotate(f"{row.successes}/{row.episodes}", (place, 0.02), ha="center", fontsize=9)
     axes.set_ylim(0, 1.05)

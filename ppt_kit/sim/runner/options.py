@@ -51,8 +51,9 @@ class EvaluateOptions:
         batch_envs: environments that a process steps together, the policy asked once for all of them; the last bits
             of its answers depend on this number, and on nothing else that runs.
         retries: how often an episode that ended in an error is run again.
-        episode_timeout_s: longest time of an episode, beyond which it is an error; None = an hour in several
-            processes, no limit in this one. With a limit even one process is one of its own.
+        episode_timeout_s: longest time of an episode, with that of those that are stepped beside it, beyond which it is
+            an error; None = an hour in several processes, no limit in this one. With a limit even one process is one
+            of its own.
         log_name: name of the files in `out_dir`, where rows and videos go; None = nothing is written, nothing filmed.
     """
 
