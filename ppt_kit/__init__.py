@@ -6,7 +6,7 @@ The map: a room imports from its own line and from lines above it; a | stands be
     words    files torch_file parts model_keys spec schema checks words config    a typed configuration; what is seen
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim                                   weights | processes | episodes and success
-    run      train | targets                    one run, from what it opens to its last step; evaluating many
+    run      train | targets comparing                    one run, from what it opens to its last step; evaluating many
     face     notebook __main__ __init__                                what people see
 
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
@@ -40,11 +40,15 @@ _WHERE = {
     "collect": "sim.collect",
     "evaluate": "sim.evaluate",
     "success_table": "sim.results",
+    "compare": "comparing",
+    "plan_evaluation": "sim.compare.plan",
+    "protocol": "sim.compare.protocol",
     "plot_metrics": "notebook.plots",
     "plot_episode": "notebook.plots",
     "plot_success": "notebook.plots",
     "plot_checkpoints": "notebook.plots",
     "show_videos": "notebook.plots",
+    "plot_comparison": "notebook.comparison",
     "live": "notebook.live",
 }
 __all__ = sorted(_WHERE)

@@ -355,6 +355,19 @@ class EvaluateConfig:
     videos: int = key(
         1, "episodes filmed a domain and task; -1 = all; rollout_runner.save_video (true = all) is another word", low=-1
     )
+    compare: str | None = key(
+        None,
+        "another run folder, checkpoint or rows file, to be compared on the same goals, goal by goal until it is "
+        "decided or episodes are over; with several training runs as a,b of each, all episodes are run; none is filmed",
+    )
+    confidence: float = key(0.95, "of compare: of its intervals and of what it decides", low=0.5, high=0.999999)
+    margin: float | None = key(
+        None, "of compare: a difference of success rates that would not matter, e.g. 0.05", low=0.001, high=0.999
+    )
+    until_decided: bool = key(True, "of compare: end when it is decided; false = run all episodes")
+    differ_in: list[str] = key(
+        [], "of compare: what beside the weights may differ: options, max_steps, simulator, control"
+    )
 
 
 @dataclass

@@ -4,6 +4,7 @@ import sys
 
 import cli
 from benches.bigstore import BigStoreBench, bigstore
+from benches.compare import CompareBench, compare
 from benches.engine import EngineBench, engine
 from benches.evaluation import EvaluationBench, evaluation
 from benches.features import FeaturesBench, features
@@ -17,7 +18,7 @@ WAYS = {
     "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),
     "features": (features, FeaturesBench), "policy": (policy, PolicyBench), "planar": (planar, PlanarBench),
     "success": (success, SuccessBench), "language": (language, LanguageBench),
-    "evaluation": (evaluation, EvaluationBench),
+    "evaluation": (evaluation, EvaluationBench), "compare": (compare, CompareBench),
 }  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
 ABOUT = f"Speed and memory, side by side in one run (ratios are what to read), and learning: {USAGE}."

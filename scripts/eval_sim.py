@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ def main(cfg: DictConfig) -> int:
 
 
 def evaluated(cfg: DictConfig) -> int:
+    if cfg.compare is not None:
+        return compared(cfg)
     from ppt_kit.config import typed
     from ppt_kit.sim.results import success_table
     from ppt_kit.targets import evaluate_all, targets_of
@@ -37,6 +40,24 @@ def evaluated(cfg: DictConfig) -> int:
     for suffix in ("png", "svg"):
         draw(results, folders[0] / f"{cfg.eval_log_name}.{suffix}")
     return 1 if all(row["error"] for result in results for row in result.rows) else 0
+
+
+def compared(cfg: DictConfig) -> int:
+    """Prints what each comparison found; writes it, and its figure, beside the rows of the first."""
+    from ppt_kit.comparing import comparisons, place_of_results
+    from ppt_kit.config import typed
+    from ppt_kit.files import check_place, write_text, write_whole
+    from ppt_kit.notebook.comparison import plot_comparison
+
+    out_dir = place_of_results(typed(cfg))
+    check_place(out_dir, key="train.pretrained_dir")
+    for name, result in comparisons(typed(cfg)):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        text, picture = (out_dir / f"{name}.{ending}" for ending in ("txt", "png"))
+        write_text(text, f"{result}\n")
+        write_whole(picture, partial(plot_comparison(result).savefig, format="png", dpi=120))
+        print(f"{result}\n{text}, {picture}", flush=True)
+    return 0
 
 
 def detailed(result: Evaluation) -> list[str]:

@@ -51,9 +51,9 @@ def group_names(group: str, asked: Sequence[str], *, key: str) -> list[str]:
     return shipped if "all" in asked else list(asked)
 
 
-def run_name(*parts: Any, words: Sequence[str]) -> str:
-    """A run folder's name of what a trial is of; other words are another folder."""
-    named = [str(part) for part in parts if part != ""]
+def run_name(*parts: Any, config: str, words: Sequence[str]) -> str:
+    """A run folder's name of what a trial is of; another configuration or other words are another folder."""
+    named = [str(part) for part in (*parts, "" if config == "quickstart" else config) if part != ""]
     return "-".join([*named, short_id({"words": list(words)})] if words else named)
 
 
