@@ -178,5 +178,7 @@ def test_a_policy_can_be_told_something_else_than_the_simulator_says(tmp_path):
     assert told[1]["actions_sha256"] == turned[0]["actions_sha256"] != acted[None]
     assert acted[None] == acted["go round the obstacle to the goal"]
     assert len(set(acted.values())) == 3
+    both = [ppt.evaluate(policies["hears"], episodes=1, max_steps=5, sentence=told) for told in (None, "stay")]
+    assert list(ppt.success_table(both)["control"]) == ["-", "told 'stay'"]
     with pytest.raises(UserError, match="sentence='stay': this policy hears none; it sees state"):
         ppt.evaluate(policies["deaf"], sentence="stay")

@@ -49,9 +49,10 @@ def language(cfg: DictConfig) -> int:
         raise UserError(f"tasks={','.join(tasks)}: name at least two, or there is no other sentence to be told.")
     for task in tasks:
         ppt.collect(task, episodes=cfg.demos, simulator=cfg.simulator, dataset_path=cfg.dataset_path)
+    name = run_name(cfg.head, cfg.seed, config=cfg.config, words=[*tasks, *cfg.words])
     run_dir, minutes = trained(cfg.config, [
         f"policy/head={cfg.head}", f"domains=[{','.join(tasks)}]", f"seed={cfg.seed}",
-        f"suffix={run_name(cfg.head, cfg.seed, config=cfg.config, words=[*tasks, *cfg.words])}", f"dataset_path={cfg.dataset_path}",
+        f"suffix={name}", f"dataset_path={cfg.dataset_path}",
         f"output_dir={cfg.output_dir}", *HEARS, *cfg.words,
     ])  # fmt: skip
     policy = ppt.load_policy(run_dir)

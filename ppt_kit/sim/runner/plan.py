@@ -74,6 +74,9 @@ def common_of(policy: PPTPolicy, plan: EpisodePlan, *, control: str | None = Non
     # of who acts without the policy, rows are the same for every checkpoint
     who = plan.execution if plan.control is None else plan.control
     acts = plan.control is None
+    if control is None and plan.sentence is not None:
+        # who is told something else does not do as the policy does by itself
+        control = f"told {plan.sentence!r}"
     return {
         "checkpoint": str(policy.card["path"]) if acts else NOBODY,
         "weights": weights_id(policy, plan.domain) if acts else NOBODY, "domain": plan.domain,
