@@ -18,6 +18,7 @@ from ppt_kit.parts import find_part, place_of
 
 # each is imported when it is first asked for
 SIMULATORS: dict[str, Any] = {
+    "gymnasium": "ppt_kit.sim.simulators.gym.env:GymEnv",
     "metaworld": "ppt_kit.sim.simulators.metaworld:MetaWorldEnv",
     "planar": "ppt_kit.sim.simulators.planar:PlanarEnv",
 }
