@@ -37,6 +37,8 @@ _WHERE = {
     "load_policy": "checkpoint",
     "checkpoints": "checkpoint",
     "read_metrics": "tracking",
+    "Env": "sim.realtime.env",
+    "PolicyRunner": "sim.realtime.runner",
     "collect": "sim.collect",
     "evaluate": "sim.evaluate",
     "success_table": "sim.results",

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppt_kit.keys import key
-from ppt_kit.model_keys import PolicyConfig
+from ppt_kit.model_keys import NORMALIZER_MODES, PolicyConfig
 
 # the file in configs/ that is meant where none is named
 DEFAULT_CONFIG = "quickstart"
 # the next ones, of later episodes, still fit into the 32 bits that numpy's and simulators' generators take
 MAX_SEED = 2**31 - 1
-
-NORMALIZER_MODES = ("limits", "gaussian", "quantiles", "identity")
 
 # what numbers of a state or an action can be when the world is moved, and how many numbers one of each has
 PART_WIDTHS = {
@@ -68,6 +66,11 @@ class DatasetConfig:
         None, "folder for decoded rows (video, compressed arrays); null = $PPT_KIT_CACHE or ~/.cache/ppt_kit"
     )
     cache_gb: float = key(20.0, "what that folder may hold (GB); 0 = decode each row every time", low=0)
+    env: Any = key(
+        {},
+        "simulator to evaluate in, where the data does not say which it comes from, e.g. {simulator: gymnasium, "
+        "task: gym_pusht/PushT-v0}",
+    )
 
 
 @dataclass
@@ -293,7 +296,7 @@ class EvaluateConfig:
 
     train: EvalTrainConfig = field(default_factory=EvalTrainConfig)
     domains: str | None = key(None, "domains to evaluate, as a,b; null = all that the policy was trained on")
-    task: str | None = key(None, "task to run; null = the task each domain was recorded in", is_name=True)
+    task: str | None = key(None, "task to run; null = the task each domain was recorded in")
     env_names: list[str] = key([], "several tasks to run, e.g. [door-open,drawer-open]; [] = as task says")
     episodes: int = key(
         20, "episodes a domain and task; rollout_runner.episode_num is another word for it", low=1, high=1_000_000

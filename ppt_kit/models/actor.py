@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -140,23 +141,57 @@ class Actor:
         return chunks[places] if self.padded else chunks
 
     def _ask(self, due: Sequence[int]) -> np.ndarray:
-        device = next(self.policy.parameters()).device
-        windows = [self._window(i) for i in due]
-        seeds = [sample_seeds(self._seeds[i], self._executors[i].step, np.zeros(1, np.int64))[0] for i in due]
-        known = [self._executors[i].known(self._action_dim) for i in due]
-        # a policy of another make, which takes neither, is asked for neither
-        asked: dict[str, Any] = {} if self.execution.num_steps is None else {"num_steps": self.execution.num_steps}
-        if known[0] is not None:
-            asked["known"] = torch.from_numpy(np.stack(known)).to(device)  # type: ignore[arg-type]
-        seen = [name for name in self.policy.modalities if name in windows[0][0]]
-        obs = {name: _stacked([[frame[name] for frame in window] for window in windows], device) for name in seen}
-        chunks = self.policy.act(obs, self.domain, seeds=torch.from_numpy(np.array(seeds)).to(device), **asked)
-        return chunks.cpu().numpy()
+        moments = [
+            Moment(
+                window_of(self._frames[i], self.horizon.observation), self._seeds[i], self._executors[i].step,
+                self._executors[i].known(self._action_dim),
+            )
+            for i in due
+        ]  # fmt: skip
+        return next_chunks(self.policy, self.domain, moments, num_steps=self.execution.num_steps)
 
-    def _window(self, env: int) -> list[Frame]:
-        """The last To frames; the first is repeated where there are fewer, as in the data."""
-        frames = list(self._frames[env])
-        return [frames[0]] * (self.horizon.observation - len(frames)) + frames
+
+@dataclass(frozen=True)
+class Moment:
+    """What the next chunk of one environment is made of.
+
+    Attributes:
+        window: the last To frames.
+        seed, step: of its episode, and the control step: they count the noise.
+        known: (Ta, Da) float32 actions that the chunk must hold, NaN where it is free; None = all is free.
+    """
+
+    window: Sequence[Frame]
+    seed: int
+    step: int
+    known: np.ndarray | None = None
+
+
+def window_of(frames: Iterable[Frame], length: int) -> list[Frame]:
+    """The last `length` frames; the first is repeated where there are fewer, as in the data."""
+    last = list(frames)[-length:]
+    return [last[0]] * (length - len(last)) + last
+
+
+@torch.no_grad()
+def next_chunks(
+    policy: PPTPolicy, domain: str, moments: Sequence[Moment], *, num_steps: int | None = None
+) -> np.ndarray:
+    """(B, Ta, Da) float32 the chunks that a policy makes of B moments, in the dataset's own units.
+
+    Args:
+        num_steps: sampling steps of the head; None = as it was made.
+    """
+    device, first = next(policy.parameters()).device, moments[0]
+    seeds = np.array([sample_seeds(each.seed, each.step, np.zeros(1, np.int64))[0] for each in moments])
+    # a policy of another make, which takes neither, is asked for neither
+    asked: dict[str, Any] = {} if num_steps is None else {"num_steps": num_steps}
+    if first.known is not None:
+        known = np.stack([each.known for each in moments])  # type: ignore[misc]
+        asked["known"] = torch.from_numpy(known).to(device)
+    seen = [name for name in policy.modalities if name in first.window[0]]
+    obs = {name: _stacked([[frame[name] for frame in each.window] for each in moments], device) for name in seen}
+    return policy.act(obs, domain, seeds=torch.from_numpy(seeds).to(device), **asked).cpu().numpy()
 
 
 def check_execution(policy: PPTPolicy, execution: Execution) -> None:

@@ -18,6 +18,7 @@ from ppt_kit.parts import find_part, place_of
 
 # each is imported when it is first asked for
 SIMULATORS: dict[str, Any] = {
+    "gymnasium": "ppt_kit.sim.simulators.gym.env:GymEnv",
     "metaworld": "ppt_kit.sim.simulators.metaworld:MetaWorldEnv",
     "planar": "ppt_kit.sim.simulators.planar:PlanarEnv",
 }
@@ -37,7 +38,7 @@ class SimEnv(Protocol):
     A simulator is a class that is called with `task="…"` and options, all as keywords; a user's own is named by
     `module:Class`. Nothing is inherited: a class with these names is one. Collecting needs reset, step, expert_action,
     spec, max_steps and description; evaluating needs reset, step and max_steps; videos need render. subtasks,
-    hold_action, camera_info, show_only and close may be left out.
+    scores, over, hold_action, camera_info, show_only and close may be left out.
 
     Readings have the names of an EpisodeStore's columns (ppt_kit/data/store.py) and the shape of one row:
 
@@ -51,6 +52,7 @@ class SimEnv(Protocol):
 
     max_steps: int  # longest episode (control steps)
     description: str  # the task in words
+    over: bool  # whether the simulator itself has ended the episode
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         """Starts an episode; its first readings."""
@@ -63,6 +65,9 @@ class SimEnv(Protocol):
 
     def subtasks(self) -> dict[str, bool]:
         """The parts of the task, in its order, and whether each has been reached so far in this episode."""
+
+    def scores(self) -> dict[str, float]:
+        """Numbers of its own that say how well this episode has gone so far, e.g. the best coverage."""
 
     def expert_action(self) -> np.ndarray:
         """(Da,) what the scripted expert does now."""
@@ -172,6 +177,11 @@ def code_of(spec: Mapping[str, Any]) -> str | None:
         return None
     file = Path(place_of(find_simulator(spec)[0]))
     return hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else None
+
+
+def is_over(env: SimEnv) -> bool:
+    """Whether the simulator has ended the episode: nothing moves any more."""
+    return bool(getattr(env, "over", False))
 
 
 def show_only(env: SimEnv, columns: Collection[str]) -> None:

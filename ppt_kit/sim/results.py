@@ -35,7 +35,7 @@ class Evaluation:
             policy acts with all that it sees), epoch (of the checkpoint), seed, attempts, success (at any step; null
             when it could not be run), success_last (at the last step), success_step (control steps until the first
             success, null without), steps, return, error (null, or kind, text and place), traceback, subtasks (those of
-            the simulator, then success), actions_sha256 (of the executed actions' bytes), video, policy_ms (a call of
+            the simulator, then success), scores (the simulator's own numbers), actions_sha256 (of the executed actions' bytes), video, policy_ms (a call of
             the policy, on average), policy_share (of the episode's time that the policy took), episode_s.
     """
 
@@ -97,6 +97,8 @@ def details(result: Evaluation) -> str:
         return "no episode could be run"
     mean = lambda name: statistics.fmean(row[name] for row in ran if row[name] is not None)
     parts = [f"{name} {100 * share:.0f} %" for name, share in subtask_rates(ran).items()]
+    scores = dict.fromkeys(name for row in ran for name in row["scores"])
+    parts += [f"{name} {statistics.fmean(row['scores'][name] for row in ran):.3g}" for name in scores]
     said = f"{', '.join(parts)}; {mean('steps'):.0f} steps, return {mean('return'):.3g}"
     if any(row["policy_ms"] for row in ran):
         said += f"; {mean('policy_ms'):.1f} ms a call of the policy, {100 * mean('policy_share'):.0f} % of the time"

@@ -27,6 +27,7 @@ class Episode:
         success: at any step; success_last: at the last one.
         success_step: control steps until the first success; None without.
         subtasks: the parts of the task that the simulator tells of, in its order, then "success".
+        scores: its own numbers.
         actions_sha256: of the bytes of the executed actions: the same episode again has the same.
         calls, latency_s: how often the policy was asked, and how long that took, all calls together (s).
         policy_s, total_s: the policy's part of this episode's time, and all: several share a call (s).
@@ -40,6 +41,7 @@ class Episode:
     steps: int = 0
     total_reward: float = 0.0
     subtasks: dict[str, bool] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
     actions_sha256: str = ""
     calls: int = 0
     latency_s: float = 0.0
@@ -90,7 +92,7 @@ class Going:
     def is_over(self) -> bool:
         """Whether there is no step left."""
         ends = self.episode.success and self.showing.stop_at_success
-        return ends or self.episode.steps >= self.env.max_steps
+        return ends or self.episode.steps >= self.env.max_steps or is_over(self.env)
 
     def frame(self) -> dict[str, Any]:
         """obs of this control step, as the training data's were; {} where nothing is looked at."""
@@ -118,6 +120,8 @@ class Going:
         episode, parts = self.episode, self.env.subtasks() if hasattr(self.env, "subtasks") else {}
         reached = {str(name): bool(reached) for name, reached in parts.items()}
         episode.subtasks = {**reached, "success": episode.success}
+        scores = self.env.scores() if hasattr(self.env, "scores") else {}
+        episode.scores = {str(name): float(score) for name, score in scores.items()}
         episode.actions_sha256 = self._digest.hexdigest()
         return episode
 

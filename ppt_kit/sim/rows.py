@@ -122,7 +122,7 @@ def short_id(described: Mapping[str, Any]) -> str:
 def _completed(row: dict) -> dict:
     """A row with the keys of today: those of before were all of episodes that stopped at their success."""
     step = row["steps"] if row["success"] else None
-    new: dict[str, Any] = {"control": None, "traceback": None, "attempts": 1}
+    new: dict[str, Any] = {"control": None, "traceback": None, "attempts": 1, "scores": {}}
     return {"success_last": row["success"], "success_step": step, **dict.fromkeys(TIMED), **new, **row}
 
 
