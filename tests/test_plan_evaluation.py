@@ -49,8 +49,8 @@ def test_the_training_runs_of_a_plan_show_its_effect():
     """Successes with a rate of each run's own, normal around its method's."""
     rng, plan = np.random.default_rng(1), ppt.plan_evaluation(effect=0.25, rate=0.4, training_sd=0.08)
     lines = plan.table.dropna(subset=["goals"]).set_index("runs")
-    assert "with fewer runs no number of goals is enough" in plan.said
-    for runs in lines.index[1:3]:
+    assert "with fewer no number of goals is enough" in plan.said
+    for runs in map(int, lines.index[1:3]):
         goals, found = int(lines["goals"][runs]), 0
         for _ in range(500):
             a, b = (
@@ -86,6 +86,10 @@ def test_what_can_be_seen_in_so_many_minutes_takes_so_many_minutes():
     runs = ppt.plan_evaluation(rate=0.5, minutes=20, seconds_per_episode=6, training_sd=0.05).table
     assert runs["goals"].tolist() == [100 // n for n in runs["runs"]]
     assert np.isnan(runs["effect"].iloc[0]) or runs["effect"].iloc[0] > runs["effect"].iloc[3]
+
+
+def test_a_power_that_looks_after_every_pair_never_have_is_said():
+    assert "never is as powerful" in ppt.plan_evaluation(effect=0.2, rate=0.5, power=0.9995, confidence=0.6).said
 
 
 def test_a_plan_shows_itself():

@@ -15,6 +15,7 @@ import pandas as pd
 from ppt_kit.errors import UserError
 from ppt_kit.sim.compare.statistics.power import (
     MOST_GOALS,
+    Course,
     Discordance,
     correlations,
     goals_for_mcnemar,
@@ -27,9 +28,9 @@ from ppt_kit.sim.compare.statistics.power import (
 # correlations of success on one goal that a plan is shown for, beside the one it was asked for
 SHOWN = (0.0, 0.2, 0.4, 0.6)
 # training runs of each method that a plan is shown for
-RUNS = (2, 3, 4, 5, 7, 10, 15, 20)
-# the test that is looked at after every pair is given at most so many times the goals of the fixed one
-PATIENCE = 3
+RUNS = (2, 3, 4, 5, 6, 8, 10, 15, 20)
+# the test that is looked at after every pair is tried with up to so many times the goals of the fixed one
+PATIENCE = (3, 10)
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class EvaluationPlan:
     said: str
 
     def __str__(self) -> str:
-        return f"{self.table.to_string(index=False, float_format='%.3g', na_rep='-')}\n{self.said}"
+        return f"{self.table.to_string(index=False, float_format=_number, na_rep='-')}\n{self.said}"
 
     def _repr_html_(self) -> str:
-        table = self.table.to_html(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-")
+        table = self.table.to_html(index=False, float_format=_number, na_rep="-")
         return f"{table}<p>{html.escape(self.said)}</p>"
 
 
@@ -119,14 +120,27 @@ def _two_policies(asked: Question, effect: float, *, pace: float | None, episode
     said = _head(asked, effect)
     if mine["goals"] is None:
         said += f" takes more than {MOST_GOALS} goals."
-        return EvaluationPlan(pd.DataFrame(lines), said)
+        return EvaluationPlan(_table(lines, pace=pace), said)
     said += (
         f" takes {mine['goals']} goals in a number fixed beforehand ({2 * mine['goals']} episodes"
-        f"{_time(mine['minutes'])}). Looked at after every pair it takes {mine['mean_goals']:.0f} on average where the "
-        f"effect is as large, fewer where it is larger, and {mine['most_goals']} at most. How strongly success on the "
-        "same goal is correlated is not known beforehand: the table shows what it changes."
+        f"{_time(mine['minutes'])}).{_looked_at(mine)} How strongly success on the same goal is correlated is not "
+        "known beforehand: the table shows what it changes."
     )
-    return EvaluationPlan(pd.DataFrame(lines), said + _in_time(asked, episodes, effect=effect))
+    return EvaluationPlan(_table(lines, pace=pace), said + _in_time(asked, episodes))
+
+
+def _looked_at(line: dict[str, Any]) -> str:
+    if line["most_goals"] is None:
+        return " Looked at after every pair it never is as powerful as that."
+    return (
+        f" Looked at after every pair it takes {line['mean_goals']:.0f} on average where the effect is as large, fewer "
+        f"where it is larger, and {line['most_goals']} at most."
+    )
+
+
+def _table(lines: list[dict[str, Any]], *, pace: float | None) -> pd.DataFrame:
+    frame = pd.DataFrame(lines).astype(float)
+    return frame if pace is not None else frame.drop(columns="minutes")
 
 
 def _line(asked: Question, effect: float, correlation: float, *, pace: float | None) -> dict[str, Any]:
@@ -135,14 +149,24 @@ def _line(asked: Question, effect: float, correlation: float, *, pace: float | N
     line: dict[str, Any] = {"correlation": correlation, "goals": goals}
     if goals is None:
         return line | {"mean_goals": None, "most_goals": None, "episodes": None, "minutes": None}
-    course = sequential_course(pairs, PATIENCE * goals + 20, confidence=asked.confidence)
-    right = course.a_better if effect < 0 else course.b_better
-    enough = (right >= asked.power).nonzero()[0]
-    most = int(enough[0]) if len(enough) else None
+    course, most = _patient(asked, pairs, goals, is_b_better=effect > 0)
     return line | {
         "mean_goals": None if most is None else course.mean_pairs(most), "most_goals": most, "episodes": 2 * goals,
         "minutes": None if pace is None else 2 * goals * pace / 60,
     }  # fmt: skip
+
+
+def _patient(asked: Question, pairs: Discordance, goals: int, *, is_b_better: bool) -> tuple[Course, int | None]:
+    """The test that is looked at after every pair, and at most how many it takes to be as powerful as was asked for.
+
+    None = it never is: it decides for the wrong one more often than the power leaves room for.
+    """
+    for patience in PATIENCE:
+        course = sequential_course(pairs, patience * goals + 20, confidence=asked.confidence)
+        enough = ((course.b_better if is_b_better else course.a_better) >= asked.power).nonzero()[0]
+        if len(enough):
+            return course, int(enough[0])
+    return course, None
 
 
 def _with_runs(asked: Question, effect: float, *, pace: float | None, episodes: int | None) -> EvaluationPlan:
@@ -152,16 +176,17 @@ def _with_runs(asked: Question, effect: float, *, pace: float | None, episodes: 
         total = None if goals is None else 2 * runs * goals
         spent = None if total is None or pace is None else total * pace / 60
         lines.append({"runs": runs, "goals": goals, "episodes": total, "minutes": spent})
-    first = next((line for line in lines if line["goals"] is not None), None)
+    # also between those that are shown
+    least = next((runs for runs in range(RUNS[0], RUNS[-1] + 1) if _fewest_goals(asked, effect, runs)), None)
     said = _head(asked, effect) + f", between methods whose training runs differ by {100 * asked.training_sd:g} points,"
-    if first is None:
+    if least is None:
         said += f" takes more than {RUNS[-1]} training runs of each."
     else:
         said += (
-            f" takes {first['runs']} training runs of each at least, each on {first['goals']} goals "
-            f"({first['episodes']} episodes{_time(first['minutes'])}); with fewer runs no number of goals is enough."
+            f" takes {least} training runs of each at least: with fewer no number of goals is enough, and with more "
+            "each needs fewer goals."
         )
-    return EvaluationPlan(pd.DataFrame(lines), said + _in_time(asked, episodes, effect=effect))
+    return EvaluationPlan(_table(lines, pace=pace), said + _in_time(asked, episodes))
 
 
 def _smallest_effects(asked: Question, episodes: int, minutes: float) -> EvaluationPlan:
@@ -172,11 +197,11 @@ def _smallest_effects(asked: Question, episodes: int, minutes: float) -> Evaluat
         goals = _goals(episodes, int(choice) if asked.training_sd else 1)
         seen = _smallest_effect(asked, goals, choice)
         lines.append({name: choice, "goals": goals, "effect": seen})
-    said = f"{minutes:g} minutes are {episodes} episodes. {_in_time(asked, episodes, effect=None).strip()}"
+    said = f"{minutes:g} minutes are {episodes} episodes. {_in_time(asked, episodes).strip()}"
     return EvaluationPlan(pd.DataFrame(lines), said)
 
 
-def _in_time(asked: Question, episodes: int | None, *, effect: float | None) -> str:
+def _in_time(asked: Question, episodes: int | None) -> str:
     """What so many episodes show."""
     if episodes is None:
         return ""
@@ -262,6 +287,10 @@ def _head(asked: Question, effect: float) -> str:
         f"To see {100 * effect:+g} points from a rate of {100 * asked.rate:g} % with a chance of "
         f"{100 * asked.power:g} % (confidence {100 * asked.confidence:g} %)"
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def _time(minutes: float | None) -> str:
