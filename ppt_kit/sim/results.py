@@ -35,8 +35,9 @@ class Evaluation:
             policy acts with all that it sees), epoch (of the checkpoint), seed, attempts, success (at any step; null
             when it could not be run), success_last (at the last step), success_step (control steps until the first
             success, null without), steps, return, error (null, or kind, text and place), traceback, subtasks (those of
-            the simulator, then success), scores (the simulator's own numbers), actions_sha256 (of the executed actions' bytes), video, policy_ms (a call of
-            the policy, on average), policy_share (of the episode's time that the policy took), episode_s.
+            the simulator, then success), scores (the simulator's own numbers), actions_sha256 (of the executed
+            actions' bytes), video, policy_ms (a call of the policy, on average), policy_share (of the episode's time
+            that the policy took), episode_s.
     """
 
     rows: list[dict]

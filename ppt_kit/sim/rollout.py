@@ -14,7 +14,7 @@ import torch
 
 from ppt_kit.data.view import View
 from ppt_kit.models.actor import Actor
-from ppt_kit.sim.env import SimEnv, copied
+from ppt_kit.sim.env import SimEnv, copied, is_over
 
 VIDEO_SIZE = 256  # pixels
 
