@@ -20,6 +20,7 @@ from ppt_kit.parts import find_part, place_of
 SIMULATORS: dict[str, Any] = {
     "metaworld": "ppt_kit.sim.simulators.metaworld:MetaWorldEnv",
     "planar": "ppt_kit.sim.simulators.planar:PlanarEnv",
+    "ur5": "ppt_kit.sim.simulators.ur5.env:UR5Env",
 }
 
 # what an environment must offer for each use; the rest of SimEnv it may leave out
