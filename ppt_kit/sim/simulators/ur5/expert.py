@@ -22,8 +22,8 @@ DOOR_RADIUS = 0.27  # m from the hinge: where the door is pushed
 DOOR_HEIGHT = 0.17  # m over the table
 OVER_DOOR = 0.43  # m over the table: nothing of the tool touches the door there
 DOOR_CLEAR = 0.1  # m before the door's face
-DOOR_TURN = 0.45  # of the door's angle: the tool points so far to where the door is pushed
-DOOR_LEAD = 0.22  # rad: the place that is pushed to is so far ahead of the door
+DOOR_TURN = 0.35  # of the door's angle: the tool points so far to where the door is pushed
+DOOR_LEAD = 0.12  # rad: the place that is pushed to is so far ahead of the door
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from ppt_kit.sim.simulators.ur5.arm import FINGERS, JOINTS, MOST_JOINT, MOST_LEA
 from ppt_kit.sim.simulators.ur5.scene import STEPS_A_CONTROL, Variation, scene_xml
 
 # what an episode draws from its seed, uniform between these
-OVEN_PLACE = ((0.73, -0.02), (0.77, 0.03))  # m: where its front is
-OVEN_YAW = (-0.12, 0.12)  # rad
-DOOR_OPEN = (1.45, 1.75)  # rad
-BOWL_PLACE = ((0.50, -0.24), (0.60, -0.05))  # m: on the table
+OVEN_PLACE = ((0.72, -0.05), (0.80, 0.06))  # m: where its front is
+OVEN_YAW = (-0.25, 0.25)  # rad
+DOOR_OPEN = (1.35, 1.75)  # rad
+BOWL_PLACE = ((-0.25, -0.24), (-0.16, -0.03))  # m: on the table, in the microwave's frame
 BOWL_INSIDE = ((0.13, -0.03), (0.19, 0.03))  # m: behind the front, and from the middle of the room inside
 START_NOISE = 0.08  # rad, to both sides, of each joint
 SETTLING = 40  # physics steps before the first reading
@@ -118,12 +118,12 @@ class Kitchen:
         self.data.qpos[self._door] = rng.uniform(*DOOR_OPEN)
         self.data.qpos[self._fingers] = OPENING
         self.data.ctrl[NUM_JOINTS] = OPENING
-        height, place, inside = 0.001, rng.uniform(*BOWL_PLACE), rng.uniform(*BOWL_INSIDE)
+        height, before, inside = 0.001, rng.uniform(*BOWL_PLACE), rng.uniform(*BOWL_INSIDE)
         if bowl_inside:
             low, high = self.variation.oven.cavity
-            inside[1] += (low[1] + high[1]) / 2
+            before = inside + [0, (low[1] + high[1]) / 2]
             height += low[2]
-            place = oven + np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]) @ inside
+        place = oven + np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]) @ before
         turn = rng.uniform(-np.pi, np.pi)
         self.data.qpos[self._bowl : self._bowl + 7] = [*place, height, np.cos(turn / 2), 0, 0, np.sin(turn / 2)]
 
