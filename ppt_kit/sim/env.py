@@ -21,6 +21,7 @@ SIMULATORS: dict[str, Any] = {
     "gymnasium": "ppt_kit.sim.simulators.gym.env:GymEnv",
     "metaworld": "ppt_kit.sim.simulators.metaworld:MetaWorldEnv",
     "planar": "ppt_kit.sim.simulators.planar:PlanarEnv",
+    "ur5": "ppt_kit.sim.simulators.ur5.env:UR5Env",
 }
 
 # what an environment must offer for each use; the rest of SimEnv it may leave out
