@@ -148,6 +148,15 @@ def test_an_arm_that_is_held_still_fails(task):
         assert not any(parts.values())
 
 
+@pytest.mark.parametrize("actions", ["absolute", "delta"])
+def test_what_is_held_stays_where_it_is(actions):
+    env = env_of("ur5_close_microwave", actions=actions)
+    start = env.reset(3)["obs/joint_pos"]
+    for _ in range(20):
+        reading, _, _ = env.step(env.hold_action())
+    np.testing.assert_allclose(reading["obs/joint_pos"], start, atol=0.02)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_door_is_open_at_the_start_and_still_at_step_20(task):
     env = env_of(task)

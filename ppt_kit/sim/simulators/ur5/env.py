@@ -85,10 +85,16 @@ class UR5Env:
         if action.shape != (NUM_JOINTS + 1,) or not np.isfinite(action).all():
             raise ValueError(f"action {action}: takes {NUM_JOINTS + 1} finite numbers")
         targets = action[:NUM_JOINTS] + (self._kitchen.joints if self.actions == "delta" else 0.0)
-        self._kitchen.advance(targets, closed=float(action[NUM_JOINTS]))
+        self._closed = float(action[NUM_JOINTS])
+        self._kitchen.advance(targets, closed=self._closed)
         now = reached(self._kitchen, self._task)
         self._reached |= {name: self._reached[name] or holds for name, holds in now.items()}
         return self._observe(), sum(now.values()) / len(now), succeeds(self._kitchen)
+
+    def hold_action(self) -> np.ndarray:
+        """(7,) the joints where they are, and the gripper as it was last told."""
+        joints = np.zeros(NUM_JOINTS) if self.actions == "delta" else self._kitchen.joints
+        return np.array([*joints, self._closed], np.float32)
 
     def subtasks(self) -> dict[str, bool]:
         """Which of the task's parts have been reached in this episode, in their order."""
@@ -123,7 +129,7 @@ class UR5Env:
     def _begin(self, seed: int) -> None:
         self._kitchen.begin(seed, bowl_inside=self._task.bowl_inside)
         self._expert = Expert(self._kitchen, self._task)
-        self._reached = dict.fromkeys(self._task.parts, False)
+        self._reached, self._closed = dict.fromkeys(self._task.parts, False), 0.0
 
     def _observe(self) -> dict[str, np.ndarray]:
         place, axes = self._kitchen.tool
