@@ -38,6 +38,7 @@ _WHERE = {
     "checkpoints": "checkpoint",
     "read_metrics": "tracking",
     "collect": "sim.collect",
+    "tasks": "sim.simulators.tasks",
     "evaluate": "sim.evaluate",
     "success_table": "sim.results",
     "plot_metrics": "notebook.plots",

@@ -9,12 +9,13 @@ from benches.features import FeaturesBench, features
 from benches.loader import LoaderBench, loader
 from benches.planar import PlanarBench, planar
 from benches.policy import PolicyBench, policy
+from benches.rollout import RolloutBench, rollout
 from benches.success import SuccessBench, success
 
 WAYS = {
     "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),
     "features": (features, FeaturesBench), "policy": (policy, PolicyBench), "planar": (planar, PlanarBench),
-    "success": (success, SuccessBench),
+    "success": (success, SuccessBench), "rollout": (rollout, RolloutBench),
 }  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
 ABOUT = f"Speed and memory, side by side in one run (ratios are what to read), and learning: {USAGE}."
