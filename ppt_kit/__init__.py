@@ -40,6 +40,7 @@ _WHERE = {
     "Env": "sim.realtime.env",
     "PolicyRunner": "sim.realtime.runner",
     "collect": "sim.collect",
+    "tasks": "sim.simulators.tasks",
     "evaluate": "sim.evaluate",
     "success_table": "sim.results",
     "compare": "comparing",

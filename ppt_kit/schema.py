@@ -260,18 +260,22 @@ class CollectConfig:
     max_steps: int | None = key(None, "longest episode (control steps); null = 200 in metaworld", low=1, high=1_000_000)
     num_points: int | None = key(None, "points of a cloud, 0 = no cloud; null = 512 in metaworld", low=0, high=100_000)
     use_color: bool | None = key(None, "store the points' colours; null = false in metaworld")
-    save_images: bool | None = key(None, "store rgb and metric depth of the camera; null = false in metaworld")
-    camera: str | None = key(
-        None, "camera of the scene; null = corner2 in metaworld, which is moved closer, as DP3 does"
+    save_images: Any = key(
+        None, "store pictures of each camera: true = rgb and metric depth, or rgb, or depth; null = false in metaworld"
+    )
+    camera: Any = key(
+        None, "camera of the scene, or several as a,b; null = corner2 in metaworld, which is moved closer, as DP3 does"
     )
     image_size: int | None = key(
         None, "height and width of the camera image (pixels); null = 128 in metaworld", low=16, high=4096
     )
-    goal_marker: bool | None = key(
+    goal_marker: str | None = key(
         None,
-        "show the goal's marker to the camera: reach needs it, elsewhere it gives the target away; "
-        "null = false in metaworld",
+        "where the goal's marker is drawn, into clouds too: auto = in the tasks where nothing else tells the goal "
+        "(list_tasks=true says which); null = auto in metaworld",
+        choices=(None, "auto", "all", "none"),
     )
+    list_tasks: bool = key(False, "print the table of the simulator's tasks, and collect nothing")
 
 
 @dataclass

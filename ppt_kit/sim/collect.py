@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
-from ppt_kit.checks import check_name, domain_of
+from ppt_kit.checks import check_name, domain_of, part_names
 from ppt_kit.config import load_config, typed
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.formats.replay_buffer.partial import sweep
@@ -241,6 +241,9 @@ def _spec(config: CollectConfig) -> dict[str, Any]:
         "max_steps": config.max_steps,
     }  # fmt: skip
     given = {name: value for name, value in keys.items() if value is not None}
+    if isinstance(config.camera, str | list):
+        # several are recorded so
+        given["camera"] = ",".join(part_names(config.camera))
     return {"simulator": config.simulator, "task": config.task, **given, **config.options}
 
 

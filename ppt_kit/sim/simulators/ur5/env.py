@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ppt_kit.errors import UserError
-from ppt_kit.sim.simulators.rendering import need_renderer
+from ppt_kit.sim.simulators.rendering import choose_renderer
 
 # before mujoco is imported, which reads the choice then
-need_renderer()
+choose_renderer()
 
 import mujoco  # noqa: E402
 
