@@ -6,7 +6,7 @@ The map: a room imports from its own line and from lines above it; a | stands be
     words    files torch_file parts model_keys spec schema checks words config    a typed configuration; what is seen
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim                                   weights | processes | episodes and success
-    run      train                                                     one run, from what it opens to its last step
+    run      train | verify                        one run, from first to last step | an evaluation, replayed
     face     notebook __main__ __init__                                what people see
 
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
@@ -40,6 +40,7 @@ _WHERE = {
     "collect": "sim.collect",
     "evaluate": "sim.evaluate",
     "success_table": "sim.results",
+    "verify_card": "verify",
     "plot_metrics": "notebook.plots",
     "plot_episode": "notebook.plots",
     "plot_success": "notebook.plots",

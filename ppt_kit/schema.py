@@ -133,12 +133,28 @@ class TrainConfig:
     last_k_checkpoints: int = key(3, "model_{epoch}.pth files kept; 0 = all", low=0)
     best_metric: str | None = key(
         None,
-        "also keep the model_{epoch}.pth with the lowest of these; null = none",
-        choices=(None, "loss", "val_loss"),
+        "also keep the model_{epoch}.pth that is best by this, and call it model_best.pth: the lowest loss, the "
+        "highest success (of equal ones the later); null = success where train.eval_interval evaluates, else none",
+        choices=(None, "loss", "val_loss", "success"),
     )
     safetensors: bool = key(False, "write model.safetensors beside model.pth (averaged weights where they are kept)")
     ema_decay: float = key(0.999, "decay of the averaged weights; 0 = none", low=0, high=0.99999)
     val_interval: int = key(10, "epochs between validation losses; 0 = never", low=0)
+    eval_interval: int = key(
+        0, "epochs between evaluations in simulation, beside training in processes of their own; 0 = never", low=0
+    )
+    eval_episodes: int = key(20, "episodes a domain of each of those evaluations", low=1, high=1_000_000)
+    eval_procs: int = key(1, "processes of each of those evaluations, one thread each", low=1, high=1000)
+    eval_seed: int = key(
+        500_000,
+        "seed of their first episode: not those of scripts/eval_sim.py, which measure what is chosen by these",
+        low=0,
+        high=MAX_SEED,
+    )
+    eval_max_steps: int | None = key(
+        None, "longest of their episodes (control steps); null = as recorded", low=1, high=1_000_000
+    )
+    eval_execute_steps: int = key(4, "actions executed of each chunk in them", low=1, high=1000)
 
 
 @dataclass
@@ -299,6 +315,16 @@ class EvaluateConfig:
     zero_keys: list[str] = key([], "observations set to zero, e.g. pointcloud: the control experiment")
     eval_log_name: str = key("eval", "name of the files in <run folder>/eval/", is_name=True)
     videos: int = key(1, "episodes filmed a domain", low=0)
+
+
+@dataclass
+class VerifyConfig:
+    """What scripts/verify_card.py reads."""
+
+    card: str | None = key(None, "card.json, its folder or a run folder; the first word may be it alone; required")
+    episodes: int = key(3, "episodes to replay of each evaluation in it, spread over its seeds", low=1, high=1_000_000)
+    eval_log_name: str | None = key(None, "of its evaluations those of this name; null = all", is_name=True)
+    checkpoint: str | None = key(None, "file of weights; null = the one that the card names, from its own folder")
 
 
 @dataclass

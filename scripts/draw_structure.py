@@ -41,6 +41,7 @@ PURPOSE = {
     "tracking": "rows and logs, W&B as a mirror",
     "checkpoint": "weights on disk and back", "jobs": "ranks started, watched, stopped",
     "sim": "demonstrations and success rates", "train": "one run, from what it opens to its last step",
+    "verify": "an evaluation, replayed from its card",
     "notebook": "curves, figures, videos", "__main__": "one rank of a launched run",
     "__init__": "the names that a notebook types",
 }  # fmt: skip

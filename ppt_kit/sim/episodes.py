@@ -60,7 +60,7 @@ def open_checked(policy: PPTPolicy, plan: EpisodePlan, *, seed: int) -> SimEnv:
     """
     env = plan.open_env(policy)
     try:
-        _check_seen(policy, env, plan, seed=seed)
+        check_seen(View.from_plain(policy.card["views"][plan.domain]), env, plan, seed=seed)
         return env
     except BaseException:
         close_env(env)
@@ -112,8 +112,13 @@ def _begin(policy: PPTPolicy, plan: EpisodePlan) -> Work:
     return partial(run_one, policy, env, plan), partial(close_env, env)
 
 
-def _check_seen(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, *, seed: int) -> None:
-    view, name = View.from_plain(policy.card["views"][plan.domain]), plan.env["simulator"]
+def check_seen(view: View, env: SimEnv, plan: EpisodePlan, *, seed: int) -> None:
+    """Begins an episode, and tells what of `view` the environment does not show.
+
+    Raises:
+        UserError: it does not begin, lacks something, or shows it in another size.
+    """
+    name = plan.env["simulator"]
     with told(f"simulator={name}: fails when it begins an episode (seed {seed})"):
         reading = copied(env.reset(seed))
         pictures = [env.render(VIDEO_SIZE)] if plan.film else []
@@ -158,7 +163,7 @@ def _check_widths(view: View, reading: Mapping[str, Any], plan: EpisodePlan) -> 
 def _row(episode: Episode) -> dict:
     return {
         "seed": episode.seed, "success": episode.success, "steps": episode.steps, "return": episode.total_reward,
-        "error": None, "subtasks": episode.subtasks, "actions_sha256": episode.actions_sha256,
+        "error": None, "subtasks": episode.subtasks, "actions_sha256": episode.actions_sha256, "trace": episode.trace,
         "video": None,
     }  # fmt: skip
 
@@ -166,7 +171,7 @@ def _row(episode: Episode) -> dict:
 def _error_row(seed: int, error: str) -> dict:
     return {
         "seed": seed, "success": None, "steps": 0, "return": None, "error": error, "subtasks": {},
-        "actions_sha256": None, "video": None,
+        "actions_sha256": None, "trace": None, "video": None,
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ppt_kit.models.chunks import Execution
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.schema import EvaluateConfig
 from ppt_kit.signals import Stopped, held_back, stops_raise
+from ppt_kit.sim.card import Card, check_card, entry_of, made_with_id
 from ppt_kit.sim.env import close_env, code_of
 from ppt_kit.sim.episodes import EpisodePlan, open_checked, run_here, run_in_processes
 from ppt_kit.sim.recorded import recorded, tasks_of
@@ -88,7 +89,7 @@ def evaluate(
 ) -> Evaluation:
     """Runs the policy on seeds that no demonstration had.
 
-    With `out_dir` each row is on the disk as its episode ends; the same call again runs those that are not.
+    With `out_dir` each row is on the disk as its episode ends, the same call runs the rest, and `verify_card` replays.
 
     Args:
         policy: from `load_policy`; its card names the simulator, camera and demonstration seeds of its domains.
@@ -127,6 +128,9 @@ def run_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> Evaluation:
     file = RowFile(Path(options.out_dir) / f"{options.log_name}.jsonl", common) if options.out_dir is not None else None
     done = file.take_up(options.seeds, film=plan.film) if file else {}
     left = [seed for seed in options.seeds if seed not in done]
+    card = Card(file.path.parent) if file else None
+    if card and left:
+        card.begin()
     if file and done:
         log.warning("%s", _said_of(file, done, left))
     with stops_raise():
@@ -145,6 +149,8 @@ def run_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> Evaluation:
     result = Evaluation([done[seed] for seed in options.seeds])
     if file:
         write_summary(result, file.path, name_domain=len(policy.domains) > 1, ran=bool(left))
+    if card:
+        card.add(entry_of(policy, options, result.rows, common=common, env=plan.env))
     return result
 
 
@@ -200,6 +206,7 @@ def _plan(policy: PPTPolicy, options: EvaluateOptions) -> EpisodePlan:
     if options.out_dir is not None:
         check_place(Path(options.out_dir), key="out_dir")
         check_summary(Path(options.out_dir) / f"{options.log_name}.json")
+        check_card(Path(options.out_dir))
     stem = f"{options.log_name}_{spec['task']}" + "".join(f"_no-{name}" for name in options.zero_keys)
     plan = EpisodePlan(
         env=spec, domain=domain, execution=options.execution, zero_keys=tuple(options.zero_keys),
@@ -221,7 +228,7 @@ def _common(policy: PPTPolicy, plan: EpisodePlan) -> dict[str, Any]:
     return {
         "checkpoint": str(policy.card["path"]), "weights": weights_id(policy, plan.domain), "domain": plan.domain,
         "task": plan.env["task"], "options": f"{plan.execution}{steps} simulator={short_id(described)}",
-        "zero_keys": list(plan.zero_keys),
+        "zero_keys": list(plan.zero_keys), "made_with": made_with_id(),
     }  # fmt: skip
 
 

@@ -24,7 +24,8 @@ class Evaluation:
         rows: one dict an episode: checkpoint, weights (twelve hex digits of what acted), domain, task, options (how its
             chunks were executed, and eight hex digits of the simulator's options), zero_keys, seed, success (null when
             it could not be run), steps, return, error, subtasks, actions_sha256 (of the executed actions' bytes),
-            video.
+            trace (of each step four hex digits of all that was seen, and four of all that was done), made_with (what
+            card.json says of versions and machine), video.
     """
 
     rows: list[dict]

@@ -30,6 +30,7 @@ class Episode:
     total_reward: float = 0.0
     subtasks: dict[str, bool] = field(default_factory=dict)
     actions_sha256: str = ""  # of the bytes of the executed actions: the same episode again has the same
+    trace: str = ""  # of each step four hex digits of what was seen until then, and four of what was done
     frames: list[np.ndarray] = field(default_factory=list)  # (size, size, 3) uint8, only when filmed
 
 
@@ -53,7 +54,7 @@ def rollout(
         zero_keys: modalities replaced by zeros: the control experiment.
         film: keep a frame a step.
     """
-    episode, digest = Episode(seed), hashlib.sha256()
+    episode, digest, seen = Episode(seed), hashlib.sha256(), hashlib.sha256()
     view = View.from_plain(policy.card["views"][domain])
     actor = Actor(policy, domain=domain, execution=execution)
     actor.reset(seed=seed)
@@ -66,6 +67,8 @@ def rollout(
         with _one_thread():
             action = actor.act([frame])[0]
         digest.update(action.tobytes())
+        _digest_into(seen, frame)
+        episode.trace += seen.hexdigest()[:4] + digest.hexdigest()[:4]
         reading, reward, success = env.step(action)
         episode.steps += 1
         episode.success = bool(success)
@@ -80,6 +83,16 @@ def _seen(view: View, env: SimEnv, reading: Mapping[str, Any]) -> dict[str, Any]
     """obs of one frame, as the training data's were."""
     frame = view.live(copied(reading), env.camera_info() if view.made_from else None)
     return {**frame, "language": env.description} if view.language else frame
+
+
+def _digest_into(digest: Any, frame: Mapping[str, Any]) -> None:
+    """Every byte of one frame."""
+    for name, value in sorted(frame.items()):
+        digest.update(name.encode())
+        if isinstance(value, Mapping):
+            _digest_into(digest, value)
+        else:
+            digest.update(value.encode() if isinstance(value, str) else np.ascontiguousarray(value).tobytes())
 
 
 def _zeroed(readings: Any) -> Any:
