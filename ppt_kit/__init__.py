@@ -3,10 +3,10 @@
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
     ground   errors lfs horizon keys randomness cameras upgrade signals  what everybody may know
-    words    files torch_file parts model_keys spec schema checks words config    a typed configuration; what is seen
+    words    files torch_file parts model_keys train_keys spec schema checks words config    a typed configuration
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim                                   weights | processes | episodes and success
-    run      train | verify                        one run, from first to last step | an evaluation, replayed
+    run      train | verify targets comparing        one run, to its last step | evaluating many, replaying
     face     notebook __main__ __init__                                what people see
 
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
@@ -37,14 +37,22 @@ _WHERE = {
     "load_policy": "checkpoint",
     "checkpoints": "checkpoint",
     "read_metrics": "tracking",
+    "Env": "sim.realtime.env",
+    "PolicyRunner": "sim.realtime.runner",
     "collect": "sim.collect",
+    "tasks": "sim.simulators.tasks",
     "evaluate": "sim.evaluate",
     "success_table": "sim.results",
+    "compare": "comparing",
+    "plan_evaluation": "sim.compare.plan",
+    "protocol": "sim.compare.protocol",
     "verify_card": "verify",
     "plot_metrics": "notebook.plots",
     "plot_episode": "notebook.plots",
     "plot_success": "notebook.plots",
+    "plot_checkpoints": "notebook.plots",
     "show_videos": "notebook.plots",
+    "plot_comparison": "notebook.comparison",
     "live": "notebook.live",
 }
 __all__ = sorted(_WHERE)

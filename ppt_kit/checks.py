@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from ppt_kit.errors import UserError
 from ppt_kit.files import LONGEST_NAME
 from ppt_kit.keys import leaves_of, show
-from ppt_kit.model_keys import check_policy, check_pretrained
-from ppt_kit.schema import NORMALIZER_MODES, PART_WIDTHS, CollectConfig, Config, EvaluateConfig
+from ppt_kit.model_keys import check_normalizer, check_policy, check_pretrained
+from ppt_kit.schema import PART_WIDTHS, CollectConfig, Config, EvaluateConfig
 
 # what a path, a shell or another system reads as more than a letter
 NO_NAME = '/\\:*?"<>|~$'
@@ -76,6 +76,21 @@ def check_name(name: str, *, key: str) -> None:
     ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
     if ending is not None:
         raise UserError(f"{said}: is a name, not a file. Type {key}={name[: -len(ending)] or 'exp1'}.")
+
+
+def check_task(task: str, *, key: str = "task") -> None:
+    """Refuses what is neither a plain name nor several with / or : between them, as gym_pusht/PushT-v0.
+
+    Raises:
+        UserError: see `check_name`.
+    """
+    for part in re.split("[/:]", task) if isinstance(task, str) else [task]:
+        check_name(part, key=key)
+
+
+def domain_of(task: str) -> str:
+    """What the dataset of a task is called: its name, with - for / and :."""
+    return re.sub("[/:]", "-", task)
 
 
 def part_names(parts: Any) -> list[str]:
@@ -193,16 +208,22 @@ def env_number(env: Mapping[str, str], name: str, *, low: int = 0, high: int = L
 
 def _check_collecting(cfg: DictConfig) -> None:
     if cfg.domain is None:
-        check_name(cfg.task, key="task")
+        check_task(cfg.task)
     own = next((name for name in cfg.options if name in cfg), None)
     if own is not None:
         raise UserError(f"options.{own}: {own} is a key itself. Type {own}={show(cfg.options[own])[:60]}.")
 
 
 def _check_evaluating(cfg: DictConfig) -> None:
+    if cfg.task is not None:
+        check_task(cfg.task)
     for name in domain_names(cfg.domains) if cfg.domains is not None else ():
         check_name(name, key="domains")
-    if cfg.eval_mode == "parallel":
+    for name in cfg.env_names:
+        check_task(name, key="env_names")
+    if cfg.env_names and cfg.task is not None:
+        raise UserError(f"task={cfg.task} and env_names={show(cfg.env_names)}: both say what to run. Give one of them.")
+    if cfg.n_procs is not None and cfg.eval_mode != "sequential":
         check_processes(min(cfg.n_procs, cfg.episodes), key="n_procs")
 
 
@@ -241,12 +262,13 @@ def _check_together(cfg: DictConfig) -> None:
     _check_domains(cfg.domains)
     if cfg.dataset.point_channels not in (3, 4, 5, 6, 7):
         raise UserError(f"dataset.point_channels={cfg.dataset.point_channels}: takes 3, 4, 5, 6 or 7.")
-    _check_normalizer(cfg)
+    check_normalizer(cfg, domain_names(cfg.domains))
     if cfg.dataset.crop_box is not None:
         _check_crop_box(list(cfg.dataset.crop_box))
     _check_horizons(cfg.dataset)
     if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
         raise UserError(f"optimizer.betas={list(cfg.optimizer.betas)}: takes two numbers in [0, 1), e.g. [0.95,0.999].")
+    _check_env(cfg.dataset.env)
     check_policy(cfg.policy)
     check_pretrained(cfg.train, cfg.policy)
     _check_train(cfg)
@@ -267,6 +289,15 @@ def _check_domains(domains: Any) -> None:
         for name, weight in domains.items():
             if not _positive(weight):
                 raise UserError(f"domains: the weight of {name} is {weight!r}. Weights are numbers above 0.")
+
+
+def _check_env(env: Any) -> None:
+    named = OmegaConf.is_dict(env) and all(isinstance(env.get(name), str) for name in ("simulator", "task"))
+    if not named and (not OmegaConf.is_dict(env) or env):
+        raise UserError(
+            f"dataset.env={show(env)[:80]}: takes simulator, task and options of a simulator by name, e.g. "
+            "dataset.env.simulator=gymnasium dataset.env.task=gym_pusht/PushT-v0."
+        )
 
 
 def _check_crop_box(box: list[float]) -> None:
@@ -360,33 +391,6 @@ def _check_parts(parts: Any, name: str) -> None:
         near = difflib.get_close_matches(str(wrong), PART_WIDTHS, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"{name}={show(parts)}: takes a list of {', '.join(PART_WIDTHS)}.{hint}")
-
-
-def _check_normalizer(cfg: DictConfig) -> None:
-    head, mode = cfg.policy.head, cfg.normalizer.mode
-    if head.kind == "diffusion" and mode in ("gaussian", "identity") and "clip" not in (head.options or {}):
-        raise UserError(
-            f"normalizer.mode={mode} lets actions leave [-1, 1], where policy.head.kind=diffusion cuts them off. "
-            "Set policy.head.options.clip=null or a bound of yours, or normalizer.mode=limits."
-        )
-    groups = {"normalizer.per_key": cfg.normalizer.per_key}
-    per_domain = cfg.normalizer.per_domain
-    if not OmegaConf.is_dict(per_domain):
-        raise UserError(f"normalizer.per_domain={show(per_domain)}: takes {{domain: {{key: mode}}}}.")
-    for name, modes in per_domain.items():
-        if name not in domain_names(cfg.domains):
-            raise UserError(
-                f"normalizer.per_domain: {name} is none of the domains {', '.join(domain_names(cfg.domains))}."
-            )
-        groups[f"normalizer.per_domain.{name}"] = modes
-    for where, modes in groups.items():
-        if not OmegaConf.is_dict(modes):
-            raise UserError(
-                f"{where}={show(modes)[:80]}: takes a mapping of keys to modes, e.g. {{eef_pos: gaussian}}."
-            )
-        for name, mode in modes.items():
-            if mode not in NORMALIZER_MODES:
-                raise UserError(f"{where}.{name}={mode}: takes {', '.join(NORMALIZER_MODES)}.")
 
 
 def _positive(weight: Any) -> bool:

@@ -1,10 +1,13 @@
-"""Every key of `policy`: what it sees, what it is made of; and what it may begin with of another one."""
+"""Every key of `policy`: what it sees, is made of, may begin with of another one; and the modes of statistics."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.errors import UserError
 from ppt_kit.keys import key, show
@@ -16,6 +19,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # what can be seen
 MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
+NORMALIZER_MODES = ("limits", "gaussian", "quantiles", "identity")
 # what can be taken of another policy
 PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
 
@@ -200,6 +204,36 @@ def check_policy(policy: Any) -> None:
     check_modalities(policy)
     if policy.width % policy.num_heads:
         raise UserError(f"policy.width={policy.width} is not a multiple of policy.num_heads={policy.num_heads}.")
+
+
+def check_normalizer(cfg: DictConfig, domains: Sequence[str]) -> None:
+    """Modes of the statistics that do not go together with the head, or of what is not there.
+
+    Raises:
+        UserError: the first that does not hold.
+    """
+    head, mode = cfg.policy.head, cfg.normalizer.mode
+    if head.kind == "diffusion" and mode in ("gaussian", "identity") and "clip" not in (head.options or {}):
+        raise UserError(
+            f"normalizer.mode={mode} lets actions leave [-1, 1], where policy.head.kind=diffusion cuts them off. "
+            "Set policy.head.options.clip=null or a bound of yours, or normalizer.mode=limits."
+        )
+    groups = {"normalizer.per_key": cfg.normalizer.per_key}
+    per_domain = cfg.normalizer.per_domain
+    if not OmegaConf.is_dict(per_domain):
+        raise UserError(f"normalizer.per_domain={show(per_domain)}: takes {{domain: {{key: mode}}}}.")
+    for name, modes in per_domain.items():
+        if name not in domains:
+            raise UserError(f"normalizer.per_domain: {name} is none of the domains {', '.join(domains)}.")
+        groups[f"normalizer.per_domain.{name}"] = modes
+    for where, modes in groups.items():
+        if not OmegaConf.is_dict(modes):
+            raise UserError(
+                f"{where}={show(modes)[:80]}: takes a mapping of keys to modes, e.g. {{eef_pos: gaussian}}."
+            )
+        for name, mode in modes.items():
+            if mode not in NORMALIZER_MODES:
+                raise UserError(f"{where}.{name}={mode}: takes {', '.join(NORMALIZER_MODES)}.")
 
 
 def check_pretrained(train: Any, policy: Any) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppt_kit.keys import key
-from ppt_kit.model_keys import PolicyConfig
+from ppt_kit.keys import MAX_SEED, key
+from ppt_kit.model_keys import NORMALIZER_MODES, PolicyConfig
+from ppt_kit.train_keys import OptimizerConfig, TrainConfig
 
 # the file in configs/ that is meant where none is named
 DEFAULT_CONFIG = "quickstart"
-# the next ones, of later episodes, still fit into the 32 bits that numpy's and simulators' generators take
-MAX_SEED = 2**31 - 1
-
-NORMALIZER_MODES = ("limits", "gaussian", "quantiles", "identity")
 
 # what numbers of a state or an action can be when the world is moved, and how many numbers one of each has
 PART_WIDTHS = {
@@ -68,6 +65,11 @@ class DatasetConfig:
         None, "folder for decoded rows (video, compressed arrays); null = $PPT_KIT_CACHE or ~/.cache/ppt_kit"
     )
     cache_gb: float = key(20.0, "what that folder may hold (GB); 0 = decode each row every time", low=0)
+    env: Any = key(
+        {},
+        "simulator to evaluate in, where the data does not say which it comes from, e.g. {simulator: gymnasium, "
+        "task: gym_pusht/PushT-v0}",
+    )
 
 
 @dataclass
@@ -96,65 +98,6 @@ RENAMED = {
 BEFORE_STEMS = ("policy.state_latents", "policy.cloud_latents")
 # what options of parts were by default while they were keys
 DEFAULT_OPTIONS = {"policy.head.options.loss": "l1"}
-
-
-@dataclass
-class OptimizerConfig:
-    lr: float = key(1e-4, "peak learning rate of AdamW", low=0, high=100)
-    betas: list[float] = key([0.95, 0.999], "AdamW betas")
-    eps: float = key(1e-8, "AdamW epsilon", low=0, high=1)
-    weight_decay: float = key(1e-6, "AdamW weight decay", low=0, high=100)
-    warmup_steps: int = key(500, "linear warm-up (optimizer steps), then cosine to zero", low=0)
-
-
-@dataclass
-class TrainConfig:
-    total_epochs: int = key(100, "passes over the training windows", low=1)
-    total_iters: int | None = key(None, "stop after this many optimizer steps; null = total_epochs decides", low=1)
-    epoch_iters: int | None = key(
-        None, "optimizer steps that count as one epoch; null = one pass over the windows", low=1
-    )
-    pretrained_dir: str | None = key(
-        None, "run folder (or model*.pth) to start from; averaged weights where it has some"
-    )
-    pretrained_parts: list[str] = key(["trunk"], "what to take of it: trunk, stems, heads, encoders")
-    pretrained_domain: str | None = key(
-        None, "whose stems and heads to take where no domain has the same name; null = the only one's", is_name=True
-    )
-    freeze_trunk: bool = key(False, "keep the pretrained trunk as it is, without its dropout")
-    freeze_stems: bool = key(False, "keep the pretrained stems as they are, without their dropout")
-    resume: str = key(
-        "never",
-        "auto = go on from the run folder's newest checkpoint, or start if there is none",
-        choices=("never", "auto"),
-    )
-    save_every_minutes: float = key(0.0, "minutes between saves beside save_interval; 0 = none", low=0)
-    on_nan: str = key("stop", "a loss that is not finite: stop the run, or skip its batch", choices=("stop", "skip"))
-    last_k_checkpoints: int = key(3, "model_{epoch}.pth files kept; 0 = all", low=0)
-    best_metric: str | None = key(
-        None,
-        "also keep the model_{epoch}.pth that is best by this, and call it model_best.pth: the lowest loss, the "
-        "highest success (of equal ones the later); null = success where train.eval_interval evaluates, else none",
-        choices=(None, "loss", "val_loss", "success"),
-    )
-    safetensors: bool = key(False, "write model.safetensors beside model.pth (averaged weights where they are kept)")
-    ema_decay: float = key(0.999, "decay of the averaged weights; 0 = none", low=0, high=0.99999)
-    val_interval: int = key(10, "epochs between validation losses; 0 = never", low=0)
-    eval_interval: int = key(
-        0, "epochs between evaluations in simulation, beside training in processes of their own; 0 = never", low=0
-    )
-    eval_episodes: int = key(20, "episodes a domain of each of those evaluations", low=1, high=1_000_000)
-    eval_procs: int = key(1, "processes of each of those evaluations, one thread each", low=1, high=1000)
-    eval_seed: int = key(
-        500_000,
-        "seed of their first episode: not those of scripts/eval_sim.py, which measure what is chosen by these",
-        low=0,
-        high=MAX_SEED,
-    )
-    eval_max_steps: int | None = key(
-        None, "longest of their episodes (control steps); null = as recorded", low=1, high=1_000_000
-    )
-    eval_execute_steps: int = key(4, "actions executed of each chunk in them", low=1, high=1000)
 
 
 @dataclass
@@ -273,23 +216,38 @@ class CollectConfig:
     max_steps: int | None = key(None, "longest episode (control steps); null = 200 in metaworld", low=1, high=1_000_000)
     num_points: int | None = key(None, "points of a cloud, 0 = no cloud; null = 512 in metaworld", low=0, high=100_000)
     use_color: bool | None = key(None, "store the points' colours; null = false in metaworld")
-    save_images: bool | None = key(None, "store rgb and metric depth of the camera; null = false in metaworld")
-    camera: str | None = key(
-        None, "camera of the scene; null = corner2 in metaworld, which is moved closer, as DP3 does"
+    save_images: Any = key(
+        None, "store pictures of each camera: true = rgb and metric depth, or rgb, or depth; null = false in metaworld"
+    )
+    camera: Any = key(
+        None, "camera of the scene, or several as a,b; null = corner2 in metaworld, which is moved closer, as DP3 does"
     )
     image_size: int | None = key(
         None, "height and width of the camera image (pixels); null = 128 in metaworld", low=16, high=4096
     )
-    goal_marker: bool | None = key(
+    goal_marker: str | None = key(
         None,
-        "show the goal's marker to the camera: reach needs it, elsewhere it gives the target away; "
-        "null = false in metaworld",
+        "where the goal's marker is drawn, into clouds too: auto = in the tasks where nothing else tells the goal "
+        "(list_tasks=true says which); null = auto in metaworld",
+        choices=(None, "auto", "all", "none"),
     )
+    list_tasks: bool = key(False, "print the table of the simulator's tasks, and collect nothing")
 
 
 @dataclass
 class EvalTrainConfig:
-    pretrained_dir: str | None = key(None, "run folder, or one model*.pth in it; required")
+    pretrained_dir: str | None = key(None, "run folder, or one model*.pth in it, or several as a,b; required")
+    model_names: list[str] = key(
+        [], "checkpoints of a run folder, e.g. [model_10,model_20]; all = every one; [] = model.pth"
+    )
+
+
+# what the block rollout_runner of a command calls a key of EvaluateConfig: another word for the same key
+ROLLOUT_RUNNER = {
+    "rollout_runner.episode_num": "episodes", "rollout_runner.max_timestep": "max_steps",
+    "rollout_runner.save_video": "videos", "rollout_runner.obs_mode": "obs_mode",
+    "rollout_runner.warmup_step": "warmup_steps",
+}  # fmt: skip
 
 
 @dataclass
@@ -298,12 +256,50 @@ class EvaluateConfig:
 
     train: EvalTrainConfig = field(default_factory=EvalTrainConfig)
     domains: str | None = key(None, "domains to evaluate, as a,b; null = all that the policy was trained on")
-    task: str | None = key(None, "task to run; null = the task each domain was recorded in", is_name=True)
-    episodes: int = key(20, "episodes a domain", low=1, high=1_000_000)
+    task: str | None = key(None, "task to run; null = the task each domain was recorded in")
+    env_names: list[str] = key([], "several tasks to run, e.g. [door-open,drawer-open]; [] = as task says")
+    episodes: int = key(
+        20, "episodes a domain and task; rollout_runner.episode_num is another word for it", low=1, high=1_000_000
+    )
     seed: int = key(100_000, "seed of the first episode; must not meet the demonstrations' seeds", low=0, high=MAX_SEED)
-    eval_mode: str = key("sequential", "one process, or several", choices=("sequential", "parallel"))
-    n_procs: int = key(2, "processes of eval_mode=parallel", low=1, high=1000)
-    max_steps: int | None = key(None, "longest episode (control steps); null = as recorded", low=1, high=1_000_000)
+    eval_mode: str = key(
+        "sequential",
+        "one process, or several: the same episodes to the bit; auto = by cores and episodes",
+        choices=("sequential", "parallel", "auto"),
+    )
+    n_procs: int | None = key(
+        None, "processes of eval_mode=parallel, most of eval_mode=auto; null = one a core", low=1, high=1000
+    )
+    batch_envs: int = key(
+        1,
+        "environments a process steps together, the policy asked once for all; last bits depend on it",
+        low=1,
+        high=1000,
+    )
+    retries: int = key(0, "how often an episode that ended in an error is run again", low=0, high=100)
+    episode_timeout_s: float | None = key(
+        None,
+        "longest time of an episode (s), beyond which it is an error; null = 3600 in several processes, none in one",
+        low=0.1,
+    )
+    max_steps: int | None = key(
+        None,
+        "longest episode (control steps); null = as recorded; rollout_runner.max_timestep is another word for it",
+        low=1,
+        high=1_000_000,
+    )
+    warmup_steps: int = key(
+        0,
+        "control steps of an episode in which the robot is held still before the policy acts; "
+        "rollout_runner.warmup_step is another word for it",
+        low=0,
+        high=1_000_000,
+    )
+    obs_mode: str | None = key(
+        None,
+        "what the policy is taken to see, e.g. pointcloud or rgb+depth: something else is refused; "
+        "rollout_runner.obs_mode is another word for it",
+    )
     execute_steps: int = key(4, "actions executed of each chunk before the next is asked for", low=1, high=1000)
     temporal_ensembling: bool = key(False, "ask at every step and average the overlapping chunks")
     delay: int = key(0, "control steps that inference takes; the chunk before is executed meanwhile", low=0, high=1000)
@@ -313,8 +309,28 @@ class EvaluateConfig:
     num_steps: int | None = key(None, "sampling steps of the head; null = as it was made", low=1, high=10_000)
     use_ema: bool = key(True, "averaged weights instead of the raw ones")
     zero_keys: list[str] = key([], "observations set to zero, e.g. pointcloud: the control experiment")
+    sentence: str | None = key(None, "what the policy is told; null = what the simulator says of the task")
+    stop_at_success: bool = key(True, "an episode ends with its first success; false = it goes on to max_steps")
+    controls: list[str] = key(
+        [], "floor and ceiling in the table: all, or some of hold, blind, no_<modality>, sentence, replay, expert"
+    )
     eval_log_name: str = key("eval", "name of the files in <run folder>/eval/", is_name=True)
-    videos: int = key(1, "episodes filmed a domain", low=0)
+    videos: int = key(
+        1, "episodes filmed a domain and task; -1 = all; rollout_runner.save_video (true = all) is another word", low=-1
+    )
+    compare: str | None = key(
+        None,
+        "another run folder, checkpoint or rows file, to be compared on the same goals, goal by goal until it is "
+        "decided or episodes are over; with several training runs as a,b of each, all episodes are run; none is filmed",
+    )
+    confidence: float = key(0.95, "of compare: of its intervals and of what it decides", low=0.5, high=0.999999)
+    margin: float | None = key(
+        None, "of compare: a difference of success rates that would not matter, e.g. 0.05", low=0.001, high=0.999
+    )
+    until_decided: bool = key(True, "of compare: end when it is decided; false = run all episodes")
+    differ_in: list[str] = key(
+        [], "of compare: what beside the weights may differ: options, max_steps, simulator, control"
+    )
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,10 +31,16 @@ from ppt_kit.sim.card import (
     weights_file,
 )
 from ppt_kit.sim.env import code_of
-from ppt_kit.sim.evaluate import EvaluateOptions, run_evaluation
+from ppt_kit.sim.evaluate import run_part
+from ppt_kit.sim.results import NOBODY
+from ppt_kit.sim.runner.controls import acting
+from ppt_kit.sim.runner.options import PartOptions
+from ppt_kit.targets import Target
 
 # hex digits that a trace has of what was seen, and of what was done, in one step
 SEEN = DONE = 4
+# what rows said before there were traces
+BEFORE_TRACES = ("success", "steps", "return", "actions_sha256")
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,9 @@ class Verification:
 
     Attributes:
         card: its path.
-        episodes: one dict an episode that was replayed: log_name, checkpoint, domain, task, seed, same, step (the first
-            that differs, from 1; None where none does, or it is not known), what (in words).
+        episodes: one dict an episode that was replayed: log_name, checkpoint (- where no policy acts), domain, task,
+            control, seed, same, step (the first that differs, from 1; None where none does, or it is not known), what
+            (in words).
         differences: of the weights, the simulator or the data: what the card stands on is something else here.
         surroundings: versions and machine that are not those of the card; episodes may be the same all the same.
         not_compared: what could not be looked at here, and why.
@@ -77,7 +85,8 @@ class Verification:
         for each in self.episodes:
             if not each["same"]:
                 where = f"from step {each['step']} on" if each["step"] else "somewhere"
-                lines.append(f"{each['task']}, seed {each['seed']}: {where}, {each['what']}")
+                under = f", {each['control']}" if each["control"] else ""
+                lines.append(f"{each['task']}{under}, seed {each['seed']}: {where}, {each['what']}")
         return "\n".join([*lines, "the same" if self.same else "not the same"])
 
 
@@ -85,6 +94,9 @@ def verify_card(
     place: str | Path, *, episodes: int = 3, eval_log_name: str | None = None, checkpoint: str | Path | None = None
 ) -> Verification:
     """Replays some of a card's episodes here, and compares what they stand on.
+
+    Each is run with the options that it was run with, controls too. A demonstration can be replayed only where the data
+    is; where it is not, that is said in `not_compared`.
 
     Args:
         place: a card.json, the folder that it is in, or a run folder.
@@ -110,12 +122,17 @@ def verify_card(
                 _add(found.differences, [f"simulator {spec['simulator']}: its file is another"])
             _compare_data(entry, policy, found)
             _compare_surroundings(card, entry, found)
-            found.episodes.extend(_replayed(entry, policy, count=episodes))
+            options = _options(entry)
+            absent = _absent(options, policy)
+            if absent is None:
+                found.episodes.extend(_replayed(entry, policy, options, count=episodes))
+            else:
+                _add(found.not_compared, [absent])
     return found
 
 
 def _find(place: Path) -> Path:
-    tried = [place] if place.is_file() else [place / CARD, place / "eval" / CARD]
+    tried = [place] if place.is_file() else [place / CARD, Target(place, place).out_dir / CARD]
     path = next((each for each in tried if each.is_file()), None)
     if path is None:
         raise UserError(
@@ -153,6 +170,8 @@ def _chosen(card: Mapping[str, Any], path: Path, *, log_name: str | None) -> lis
 def _load(entry: Mapping[str, Any], card: Path, checkpoint: str | Path | None) -> tuple[PPTPolicy, list[str]]:
     """The policy that acted, or the nearest to it, and in what it differs."""
     file = _file_of(entry, card, checkpoint)
+    if entry["weights"] == NOBODY:
+        return load_policy(file), []
     for use_ema in (True, False):
         policy = load_policy(file, use_ema=use_ema)
         parts = part_hashes(policy)
@@ -169,8 +188,8 @@ def _load(entry: Mapping[str, Any], card: Path, checkpoint: str | Path | None) -
 def _file_of(entry: Mapping[str, Any], card: Path, checkpoint: str | Path | None) -> Path:
     file = weights_file(checkpoint) if checkpoint is not None else Path(os.path.normpath(card.parent / entry["file"]))
     # the card may have been copied alone
-    if checkpoint is None and not file.is_file() and weights_file(entry["checkpoint"]).is_file():
-        file = weights_file(entry["checkpoint"])
+    if checkpoint is None and not file.is_file() and weights_file(entry["path"]).is_file():
+        file = weights_file(entry["path"])
     if not file.is_file():
         raise UserError(
             f"{file}: is gone, and {entry['log_name']} in {card} is of it (SHA-256 {entry['file_sha256']}). "
@@ -216,17 +235,35 @@ def _compare_surroundings(card: Mapping[str, Any], entry: Mapping[str, Any], fou
         _add(found.surroundings, told)
 
 
-def _replayed(entry: Mapping[str, Any], policy: PPTPolicy, *, count: int) -> Iterator[dict]:
-    known = {each.name for each in fields(EvaluateOptions)}
+def _options(entry: Mapping[str, Any]) -> PartOptions:
+    """What an evaluation's episodes were run with, whatever changes them.
+
+    Raises:
+        UserError: an option of another ppt_kit.
+    """
+    known = {each.name for each in fields(PartOptions)}
     strange = next((name for name in entry["evaluate"] if name not in known), None)
     if strange is not None:
         raise UserError(f"{entry['log_name']}: was evaluated with {strange}, which this ppt_kit does not know.")
-    options = EvaluateOptions(**entry["evaluate"])
+    return PartOptions(**entry["evaluate"])
+
+
+def _absent(options: PartOptions, policy: PPTPolicy) -> str | None:
+    """Why the demonstrations cannot be replayed that an evaluation consists of; None where they can, or it does not."""
+    try:
+        acting(options.control, policy, str(options.domain))
+    except UserError as error:
+        return f"the control {options.control}: {error}"
+    return None
+
+
+def _replayed(entry: Mapping[str, Any], policy: PPTPolicy, options: PartOptions, *, count: int) -> Iterator[dict]:
     for episode in _spread([each for each in entry["episodes"] if each["error"] is None], count):
-        row = run_evaluation(policy, replace(options, seed=episode["seed"], episodes=1)).rows[0]
+        row = run_part(policy, replace(options, seed=episode["seed"], episodes=1)).rows[0]
         step, what = departs(episode, row)
         yield {
-            **{name: entry[name] for name in ("log_name", "checkpoint", "domain", "task")}, "seed": episode["seed"],
+            **{name: entry[name] for name in ("log_name", "checkpoint", "domain", "task", "control")},
+            "seed": episode["seed"],
             "same": what == "", "step": step, "what": what,
         }  # fmt: skip
 
@@ -244,10 +281,13 @@ def departs(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[int | No
             begun = "its first observation" if step == 1 else "after the same actions another observation"
             return step, f"{begun}: the simulator or its rendering differs"
         if a != b:
-            return step, "after the same observations another action: the policy's arithmetic differs"
+            why = "who acts does otherwise" if here.get("checkpoint") == NOBODY else "the policy's arithmetic differs"
+            return step, f"after the same observations another action: {why}"
     if len(one) != len(other) and one and other:
         return min(len(one), len(other)) + 1, f"it ends after {len(other)} steps here, after {len(one)} there"
-    wrong = [name for name in REPLAYED if there[name] != here[name]]
+    names = REPLAYED if there["trace"] is not None else BEFORE_TRACES
+    # as the card has them: a number that is none is the same as itself there
+    wrong = [name for name in names if json.dumps(there[name]) != json.dumps(here[name])]
     if not wrong:
         return None, ""
     return None, ", ".join(f"{name} {str(there[name])[:40]} there, {str(here[name])[:40]} here" for name in wrong)

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.errors import UserError
 from ppt_kit.keys import leaves_of, type_name, unwrap
-from ppt_kit.schema import RENAMED, Config
+from ppt_kit.schema import RENAMED, ROLLOUT_RUNNER, Config, EvaluateConfig
 
 # numbers as everybody reads them: YAML has others, which make 8 of 010, 90 of 1:30 and 16 of 0x10
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -61,11 +61,12 @@ def parse_words(words: Sequence[str], *, schema: type = Config, beside: Sequence
             name = name.replace("-", "_")
         _check_key(name, word, is_whole=bool(equals) or dashes)
         if not equals:
-            text = _text_behind(rest, name, leaves, beside)
+            text = _text_behind(rest, name, leaves, (*beside, *(ROLLOUT_RUNNER if schema is EvaluateConfig else ())))
         elif text.startswith("="):
             raise UserError(f"{_said(word)} has two signs of equality. Type {name}={text.lstrip('=')}.")
         pairs.append((name, text))
-    _refuse_two_values(pairs)
+    _refuse_two_values(pairs, schema)
+    pairs = [_own_word(name, text, schema) for name, text in pairs]
     return pairs
 
 
@@ -172,11 +173,26 @@ def _text_behind(rest: list[str], name: str, leaves: dict, beside: Sequence[str]
     return "true"
 
 
-def _refuse_two_values(pairs: list[tuple[str, str]]) -> None:
-    given: dict[str, str] = {}
+def _own_word(name: str, text: str, schema: type) -> tuple[str, str]:
+    """A pair in the schema's own words, where another program's are another word for one of its keys."""
+    if schema is not EvaluateConfig or name not in ROLLOUT_RUNNER:
+        return name, text
+    flags = {**dict.fromkeys(("true", "True"), "-1"), **dict.fromkeys(("false", "False"), "0")}
+    return ROLLOUT_RUNNER[name], flags.get(text, text) if name.endswith("save_video") else text
+
+
+def _refuse_two_values(pairs: list[tuple[str, str]], schema: type) -> None:
+    given: dict[str, tuple[str, str, str]] = {}
     for name, text in pairs:
-        if given.setdefault(name, text) != text:
-            raise UserError(f"{name} is given twice, as {_short(given[name])} and as {_short(text)}. Give it once.")
+        own, value = _own_word(name, text, schema)
+        first, said, before = given.setdefault(own, (name, text, value))
+        if before == value:
+            continue
+        if first == name:
+            raise UserError(f"{name} is given twice, as {_short(said)} and as {_short(text)}. Give it once.")
+        raise UserError(
+            f"{first}={_short(said)} and {name}={_short(text)} are two words for one key. Give one of them."
+        )
 
 
 def _typed(text: str, kind: Any, *, where: str) -> Any:

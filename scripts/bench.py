@@ -4,17 +4,23 @@ import sys
 
 import cli
 from benches.bigstore import BigStoreBench, bigstore
+from benches.compare import CompareBench, compare
 from benches.engine import EngineBench, engine
+from benches.evaluation import EvaluationBench, evaluation
 from benches.features import FeaturesBench, features
+from benches.language import LanguageBench, language
 from benches.loader import LoaderBench, loader
 from benches.planar import PlanarBench, planar
 from benches.policy import PolicyBench, policy
+from benches.rollout import RolloutBench, rollout
 from benches.success import SuccessBench, success
 
 WAYS = {
     "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),
     "features": (features, FeaturesBench), "policy": (policy, PolicyBench), "planar": (planar, PlanarBench),
-    "success": (success, SuccessBench),
+    "success": (success, SuccessBench), "language": (language, LanguageBench),
+    "evaluation": (evaluation, EvaluationBench), "compare": (compare, CompareBench),
+    "rollout": (rollout, RolloutBench),
 }  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
 ABOUT = f"Speed and memory, side by side in one run (ratios are what to read), and learning: {USAGE}."

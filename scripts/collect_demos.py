@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 
 def main(cfg: DictConfig) -> None:
+    if cfg.list_tasks:
+        from ppt_kit.sim.simulators.tasks import tasks
+
+        print(tasks(cfg.simulator).to_string(index=False))
+        return
     with stops_raise():
         from ppt_kit.sim.collect import collect_demos
 

@@ -1,21 +1,21 @@
-"""A checkpoint's success rate in simulation: `eval_sim.py train.pretrained_dir=outputs/models/<domain>/<suffix>`."""
+"""Checkpoints' success rates in simulation: `eval_sim.py train.pretrained_dir=outputs/models/<domain>/<suffix>`."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
 
 from ppt_kit.errors import UserError
-from ppt_kit.files import check_place
 from ppt_kit.schema import EvaluateConfig
 from ppt_kit.signals import stops_raise
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from ppt_kit.sim.evaluate import EvaluateOptions
+    from ppt_kit.sim.results import Evaluation
 
 
 def main(cfg: DictConfig) -> int:
@@ -24,46 +24,70 @@ def main(cfg: DictConfig) -> int:
 
 
 def evaluated(cfg: DictConfig) -> int:
-    if not cfg.train.pretrained_dir:
-        raise UserError(
-            "train.pretrained_dir is empty. Type train.pretrained_dir=<run folder>, "
-            "e.g. outputs/models/button-press-topdown/exp1."
-        )
-    from ppt_kit.checkpoint import load_policy
-    from ppt_kit.checks import domain_names
+    if cfg.compare is not None:
+        return compared(cfg)
     from ppt_kit.config import typed
-    from ppt_kit.sim.evaluate import check_evaluation, run_evaluation
     from ppt_kit.sim.results import success_table
+    from ppt_kit.targets import evaluate_all, targets_of
 
-    folder = Path(cfg.train.pretrained_dir)
-    policy = load_policy(folder, use_ema=cfg.use_ema)
-    out_dir = (folder if folder.is_dir() else folder.parent) / "eval"
-    check_place(out_dir, key="train.pretrained_dir")
-    domains = domain_names(cfg.domains) if cfg.domains else policy.domains
-    evaluations = [options_of(typed(cfg), domain=domain, out_dir=out_dir) for domain in domains]
-    # the first is checked as it begins; what is wrong with another is told before hours of it
-    for options in evaluations[1:]:
-        check_evaluation(policy, options)
-    results = [run_evaluation(policy, options) for options in evaluations]
+    results = evaluate_all(typed(cfg))
     print(success_table(results).to_string(index=False, float_format="%.3f"))
-    print(f"rows, summary and videos: {out_dir}")
+    for result in results:
+        for said in detailed(result):
+            print(said)
+    folders = list(dict.fromkeys(target.out_dir for target in targets_of(cfg.train.pretrained_dir)))
+    print(f"rows, summary, videos and figure: {', '.join(map(str, folders))}")
+    for suffix in ("png", "svg"):
+        draw(results, folders[0] / f"{cfg.eval_log_name}.{suffix}")
     return 1 if all(row["error"] for result in results for row in result.rows) else 0
 
 
-def options_of(cfg: EvaluateConfig, *, domain: str, out_dir: Path) -> EvaluateOptions:
-    from ppt_kit.sim.evaluate import EvaluateOptions
+def compared(cfg: DictConfig) -> int:
+    """Prints what each comparison found; writes it, and its figure, beside the rows of the first."""
+    from ppt_kit.comparing import comparisons, place_of_results
+    from ppt_kit.config import typed
+    from ppt_kit.files import check_place, write_text, write_whole
+    from ppt_kit.notebook.comparison import plot_comparison
 
-    return EvaluateOptions(
-        task=cfg.task, domain=domain, episodes=cfg.episodes, seed=cfg.seed, max_steps=cfg.max_steps,
-        execute_steps=cfg.execute_steps, temporal_ensembling=cfg.temporal_ensembling, delay=cfg.delay,
-        real_time_chunking=cfg.real_time_chunking, num_steps=cfg.num_steps, zero_keys=cfg.zero_keys, videos=cfg.videos,
-        n_procs=cfg.n_procs if cfg.eval_mode == "parallel" else 1, log_name=cfg.eval_log_name, out_dir=out_dir,
-    )  # fmt: skip
+    out_dir = place_of_results(typed(cfg))
+    check_place(out_dir, key="train.pretrained_dir")
+    for name, result in comparisons(typed(cfg)):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        text, picture = (out_dir / f"{name}.{ending}" for ending in ("txt", "png"))
+        write_text(text, f"{result}\n")
+        write_whole(picture, partial(plot_comparison(result).savefig, format="png", dpi=120))
+        print(f"{result}\n{text}, {picture}", flush=True)
+    return 0
+
+
+def detailed(result: Evaluation) -> list[str]:
+    """A line for the policy, and one for each control."""
+    from ppt_kit.sim.results import Evaluation, details
+
+    who = dict.fromkeys((row["checkpoint"], row["task"], row["control"]) for row in result.rows)
+    return [
+        f"{checkpoint if control is None else control} on {task}: "
+        + details(Evaluation([row for row in result.rows if (row["task"], row["control"]) == (task, control)]))
+        for checkpoint, task, control in who
+    ]
+
+
+def draw(results: list[Evaluation], path: Path) -> None:
+    """Success over checkpoints where there are several, else a bar for each task and control."""
+    from ppt_kit.files import write_whole
+    from ppt_kit.notebook.plots import plot_checkpoints, plot_success
+
+    acted = {row["checkpoint"] for result in results for row in result.rows if row["control"] is None}
+    figure = plot_checkpoints(results) if len(acted) > 1 else plot_success(results)
+    try:
+        write_whole(path, lambda beside: figure.savefig(beside, dpi=120, format=path.suffix[1:]))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}. The rows are kept; make room and type the same again.") from None
 
 
 if __name__ == "__main__":
     cli.run(
         main,
         schema=EvaluateConfig,
-        about="Runs a checkpoint in the simulator it was recorded in, on seeds that no demonstration had.",
+        about="Runs checkpoints in the simulator they were recorded in, on seeds that no demonstration had.",
     )

@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-python3}
 }
 echo "installing the pinned packages into .venv (2-4 minutes the first time) ..."
 # torch's pin stands in the same command as deepspeed: a range would let pip take a newer torch
-.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[sim,notebook,backbones,diffusion,test]' torch==2.13.0 \
+.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[sim,gym,notebook,backbones,diffusion,test]' torch==2.13.0 \
   > .venv/install.log 2>&1 &
 installing=$!
 while kill -0 "$installing" 2>/dev/null; do
@@ -46,6 +46,15 @@ if ! renders; then
     echo "error: MuJoCo cannot render here. On Debian or Ubuntu: sudo apt-get install libegl1 libgl1-mesa-dri" >&2
     exit 2
   }
+fi
+
+has_pusht() { .venv/bin/python -c 'import gym_pusht' > .venv/pusht.log 2>&1; }
+if ! has_pusht; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    echo "installing what OpenCV needs (apt-get install libgl1 libglib2.0-0) ..."
+    { apt-get update -qq && apt-get install -y -qq libgl1 libglib2.0-0; } >> .venv/apt.log 2>&1 || true
+  fi
+  has_pusht || echo "note: PushT cannot be used here, its tests are skipped. On Debian or Ubuntu: sudo apt-get install libgl1 libglib2.0-0"
 fi
 touch .venv/ready
 echo "ready in $SECONDS s"

@@ -128,6 +128,42 @@ def lab_with(tmp_path, monkeypatch):
     forget_my_lab()
 
 
+def untrained_run(folder: Path, text: str, simulator: str, *words: str, episodes: int = 3, **options) -> Path:
+    """A run folder whose policy has learned nothing, recorded in a simulator of `folder`/my_lab/sim.py.
+
+    Args:
+        text: of that file.
+        simulator: the class in it.
+        words: of the training.
+        options: of collecting, task among them.
+    """
+    import contextlib
+
+    from omegaconf import OmegaConf
+
+    import ppt_kit as ppt
+    from ppt_kit.checkpoint import save_model
+    from ppt_kit.train.assemble import card_of, new_policy, open_sources, statistics
+
+    run_dir = folder / "run"
+    for place in (folder / "my_lab", run_dir):
+        place.mkdir()
+    (folder / "my_lab/sim.py").write_text(text)
+    with contextlib.chdir(folder):
+        before = list(sys.path)
+        domain = ppt.collect(simulator=f"my_lab.sim:{simulator}", episodes=episodes, **options).path.stem
+        cfg = ppt.load_config("quickstart", *latest(*SMALL_WORDS, "dataset_path=data", f"domains={domain}", *words))
+        sources = open_sources(cfg, run_dir)
+        stats = statistics(sources)
+        policy, _ = new_policy(sources, stats)
+        content = {"policy": policy.state_dict(), "ema": None, "step": 1, "epoch": 1}
+        content |= card_of(sources.train_set, policy, config=OmegaConf.to_container(cfg, resolve=True), stats=stats)
+        save_model(run_dir, content, epoch=1, keep_last=0)
+        sys.path[:] = before
+    forget_my_lab()
+    return run_dir
+
+
 def run_script(
     *words: str, cwd: Path = ROOT, timeout: int = 300, env: dict | None = None
 ) -> subprocess.CompletedProcess:

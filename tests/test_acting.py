@@ -369,10 +369,10 @@ def test_a_flow_head_is_trained_and_evaluated_with_what_was_and_what_will_be_exe
         "policy.history=inpaint", "policy.max_delay=2",
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):
-        rows = ppt.evaluate(policy, episodes=2, max_steps=12, delay=2, num_steps=2).rows
+        rows = ppt.evaluate(policy, episodes=2, max_steps=12, delay=2, num_steps=2).untimed
     assert [row["error"] for row in rows] == [None, None]
     assert rows[0]["options"].startswith("execute_steps=4 delay=2 num_steps=2 max_steps=12 ")
     assert "without training for it" not in caplog.text
-    again, other = (ppt.evaluate(policy, episodes=2, max_steps=12, delay=2, num_steps=n).rows for n in (2, 3))
+    again, other = (ppt.evaluate(policy, episodes=2, max_steps=12, delay=2, num_steps=n).untimed for n in (2, 3))
     assert again == rows
     assert other[0]["actions_sha256"] != rows[0]["actions_sha256"]

@@ -74,7 +74,7 @@ def card_of(lab):
 def test_what_a_card_says_is_so(lab):
     run_dir, (entry,) = lab / "runs/a/run", card_of(lab)["evaluations"]
     assert entry["file_sha256"] == hashlib.sha256((run_dir / "model.pth").read_bytes()).hexdigest()
-    assert entry["seeds"] == list(range(100_000, 100_006))
+    assert [episode["seed"] for episode in entry["episodes"]] == list(range(100_000, 100_006))
     rows = [json.loads(line) for line in (run_dir / "eval/eval.jsonl").read_text().splitlines()]
     for episode, row in zip(entry["episodes"], rows, strict=True):
         assert all(episode[name] == row[name] for name in ("seed", "success", "steps", "return", "actions_sha256"))
@@ -164,8 +164,8 @@ def sealed(card):
 
 
 ROW = {
-    "seed": 1, "error": None, "success": True, "steps": 2, "return": 1.0, "subtasks": {}, "actions_sha256": "ab",
-    "trace": "1111222233334444",
+    "seed": 1, "error": None, "success": True, "success_last": True, "success_step": 2, "steps": 2, "return": 1.0,
+    "subtasks": {}, "scores": {"lowest": float("nan")}, "actions_sha256": "ab", "trace": "1111222233334444",
 }  # fmt: skip
 
 
@@ -179,6 +179,8 @@ ROW = {
         ({"trace": "11112222", "steps": 1}, 2, "it ends after 1 steps here, after 2 there"),
         ({"return": 1.0000000000000002}, None, "return 1.0 there, 1.0000000000000002 here"),
         ({"trace": None, "actions_sha256": "cd"}, None, "actions_sha256 ab there, cd here"),
+        ({"scores": {"lowest": float("nan")}}, None, ""),
+        ({"success_step": 1}, None, "success_step 2 there, 1 here"),
         ({"error": "no screen"}, None, "it could not be run here: no screen"),
     ],
 )
@@ -235,5 +237,5 @@ def test_an_evaluation_that_goes_on_keeps_what_its_first_episodes_were_run_with(
     rows_file.write_text("".join(json.dumps(row | {"made_with": "0123abcd"}) + "\n" for row in rows[:2]))
     ppt.evaluate(ppt.load_policy("runs/a/run"), episodes=3, out_dir="runs/a/run/eval")
     entry = card_of(lab)["evaluations"][-1]
-    assert [each["made_with"] == "0123abcd" for each in entry["episodes"]] == [True, True, False]
+    assert [each["made_with"] == "0123abcd" for each in entry["episodes"]] == [True, True, False, False, False, False]
     assert any("run with 0123abcd" in each for each in ppt.verify_card("runs/a/run", episodes=1).surroundings)

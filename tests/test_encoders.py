@@ -240,6 +240,8 @@ def test_the_weights_of_a_folder_give_what_transformers_gives(tmp_path, kind):
         (["weights={resnet}"], "is a resnet, and .* takes a dinov2"),
         (["hiden_size=3"], "no such option; it takes weights, size, shared, hidden_size"),
         (["hidden_size=-3"], "no such backbone can be made"),
+        (["num_hidden_layers=-1"], "num_hidden_layers takes a whole number, at least 1"),
+        (["hidden_size=32", "num_attention_heads=3"], "hidden_size takes a multiple of num_attention_heads"),
         (["hidden_size=wide"], "no such backbone can be made"),
         (["weights=5"], "weights=5: takes a folder, or a name on the hub"),
         (["shared=3"], "shared=3: takes true or false"),

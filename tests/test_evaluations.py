@@ -18,9 +18,9 @@ from test_tracking import whole_file
 import ppt_kit as ppt
 from ppt_kit.checkpoint import load_model
 from ppt_kit.errors import UserError
-from ppt_kit.schema import TrainConfig
 from ppt_kit.tracking import Tracker, read_metrics
 from ppt_kit.train.evaluations import Evaluations
+from ppt_kit.train_keys import TrainConfig
 
 # success: whether the policy's first action is above what the seed draws; the file `mood` says what goes wrong
 SIM = """

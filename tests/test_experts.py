@@ -6,18 +6,12 @@ import pytest
 
 from ppt_kit.sim.collect import expert_episode
 from ppt_kit.sim.env import close_env, make_env
-from ppt_kit.sim.simulators.metaworld import TASKS
-
-# of ten seeds within 200 steps, measured; all others all ten
-LEAST = {
-    "bin-picking": 8, "box-close": 8, "peg-insert-side": 8, "soccer": 8, "sweep-into": 8, "stick-pull": 7,
-    "push-back": 4,
-}  # fmt: skip
+from ppt_kit.sim.simulators.metaworld_tasks import EXPERT_EPISODES, EXPERT_STEPS, TASKS
 
 
 def solved(task, seeds):
     """How many of the seeds the expert solves; physics alone, nothing is rendered."""
-    env = make_env({"simulator": "metaworld", "task": task, "num_points": 0})
+    env = make_env({"simulator": "metaworld", "task": task, "num_points": 0, "max_steps": EXPERT_STEPS})
     try:
         return sum(expert_episode(env, seed=seed) is not None for seed in seeds)
     finally:
@@ -32,5 +26,6 @@ def test_an_expert_that_needs_its_goal_sees_it(task):
 
 @pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
-def test_the_expert_of_every_task_solves_it(task):
-    assert solved(task, range(10)) >= LEAST.get(task, 10)
+def test_the_expert_of_every_task_succeeds_as_often_as_the_table_says(task):
+    """An episode at the edge may go the other way on another processor."""
+    assert abs(solved(task, range(EXPERT_EPISODES)) - TASKS[task].expert_wins) <= 1

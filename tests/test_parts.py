@@ -31,7 +31,7 @@ SMALL = (
 EVALUATE = """
 import ppt_kit as ppt
 policy = ppt.load_policy("outputs/models/{domain}/run")
-rows = [ppt.evaluate(policy, episodes=3, n_procs=n).rows for n in (1, 2)]
+rows = [ppt.evaluate(policy, episodes=3, n_procs=n).untimed for n in (1, 2)]
 print([row["error"] for row in rows[0]], rows[0] == rows[1], all(row["actions_sha256"] for row in rows[0]))
 """
 
@@ -71,8 +71,9 @@ def run_of_a_head(lab, tmp_path_factory):
     return told, shutil.copytree(lab / "outputs/models/reach/run", tmp_path_factory.mktemp("head") / "run")
 
 
-def test_the_recipes_are_four_and_short():
-    assert sorted(RECIPES) == ["my_lab/csv_episodes.py", "my_lab/heads.py", "my_lab/sim.py", "my_lab/stems.py"]
+def test_the_recipes_are_six_and_short():
+    names = ("csv_episodes", "experts", "heads", "robot", "sim", "stems")
+    assert sorted(RECIPES) == [f"my_lab/{name}.py" for name in names]
     assert all(len(code.strip().splitlines()) <= 15 for code in RECIPES.values())
 
 
@@ -99,6 +100,37 @@ def test_a_stem_of_the_users(lab):
 
 def test_a_simulator_of_the_users(lab):
     assert trained(lab) == RAN
+
+
+def test_an_expert_of_the_users_for_an_environment_of_gymnasium(lab):
+    words = ("simulator=gymnasium", "task=Pendulum-v1", "options.expert=my_lab.experts:Upright", "episodes=2")
+    done = run_script(str(ROOT / "scripts/collect_demos.py"), *words, "options.success='return>=-600'", cwd=lab)
+    assert done.returncode == 0, done.stderr
+    assert "data/Pendulum-v1.zarr: 2 demonstrations, 400 steps" in done.stdout
+
+
+ACT = """
+import numpy as np, ppt_kit as ppt
+from my_lab.robot import MyRobot
+
+class Arm:
+    def go_home(self): self.at, self.held = np.zeros(2, np.float32), 0
+    def position(self): return self.at
+    def goal(self): return np.ones(2, np.float32)
+    def move_by(self, way): self.at = self.at + way.astype(np.float32)
+    def hold(self): self.held += 1
+
+arm = Arm()
+ran = ppt.PolicyRunner(ppt.load_policy("outputs/models/reach/run"), MyRobot(arm), hz=10).run(max_steps=15)
+print(0 < ran.steps <= 15, ran.success, arm.held, bool(arm.at.any()), list(ran.timing.index))
+"""
+
+
+def test_a_robot_of_the_users(lab):
+    assert trained(lab) == RAN
+    ran = subprocess.run([sys.executable, "-c", ACT], cwd=lab, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.strip() == "True None 1 True ['period', 'lateness', 'environment', 'latency']"
 
 
 def test_a_dataset_format_of_the_users(lab):

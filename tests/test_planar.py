@@ -152,3 +152,33 @@ def test_the_success_bench_adds_rows_with_control_and_interval(tmp_path):
     assert "| detour | mlp        | default | 0 % [0, 66]    | 0 %     | 2 from 100000 |" in table[2]
     evaluated = ppt.read_metrics(tmp_path / rows[0]["run_dir"], "train")
     assert evaluated["step"].iloc[-1] == 2
+
+
+def test_a_policy_can_be_told_something_else_than_the_simulator_says(tmp_path):
+    """The same words are the same episode to the bit, other words another one; who hears none is told so."""
+    folder, small = tmp_path / "data", ["policy.width=16", "policy.num_heads=2", "train.total_epochs=1"]
+    ppt.collect("detour", simulator="planar", episodes=2, dataset_path=folder)
+    hears = ["policy.stems.language.kind=sentence", "policy.encoders.language.kind=minilm"]
+    policies = {}
+    for name, words in (("hears", hears), ("deaf", [])):
+        cfg = ppt.load_config(
+            "planar", f"dataset_path={folder}", f"output_dir={tmp_path}", f"suffix={name}", *small, *words,
+            "wandb.mode=disabled",
+        )  # fmt: skip
+        run = ppt.UnifiedTrainer(cfg, mode="single")
+        run.run()
+        policies[name] = ppt.load_policy(run.run_dir)
+    acted = {
+        told: ppt.evaluate(policies["hears"], episodes=1, max_steps=5, sentence=told).rows[0]["actions_sha256"]
+        for told in (None, "go round the obstacle to the goal", "stay", "")
+    }
+    told = ppt.evaluate(policies["hears"], episodes=1, max_steps=5, controls=["sentence"]).rows
+    turned = ppt.evaluate(policies["hears"], episodes=1, max_steps=5, sentence="round the obstacle to the goal go").rows
+    assert [row["control"] for row in told] == [None, "sentence"]
+    assert told[1]["actions_sha256"] == turned[0]["actions_sha256"] != acted[None]
+    assert acted[None] == acted["go round the obstacle to the goal"]
+    assert len(set(acted.values())) == 3
+    both = [ppt.evaluate(policies["hears"], episodes=1, max_steps=5, sentence=told) for told in (None, "stay")]
+    assert list(ppt.success_table(both)["control"]) == ["-", "told 'stay'"]
+    with pytest.raises(UserError, match="sentence='stay': this policy hears none; it sees state"):
+        ppt.evaluate(policies["deaf"], sentence="stay")

@@ -732,7 +732,7 @@ def test_what_a_script_imports_before_it_can_be_stopped_takes_no_time():
     ids=str,
 )
 def test_a_renderer_that_is_not_there_is_one_line(monkeypatch, env, says):
-    from ppt_kit.sim import rendering
+    from ppt_kit.sim.simulators import rendering
 
     monkeypatch.setattr(rendering.sys, "modules", {})
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM"):
@@ -740,7 +740,7 @@ def test_a_renderer_that_is_not_there_is_one_line(monkeypatch, env, says):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=re.escape(says)):
-        rendering.need_renderer()
+        rendering.choose_renderer()
 
 
 @pytest.mark.parametrize(

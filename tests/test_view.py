@@ -112,7 +112,7 @@ def test_what_a_policy_does_not_see_is_not_rendered_and_the_rest_is_the_same_to_
     rendered = []
     for name in ("depth", "rgb"):
         draw = getattr(env, f"_{name}")
-        setattr(env, f"_{name}", lambda draw=draw, name=name: rendered.append(name) or draw())
+        setattr(env, f"_{name}", lambda camera, draw=draw, name=name: rendered.append(name) or draw(camera))
     try:
         show_only(env, view.needs())
         reading, all_of_it = env.reset(7), whole.reset(7)

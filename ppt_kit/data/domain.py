@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +32,10 @@ class Domain:
             column and gives it, for a training that leaves such batches out.
     """
 
-    def __init__(self, name: str, store: EpisodeStore, view: View):
+    def __init__(self, name: str, store: EpisodeStore, view: View, *, env: Mapping[str, Any] | None = None):
+        """`env`: the simulator that the data comes from, where it does not say."""
         self.name, self.store, self.view = name, store, view
+        self._env = dict(env) if env else None
         self.spec: Spec = view.spec
         self.columns = view.columns()
         self.on_nan, self._told = "stop", set[str]()
@@ -98,7 +100,7 @@ class Domain:
 
     def source(self) -> dict[str, Any]:
         """What was recorded with the data: simulator, seeds of the demonstrations."""
-        return {"env": self.store.attrs.get("env"), "seeds": self.store.attrs.get("seeds", [])}
+        return {"env": self.store.attrs.get("env") or self._env, "seeds": self.store.attrs.get("seeds", [])}
 
 
 def seen_through(
@@ -117,7 +119,7 @@ def seen_through(
     sizes = {column: _pixels(store, column) for column in (*rgb.values(), *depth.values())}
     seen = replace(seen, rgb=rgb, depth=depth, sizes=sizes)
     if "pointcloud" not in modalities:
-        return Domain(name, store, seen)
+        return Domain(name, store, seen, env=options.env)
     cloud = dict(columns.cloud)
     if "pos" not in cloud:
         made = _made_from(columns, options, channels=channels)
@@ -126,7 +128,8 @@ def seen_through(
     wanted = ["pos"] + ["colors"] * (channels >= 6) + ["seg"] * (channels == 5)
     cloud = {part: cloud[part] for part in wanted if part in cloud}
     range_ = _color_range(store, cloud) if channels >= 6 and seen.made_from is None else 1.0
-    return Domain(name, store, replace(seen, cloud=cloud, points=points, channels=channels, color_range=range_))
+    seen = replace(seen, cloud=cloud, points=points, channels=channels, color_range=range_)
+    return Domain(name, store, seen, env=options.env)
 
 
 def _pixels(store: EpisodeStore, column: str) -> tuple[int, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,14 +31,24 @@ class Actor:
         domain: name, or position in `policy.domains`.
         num_envs: N.
         execution: how chunks are executed; None = 4 actions of each, open loop.
+        padded: ask for all N whenever one needs a chunk, what is not needed is dropped: an environment's actions then
+            depend on N and its place among them alone, to the bit, and not on who else needs one.
     Attributes:
         horizon: frames and actions of a chunk.
+        calls, latency_s: (N,) how often the policy was asked in this episode, and how long that took (s).
+        share_s: (N,) the same time, that of each call shared among those that it was for (s).
     Raises:
         UserError: a chunk does not hold so many actions, or the head cannot do what is asked.
     """
 
     def __init__(
-        self, policy: PPTPolicy, *, domain: str | int = 0, num_envs: int = 1, execution: Execution | None = None
+        self,
+        policy: PPTPolicy,
+        *,
+        domain: str | int = 0,
+        num_envs: int = 1,
+        execution: Execution | None = None,
+        padded: bool = False,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: at least one environment is needed")
@@ -50,6 +62,8 @@ class Actor:
         self._executors = [ChunkExecutor(self.horizon, self.execution, history=history) for _ in range(num_envs)]
         self._frames: list[deque[Frame]] = [deque(maxlen=self.horizon.observation) for _ in range(num_envs)]
         self._seeds = list(range(num_envs))
+        self.padded, self.calls = padded, np.zeros(num_envs, np.int64)
+        self.latency_s, self.share_s = np.zeros(num_envs), np.zeros(num_envs)
 
     @property
     def num_envs(self) -> int:
@@ -78,6 +92,7 @@ class Actor:
         for i in which:
             self._executors[i].reset()
             self._frames[i].clear()
+            self.calls[i], self.latency_s[i], self.share_s[i] = 0, 0, 0
 
     @torch.no_grad()
     def act(self, frames: Frame | Sequence[Frame | None]) -> np.ndarray:
@@ -99,7 +114,7 @@ class Actor:
             self._frames[i].append(each[i])  # type: ignore[arg-type]
         due = [i for i in awake if self._executors[i].is_due]
         if due:
-            for i, chunk in zip(due, self._ask(due)):
+            for i, chunk in zip(due, self._timed_ask(due)):
                 self._executors[i].add(chunk)
         actions = np.full((self.num_envs, self._action_dim), np.nan)
         for i in awake:
@@ -113,25 +128,70 @@ class Actor:
     def _apart(self, frames: Frame | Sequence[Frame | None]) -> Sequence[Frame | None]:
         return [_row(frames, i) for i in range(_height(frames))] if isinstance(frames, Mapping) else frames
 
-    def _ask(self, due: Sequence[int]) -> np.ndarray:
+    def _timed_ask(self, due: Sequence[int]) -> np.ndarray:
         """(len(due), Ta, Da) the next chunks of these environments."""
-        device = next(self.policy.parameters()).device
-        windows = [self._window(i) for i in due]
-        seeds = [sample_seeds(self._seeds[i], self._executors[i].step, np.zeros(1, np.int64))[0] for i in due]
-        known = [self._executors[i].known(self._action_dim) for i in due]
-        # a policy of another make, which takes neither, is asked for neither
-        asked: dict[str, Any] = {} if self.execution.num_steps is None else {"num_steps": self.execution.num_steps}
-        if known[0] is not None:
-            asked["known"] = torch.from_numpy(np.stack(known)).to(device)  # type: ignore[arg-type]
-        seen = [name for name in self.policy.modalities if name in windows[0][0]]
-        obs = {name: _stacked([[frame[name] for frame in window] for window in windows], device) for name in seen}
-        chunks = self.policy.act(obs, self.domain, seeds=torch.from_numpy(np.array(seeds)).to(device), **asked)
-        return chunks.cpu().numpy()
+        began = time.perf_counter()
+        # in the place of one that needs none stands one that does
+        rows = [i if i in due else due[0] for i in range(self.num_envs)] if self.padded else due
+        chunks = self._ask(rows)
+        seconds, places = time.perf_counter() - began, list(due)
+        self.calls[places] += 1
+        self.latency_s[places] += seconds
+        self.share_s[places] += seconds / len(due)
+        return chunks[places] if self.padded else chunks
 
-    def _window(self, env: int) -> list[Frame]:
-        """The last To frames; the first is repeated where there are fewer, as in the data."""
-        frames = list(self._frames[env])
-        return [frames[0]] * (self.horizon.observation - len(frames)) + frames
+    def _ask(self, due: Sequence[int]) -> np.ndarray:
+        moments = [
+            Moment(
+                window_of(self._frames[i], self.horizon.observation), self._seeds[i], self._executors[i].step,
+                self._executors[i].known(self._action_dim),
+            )
+            for i in due
+        ]  # fmt: skip
+        return next_chunks(self.policy, self.domain, moments, num_steps=self.execution.num_steps)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What the next chunk of one environment is made of.
+
+    Attributes:
+        window: the last To frames.
+        seed, step: of its episode, and the control step: they count the noise.
+        known: (Ta, Da) float32 actions that the chunk must hold, NaN where it is free; None = all is free.
+    """
+
+    window: Sequence[Frame]
+    seed: int
+    step: int
+    known: np.ndarray | None = None
+
+
+def window_of(frames: Iterable[Frame], length: int) -> list[Frame]:
+    """The last `length` frames; the first is repeated where there are fewer, as in the data."""
+    last = list(frames)[-length:]
+    return [last[0]] * (length - len(last)) + last
+
+
+@torch.no_grad()
+def next_chunks(
+    policy: PPTPolicy, domain: str, moments: Sequence[Moment], *, num_steps: int | None = None
+) -> np.ndarray:
+    """(B, Ta, Da) float32 the chunks that a policy makes of B moments, in the dataset's own units.
+
+    Args:
+        num_steps: sampling steps of the head; None = as it was made.
+    """
+    device, first = next(policy.parameters()).device, moments[0]
+    seeds = np.array([sample_seeds(each.seed, each.step, np.zeros(1, np.int64))[0] for each in moments])
+    # a policy of another make, which takes neither, is asked for neither
+    asked: dict[str, Any] = {} if num_steps is None else {"num_steps": num_steps}
+    if first.known is not None:
+        known = np.stack([each.known for each in moments])  # type: ignore[misc]
+        asked["known"] = torch.from_numpy(known).to(device)
+    seen = [name for name in policy.modalities if name in first.window[0]]
+    obs = {name: _stacked([[frame[name] for frame in each.window] for each in moments], device) for name in seen}
+    return policy.act(obs, domain, seeds=torch.from_numpy(seeds).to(device), **asked).cpu().numpy()
 
 
 def check_execution(policy: PPTPolicy, execution: Execution) -> None:

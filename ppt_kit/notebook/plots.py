@@ -14,9 +14,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
-from ppt_kit.sim.results import Evaluation, success_table
+from ppt_kit.sim.results import Evaluation, checkpoint_table, success_table
 from ppt_kit.tracking import read_metrics
 
+BLUE, GREY = "#3b7dd8", "#b9b9b9"
 SUCCESS = "success rate, beside training"
 
 
@@ -49,8 +50,28 @@ def plot_metrics(metrics: pd.DataFrame | str | Path | Iterable[str | Path]) -> P
 
 def plot_success(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> Plot:
     """Success rates with their 95 % Wilson intervals, one bar per checkpoint, task and control."""
-    figure = Plot(figsize=(4.5, 3.6), layout="constrained")
-    _draw_success(figure.add_subplot(), success_table(results))
+    table = success_table(results)
+    figure = Plot(figsize=(max(4.5, 0.9 * len(table)), 3.6), layout="constrained")
+    _draw_success(figure.add_subplot(), table)
+    return figure
+
+
+def plot_checkpoints(results: Iterable[Evaluation] | pd.DataFrame) -> Plot:
+    """Success over the epochs of checkpoints, one line a run and task, with 95 % Wilson intervals.
+
+    Controls are grey: dashed across where no policy acts, dotted lines where the policy lacks something.
+    """
+    figure = Plot(figsize=(6, 3.8), layout="constrained")
+    axes, table = figure.add_subplot(), checkpoint_table(results)
+    for (run, task, control), group in table.groupby(["run", "task", "control"], sort=False):
+        several, name = table["run"].nunique() > 2 or table["task"].nunique() > 1, f"{run} {task}"
+        said = (name if several else str(task)) if control == "-" else f"{control} {task if several else ''}"
+        _draw_over_epochs(axes, group.sort_values("epoch"), label=said.strip(), is_control=control != "-")
+    axes.set_xlabel("epoch")
+    axes.set_ylim(-0.02, 1.05)
+    axes.set_ylabel("success rate, 95 % interval")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -107,6 +128,7 @@ def _film(row: dict, *, width: int) -> str:
     """HTML of one episode's video and what came of it."""
     data = base64.b64encode(Path(row["video"]).read_bytes()).decode()
     zeroed = f", without {', '.join(row['zero_keys'])}" if row["zero_keys"] else ""
+    zeroed += f", control {row['control']}" if row.get("control") else ""
     title = html.escape(f"{row['task']}{zeroed}, seed {row['seed']}: {'success' if row['success'] else 'no success'}")
     return (
         f'<figure style="display:inline-block;margin:4px"><video width="{width}" controls loop muted '
@@ -190,13 +212,35 @@ def _draw_success_over_steps(axes: Any, metrics: pd.DataFrame, *, label: str) ->
         right.annotate(f"{label}{domain}", (group["step"].iloc[-1], group["success"].iloc[-1]), fontsize=7, ha="right")
 
 
+def _draw_over_epochs(axes: Any, group: pd.DataFrame, *, label: str, is_control: bool) -> None:
+    """One line; a level across where there is no epoch."""
+    if group["epoch"].isna().all():
+        axes.axhline(group["rate"].iloc[0], color=GREY, linestyle="--", label=label)
+        return
+    colour, style = (GREY, ":") if is_control else (None, "-")
+    (line,) = axes.plot(group["epoch"], group["rate"], style, color=colour, marker="o", markersize=4, label=label)
+    axes.fill_between(
+        group["epoch"], group["low_95"], group["high_95"], color=line.get_color(), alpha=0.15, linewidth=0
+    )
+
+
+def _two_lines(control: str) -> str:
+    """zeroed pointcloud: as narrow as a bar."""
+    return "\n".join(reversed(control.split(" ", 1)))
+
+
 def _draw_success(axes: Any, table: pd.DataFrame) -> None:
-    names = [row.task if row.zeroed == "-" else f"{row.zeroed}\nzeroed" for row in table.itertuples()]
-    colors = ["#3b7dd8" if row.zeroed == "-" else "#b9b9b9" for row in table.itertuples()]
+    # a control is grey, and says what it is
+    behind = [f"\n{task}" if table["task"].nunique() > 1 else "" for task in table["task"]]
+    told = [_two_lines(str(control)) + task for control, task in zip(table["control"], behind)]
+    names = [task if control == "-" else said for task, control, said in zip(table["task"], table["control"], told)]
+    colors = [BLUE if control == "-" else GREY for control in table["control"]]
     rate = table["rate"].fillna(0).to_numpy()
     spread = np.stack([np.maximum(rate - table["low_95"], 0), np.maximum(table["high_95"] - rate, 0)])
     axes.bar(range(len(rate)), rate, yerr=spread, capsize=5, color=colors)
-    axes.set_xticks(range(len(rate)), names, fontsize=8)
+    # names of many bars would run into one another
+    slant = {"rotation": 25, "ha": "right"} if len(rate) > 3 else {}
+    axes.set_xticks(range(len(rate)), names, fontsize=8, **slant)
     for place, row in enumerate(table.itertuples()):
         axes.annotate(f"{row.successes}/{row.episodes}", (place, 0.02), ha="center", fontsize=9)
     axes.set_ylim(0, 1.05)

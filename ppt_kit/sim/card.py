@@ -15,27 +15,36 @@ from typing import Any
 
 import torch
 
+from ppt_kit.data.store import plain
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_text
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.sim.env import code_of
+from ppt_kit.sim.results import NOBODY
 from ppt_kit.sim.rows import IDENTITY, locked, short_id
+from ppt_kit.sim.runner.options import PartOptions
 
 CARD = "card.json"
 # of the file's form
 VERSION = 1
 PACKAGES = ("ppt_kit", "torch", "numpy", "mujoco", "metaworld", "gymnasium", "gym-pusht", "transformers", "diffusers")
 # of an episode's row what a replay must give again, to the bit
-REPLAYED = ("success", "steps", "return", "subtasks", "actions_sha256", "trace")
-# of the options those that say where files go and how many processes run: episodes are the same for any
-ELSEWHERE = ("out_dir", "log_name", "n_procs", "videos")
+REPLAYED = (
+    "success", "success_last", "success_step", "steps", "return", "subtasks", "scores", "actions_sha256", "trace",
+)  # fmt: skip
+# of the options those that say which episodes, where files go, how many processes run and what is done about errors:
+# an episode is the same for any
+ELSEWHERE = (
+    "seed", "episodes", "out_dir", "log_name", "n_procs", "videos", "retries", "episode_timeout_s", "controls",
+)  # fmt: skip
 AGAIN = "Move it away and evaluate again: episodes whose rows are there are not run anew."
 
 
 class Card:
     """card.json of a folder: one entry an evaluation, and what their episodes were run with.
 
-    It is whole or absent, and its own hash tells whether it is as it was written.
+    A control has an entry of its own, also where no policy acts: its episodes are replayed as any others are, beside
+    whichever checkpoint. The file is whole or absent, and its own hash tells whether it is as it was written.
     """
 
     def __init__(self, folder: Path):
@@ -50,7 +59,7 @@ class Card:
         self._change(lambda card: card["made_with"].update({made_with_id(): made_with()}))
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """One evaluation, in the place of an earlier one of the same.
+        """One evaluation; of an earlier one of the same those episodes stay that are not in this one.
 
         Raises:
             UserError: as `begin`.
@@ -58,7 +67,13 @@ class Card:
 
         def change(card: dict) -> None:
             same = [each for each in card["evaluations"] if _identity(each) == _identity(entry)]
-            card["evaluations"] = [each for each in card["evaluations"] if each not in same] + [dict(entry)]
+            by_seed = {episode["seed"]: episode for each in (*same, entry) for episode in each["episodes"]}
+            episodes = [by_seed[seed] for seed in sorted(by_seed)]
+            others = [each for each in card["evaluations"] if each not in same]
+            card["evaluations"] = [*others, {**entry, "episodes": episodes}]
+            # rows that a comparison wrote are of this machine too
+            if any(episode["made_with"] == made_with_id() for episode in episodes):
+                card["made_with"][made_with_id()] = made_with()
 
         self._change(change)
 
@@ -70,7 +85,7 @@ class Card:
                 card = read_card(self.path) if self.path.exists() else new
                 change(card)
                 card["sha256"] = _own_hash(card)
-                write_text(self.path, json.dumps(card, indent=1) + "\n")
+                write_text(self.path, json.dumps(card, indent=1, default=plain) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}. Make room, and type the same again: it goes on.") from None
 
@@ -110,12 +125,17 @@ def check_card(folder: Path) -> None:
 
 
 def entry_of(
-    policy: PPTPolicy, options: Any, rows: Sequence[Mapping[str, Any]], *, common: Mapping[str, Any], env: Mapping
+    policy: PPTPolicy,
+    options: PartOptions,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    common: Mapping[str, Any],
+    env: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What card.json says of one evaluation.
 
     Args:
-        options: the EvaluateOptions.
+        options: of the policy's own episodes, or of a control.
         rows: of its episodes.
         common: what each of them says.
         env: what `make_env` built.
@@ -125,15 +145,16 @@ def entry_of(
     return {
         "log_name": options.log_name,
         **{name: common[name] for name in ("checkpoint", *IDENTITY)},
+        # of which no policy acts too: it says how the domain is seen, and which simulator it comes from
+        "path": str(policy.card["path"]),
         # from the card's folder, so that a run folder can be moved as a whole
-        "file": os.path.relpath(file, Path(options.out_dir)),
+        "file": os.path.relpath(file, Path(options.out_dir or ".")),
         "file_sha256": file_hash(file),
         "parts": part_hashes(policy),
         "encoders": dict(policy.card.get("encoders") or {}),
         "data": data_hashes(policy.card["normalizer"]),
         "simulator": {**env, "code": code_of(env)},
         "evaluate": {**kept, "domain": common["domain"]},
-        "seeds": [row["seed"] for row in rows],
         "episodes": [
             {name: row.get(name) for name in ("seed", "error", "made_with", *REPLAYED)} for row in rows
         ],
@@ -197,12 +218,14 @@ def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def _identity(entry: Mapping[str, Any]) -> list[Any]:
-    return [entry.get(name) for name in ("log_name", "file", *IDENTITY)]
+    # what no policy does is the same for each checkpoint
+    whose = entry["file"] if entry["weights"] != NOBODY else NOBODY
+    return [whose, *(entry.get(name) for name in ("log_name", *IDENTITY))]
 
 
 def _own_hash(card: Mapping[str, Any]) -> str:
     said = {name: value for name, value in card.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=plain).encode()).hexdigest()
 
 
 def _code_hash() -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
-from ppt_kit.checks import check_name
+from ppt_kit.checks import check_name, domain_of, part_names
 from ppt_kit.config import load_config, typed
 from ppt_kit.data.formats import open_store
 from ppt_kit.data.formats.replay_buffer.partial import sweep
@@ -24,7 +24,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
 from ppt_kit.schema import CollectConfig
 from ppt_kit.signals import Stopped, stops_raise
-from ppt_kit.sim.env import SimEnv, close_env, code_of, copied, find_simulator, make_env, told
+from ppt_kit.sim.env import SimEnv, close_env, code_of, copied, find_simulator, is_over, make_env, told
 from ppt_kit.tracking import bar_pace
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def collect_demos(cfg: DictConfig) -> Collected:
     """
     config: CollectConfig = typed(cfg)
     asked = _spec(config)
-    name = config.task if config.domain is None else config.domain
+    name = domain_of(config.task) if config.domain is None else config.domain
     check_name(name, key="domain")
     check_place(Path(config.dataset_path), key="dataset_path")
     path = Path(config.dataset_path) / f"{name}.zarr"
@@ -99,7 +99,7 @@ def collect_demos(cfg: DictConfig) -> Collected:
             # what is recorded must build it again, or nothing trained on it could be evaluated
             spec = env.spec()
             find_simulator(spec)
-            name = spec["task"] if config.domain is None else config.domain
+            name = domain_of(spec["task"]) if config.domain is None else config.domain
             check_name(name, key="domain")
             if there is not None and there.made_by(spec):
                 log.warning("%s: these %d demonstrations are there already", there.done.path, there.done.episodes)
@@ -125,6 +125,8 @@ def expert_episode(env: SimEnv, *, seed: int) -> dict[str, np.ndarray] | None:
         if success:
             columns = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
             return {**columns, "actions": np.stack(actions)}
+        if is_over(env):
+            break
         reading = copied(after)
     return None
 
@@ -239,6 +241,9 @@ def _spec(config: CollectConfig) -> dict[str, Any]:
         "max_steps": config.max_steps,
     }  # fmt: skip
     given = {name: value for name, value in keys.items() if value is not None}
+    if isinstance(config.camera, str | list):
+        # several are recorded so
+        given["camera"] = ",".join(part_names(config.camera))
     return {"simulator": config.simulator, "task": config.task, **given, **config.options}
 
 

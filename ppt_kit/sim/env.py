@@ -18,8 +18,10 @@ from ppt_kit.parts import find_part, place_of
 
 # each is imported when it is first asked for
 SIMULATORS: dict[str, Any] = {
+    "gymnasium": "ppt_kit.sim.simulators.gym.env:GymEnv",
     "metaworld": "ppt_kit.sim.simulators.metaworld:MetaWorldEnv",
     "planar": "ppt_kit.sim.simulators.planar:PlanarEnv",
+    "ur5": "ppt_kit.sim.simulators.ur5.env:UR5Env",
 }
 
 # what an environment must offer for each use; the rest of SimEnv it may leave out
@@ -27,6 +29,7 @@ NEEDED = {
     "collecting": ("reset", "step", "expert_action", "spec", "max_steps", "description"),
     "evaluating": ("reset", "step", "max_steps"),
     "filming": ("render",),
+    "the control expert": ("expert_action",),
 }
 
 
@@ -35,8 +38,8 @@ class SimEnv(Protocol):
 
     A simulator is a class that is called with `task="…"` and options, all as keywords; a user's own is named by
     `module:Class`. Nothing is inherited: a class with these names is one. Collecting needs reset, step, expert_action,
-    spec, max_steps and description; evaluating needs reset, step and max_steps; videos need render. camera_info,
-    show_only and close may be left out.
+    spec, max_steps and description; evaluating needs reset, step and max_steps; videos need render. subtasks,
+    scores, over, hold_action, camera_info, show_only and close may be left out.
 
     Readings have the names of an EpisodeStore's columns (ppt_kit/data/store.py) and the shape of one row:
 
@@ -50,12 +53,22 @@ class SimEnv(Protocol):
 
     max_steps: int  # longest episode (control steps)
     description: str  # the task in words
+    over: bool  # whether the simulator itself has ended the episode
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         """Starts an episode; its first readings."""
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool]:
-        """One control step with an action (Da,): readings, reward, success so far."""
+        """One control step with an action (Da,): readings, reward, whether the task is solved at this step."""
+
+    def hold_action(self) -> np.ndarray:
+        """(Da,) what leaves the robot where it is now; without it that is zeros."""
+
+    def subtasks(self) -> dict[str, bool]:
+        """The parts of the task, in its order, and whether each has been reached so far in this episode."""
+
+    def scores(self) -> dict[str, float]:
+        """Numbers of its own that say how well this episode has gone so far, e.g. the best coverage."""
 
     def expert_action(self) -> np.ndarray:
         """(Da,) what the scripted expert does now."""
@@ -165,6 +178,11 @@ def code_of(spec: Mapping[str, Any]) -> str | None:
         return None
     file = Path(place_of(find_simulator(spec)[0]))
     return hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else None
+
+
+def is_over(env: SimEnv) -> bool:
+    """Whether the simulator has ended the episode: nothing moves any more."""
+    return bool(getattr(env, "over", False))
 
 
 def show_only(env: SimEnv, columns: Collection[str]) -> None:

@@ -1,11 +1,9 @@
-"""Episodes of an evaluation, one after the other or in several processes; an exception is an error, not a failure."""
+"""What the episodes of an evaluation need, and whether a simulator shows what the policy sees."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,11 @@ import numpy as np
 
 from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
-from ppt_kit.files import write_whole
 from ppt_kit.models.chunks import Execution
 from ppt_kit.models.policy import PPTPolicy
-from ppt_kit.sim.env import SimEnv, close_env, copied, in_words, make_env, show_only, told
-from ppt_kit.sim.rollout import VIDEO_SIZE, Episode, rollout
-from ppt_kit.sim.watch import write_video
-from ppt_kit.sim.workers import Died, Work, work_in_processes
+from ppt_kit.sim.env import SimEnv, close_env, copied, make_env, show_only, told
+from ppt_kit.sim.rollout import VIDEO_SIZE, Showing
+from ppt_kit.sim.runner.controls import Control
 
 
 @dataclass(frozen=True)
@@ -29,17 +25,29 @@ class EpisodePlan:
     Attributes:
         env: what `make_env` builds.
         execution: how the policy's chunks are executed.
+        sentence: what the policy is told; None = what the environment says.
+        stop_at_success: whether an episode ends with its first success.
+        warmup_steps: control steps that nobody acts in.
+        control: who acts instead of the policy; None = the policy.
+        batch_envs: environments that are stepped together, their policy asked once for all.
         film: seeds of the episodes to film.
         video_dir: where their videos go, as <stem>_<seed>.mp4; None = nowhere.
+        caption: of each frame: what is run, e.g. its task and its checkpoint.
     """
 
     env: dict
     domain: str
     execution: Execution
     zero_keys: tuple[str, ...] = ()
+    sentence: str | None = None
+    stop_at_success: bool = True
+    warmup_steps: int = 0
+    control: Control | None = None
+    batch_envs: int = 1
     film: frozenset[int] = frozenset()
     video_dir: Path | None = None
     stem: str = "eval"
+    caption: str = ""
 
     def open_env(self, policy: PPTPolicy) -> SimEnv:
         """The environment; it renders no more than the policy sees.
@@ -47,9 +55,23 @@ class EpisodePlan:
         Raises:
             UserError: see `make_env`.
         """
-        env = make_env(self.env, uses=["evaluating", *(["filming"] if self.film else [])])
-        show_only(env, View.from_plain(policy.card["views"][self.domain]).needs())
+        uses = ["evaluating", *(["filming"] if self.film else [])]
+        if self.control is not None and self.control.name == "expert":
+            uses.append("the control expert")
+        env = make_env(self.env, uses=uses)
+        show_only(env, self.view_of(policy).needs() if self.control is None else [])
         return env
+
+    def showing(self, policy: PPTPolicy) -> Showing:
+        """What of an episode the policy is shown, and when it ends."""
+        return Showing(
+            self.view_of(policy) if self.control is None else None, zero_keys=self.zero_keys, sentence=self.sentence,
+            stop_at_success=self.stop_at_success, warmup_steps=self.warmup_steps,
+        )  # fmt: skip
+
+    def view_of(self, policy: PPTPolicy) -> View:
+        """How the policy sees the domain."""
+        return View.from_plain(policy.card["views"][self.domain])
 
 
 def open_checked(policy: PPTPolicy, plan: EpisodePlan, *, seed: int) -> SimEnv:
@@ -60,56 +82,11 @@ def open_checked(policy: PPTPolicy, plan: EpisodePlan, *, seed: int) -> SimEnv:
     """
     env = plan.open_env(policy)
     try:
-        check_seen(View.from_plain(policy.card["views"][plan.domain]), env, plan, seed=seed)
+        check_seen(plan.view_of(policy), env, plan, seed=seed)
         return env
     except BaseException:
         close_env(env)
         raise
-
-
-def run_here(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seeds: Sequence[int]) -> Generator[dict, None, None]:
-    """One row a seed, as soon as it is run: seed, success, steps, return, error, subtasks, actions_sha256, video.
-
-    Where a video could not be written, video_error says why.
-    """
-    for seed in seeds:
-        yield run_one(policy, env, plan, seed)
-
-
-def run_in_processes(
-    policy: PPTPolicy, plan: EpisodePlan, seeds: Sequence[int], *, n_procs: int
-) -> Generator[dict, None, None]:
-    """As `run_here`, in the order in which they end. What the workers could not build has to be told before.
-
-    Raises:
-        UserError: the policy cannot be sent to other processes, or none of them could begin.
-    """
-    with contextlib.closing(work_in_processes(partial(_begin, policy, plan), seeds, n_procs=n_procs)) as results:
-        for seed, result in results:
-            yield _error_row(seed, result.how) if isinstance(result, Died) else result
-
-
-def run_one(policy: PPTPolicy, env: SimEnv, plan: EpisodePlan, seed: int) -> dict:
-    """The row of one episode; its error is text where it could not be run."""
-    try:
-        episode = rollout(
-            policy, env, domain=plan.domain, seed=seed, execution=plan.execution, zero_keys=plan.zero_keys,
-            film=seed in plan.film,
-        )  # fmt: skip
-    except Exception as error:
-        return _error_row(seed, in_words(error))
-    row = _row(episode)
-    try:
-        return row | {"video": _film(plan, episode)}
-    # the episode was run, whatever the disk or the encoder says
-    except Exception as error:
-        return row | {"video_error": in_words(error)}
-
-
-def _begin(policy: PPTPolicy, plan: EpisodePlan) -> Work:
-    """In a worker process."""
-    env = plan.open_env(policy)
-    return partial(run_one, policy, env, plan), partial(close_env, env)
 
 
 def check_seen(view: View, env: SimEnv, plan: EpisodePlan, *, seed: int) -> None:
@@ -128,10 +105,13 @@ def check_seen(view: View, env: SimEnv, plan: EpisodePlan, *, seed: int) -> None
                 f"simulator={name}: render({VIDEO_SIZE}) gives an array {np.shape(picture)}, "
                 f"and a video needs ({VIDEO_SIZE}, {VIDEO_SIZE}, 3). Mend it, or type videos=0."
             )
+    if plan.control is not None:
+        # who acts looks at nothing
+        return
     missing = [column for column in view.needs() if column not in reading]
     if view.made_from is not None and not hasattr(env, "camera_info"):
         missing.append("camera_info()")
-    if view.language and not hasattr(env, "description"):
+    if view.language and plan.sentence is None and not hasattr(env, "description"):
         missing.append("description")
     if missing:
         raise UserError(
@@ -150,6 +130,13 @@ def _check_widths(view: View, reading: Mapping[str, Any], plan: EpisodePlan) -> 
                 f"the policy of {plan.domain} sees {width} numbers of {column}, {plan.env['simulator']} gives {given}. "
                 "Evaluate in the simulator and with the options that the data was recorded with."
             )
+    cloud = view.cloud.get("pos")
+    if cloud is not None and view.made_from is None and np.shape(reading[cloud])[1:] != (3,):
+        raise UserError(
+            f"the policy of {plan.domain} sees points (P, 3) of {cloud}, {plan.env['simulator']} gives an array "
+            f"{np.shape(reading[cloud])}. Evaluate in the simulator and with the options that the data was recorded "
+            "with."
+        )
     for column in (*view.rgb.values(), *view.depth.values()):
         (height, width), given = view.sizes[column], np.shape(reading[column])
         if given[:2] != (height, width):
@@ -158,27 +145,3 @@ def _check_widths(view: View, reading: Mapping[str, Any], plan: EpisodePlan) -> 
                 f"gives an array {given}. Evaluate in the simulator and with the options that the data was recorded "
                 "with."
             )
-
-
-def _row(episode: Episode) -> dict:
-    return {
-        "seed": episode.seed, "success": episode.success, "steps": episode.steps, "return": episode.total_reward,
-        "error": None, "subtasks": episode.subtasks, "actions_sha256": episode.actions_sha256, "trace": episode.trace,
-        "video": None,
-    }  # fmt: skip
-
-
-def _error_row(seed: int, error: str) -> dict:
-    return {
-        "seed": seed, "success": None, "steps": 0, "return": None, "error": error, "subtasks": {},
-        "actions_sha256": None, "trace": None, "video": None,
-    }  # fmt: skip
-
-
-def _film(plan: EpisodePlan, episode: Episode) -> str | None:
-    if not episode.frames or plan.video_dir is None:
-        return None
-    path = plan.video_dir / f"{plan.stem}_{episode.seed}.mp4"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda beside: write_video(beside, episode.frames))
-    return str(path)

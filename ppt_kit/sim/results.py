@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,16 @@ import pandas as pd
 
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_text
+from ppt_kit.sim.rows import TIMED
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+# in the place of a checkpoint, where no policy acts
+NOBODY = "-"
+# what tells rows of NOBODY apart
+SHARED = ("checkpoint", "domain", "task", "options", "control", "seed")
+# controls below which nothing is proved, and what: those of ppt_kit/sim/runner/controls.py
+FLOORS = {"hold": "acting", "blind": "seeing", "replay": "reacting"}
 
 
 @dataclass
@@ -22,10 +31,14 @@ class Evaluation:
 
     Attributes:
         rows: one dict an episode: checkpoint, weights (twelve hex digits of what acted), domain, task, options (how its
-            chunks were executed, and eight hex digits of the simulator's options), zero_keys, seed, success (null when
-            it could not be run), steps, return, error, subtasks, actions_sha256 (of the executed actions' bytes),
-            trace (of each step four hex digits of all that was seen, and four of all that was done), made_with (what
-            card.json says of versions and machine), video.
+            chunks were executed, and eight hex digits of the simulator's options), zero_keys, control (null where the
+            policy acts with all that it sees), epoch (of the checkpoint), seed, attempts, success (at any step; null
+            when it could not be run), success_last (at the last step), success_step (control steps until the first
+            success, null without), steps, return, error (null, or kind, text and place), traceback, subtasks (those of
+            the simulator, then success), scores (the simulator's own numbers), actions_sha256 (of the executed
+            actions' bytes), trace (of each step four hex digits of all that was seen until then, and four of all that
+            was done), made_with (what card.json says of versions and machine), video, policy_ms (a call of the policy,
+            on average), policy_share (of the episode's time that the policy took), episode_s.
     """
 
     rows: list[dict]
@@ -34,6 +47,11 @@ class Evaluation:
     def frame(self) -> pd.DataFrame:
         """The rows as a table."""
         return pd.DataFrame(self.rows)
+
+    @property
+    def untimed(self) -> list[dict]:
+        """The rows without what the clock says: the same whenever, and in however many processes, they are run."""
+        return [{name: value for name, value in row.items() if name not in TIMED} for row in self.rows]
 
     @property
     def videos(self) -> list[Path]:
@@ -47,28 +65,92 @@ class Evaluation:
 def success_table(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> pd.DataFrame:
     """One line per checkpoint, task and control: episodes, errors, successes, rate and its 95 % Wilson interval.
 
-    Episodes that could not be run count as errors, not as failures: the rate is over the others.
+    Episodes that could not be run count as errors, not as failures: the rate is over the others. `control` is - where
+    the policy acts with all that it sees; controls in which it does not act have the checkpoint -. Where controls ran,
+    `note` says of a policy which of them is as good: one of hold, blind and replay whose rate is above 0, and within
+    the policy's interval or at least half of its rate.
     """
-    if isinstance(results, pd.DataFrame):
-        frame = results
-    else:
-        several = [results] if isinstance(results, Evaluation) else list(results)
-        frame = pd.DataFrame([row for result in several for row in result.rows])
+    frame = _gathered(results)
     lines = []
-    frame = frame.assign(zeroed=[", ".join(keys) or "-" for keys in frame["zero_keys"]])
-    for (checkpoint, task, zeroed), group in frame.groupby(["checkpoint", "task", "zeroed"], sort=False):
+    for (checkpoint, task, control, zeroed), group in frame.groupby(
+        ["checkpoint", "task", "control", "zeroed"], sort=False
+    ):
         ran = group["success"].notna()
         # compared with True: null must not count
         wins = int((group["success"] == True).sum())  # noqa: E712
         low, high = wilson_interval(wins, int(ran.sum()))
         lines.append(
             {
-                "checkpoint": checkpoint, "task": task, "zeroed": zeroed, "episodes": int(ran.sum()),
-                "errors": int((~ran).sum()), "successes": wins, "rate": wins / ran.sum() if ran.any() else math.nan,
-                "low_95": low, "high_95": high,
+                "checkpoint": checkpoint, "task": task, "control": control, "zeroed": zeroed,
+                "episodes": int(ran.sum()), "errors": int((~ran).sum()), "successes": wins,
+                "rate": wins / ran.sum() if ran.any() else math.nan, "low_95": low, "high_95": high,
             }
         )  # fmt: skip
-    return pd.DataFrame(lines)
+    table = pd.DataFrame(lines)
+    if any(line["control"] in FLOORS for line in lines):
+        table["note"] = [_note(line, lines) for line in lines]
+    return table
+
+
+def details(result: Evaluation) -> str:
+    """One line of an evaluation's episodes: their subtasks, lengths and returns, and the time that the policy takes."""
+    ran = [row for row in result.rows if row["error"] is None]
+    if not ran:
+        return "no episode could be run"
+    mean = lambda name: statistics.fmean(row[name] for row in ran if row[name] is not None)
+    parts = [f"{name} {100 * share:.0f} %" for name, share in subtask_rates(ran).items()]
+    scores = dict.fromkeys(name for row in ran for name in row["scores"])
+    parts += [f"{name} {statistics.fmean(row['scores'][name] for row in ran):.3g}" for name in scores]
+    said = f"{', '.join(parts)}; {mean('steps'):.0f} steps, return {mean('return'):.3g}"
+    if any(row["policy_ms"] for row in ran):
+        said += f"; {mean('policy_ms'):.1f} ms a call of the policy, {100 * mean('policy_share'):.0f} % of the time"
+    return said
+
+
+def checkpoint_table(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> pd.DataFrame:
+    """`success_table` with `run` (folder of the checkpoint) and `epoch` (null where no policy acts) of each line."""
+    frame = _gathered(results)
+    table = success_table(frame)
+    epochs = dict(zip(frame["checkpoint"], frame["epoch"] if "epoch" in frame else [None] * len(frame)))
+    runs = [Path(name).parent.name if Path(name).suffix else Path(name).name for name in table["checkpoint"]]
+    return table.assign(run=runs, epoch=[epochs[name] for name in table["checkpoint"]])
+
+
+def _gathered(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> pd.DataFrame:
+    """The rows of all, each once, with the columns control and zeroed as words."""
+    if isinstance(results, pd.DataFrame):
+        frame = results
+    else:
+        several = [results] if isinstance(results, Evaluation) else list(results)
+        frame = pd.DataFrame([row for result in several for row in result.rows])
+        # of a control in which no policy acts, each checkpoint's evaluation holds the same rows
+        shared = frame["checkpoint"] == NOBODY
+        again = frame.loc[shared].duplicated([*(set(SHARED) & set(frame))])
+        frame = frame.drop(index=again[again].index)
+    zeroed = [", ".join(keys) or "-" for keys in frame["zero_keys"]]
+    named = frame["control"] if "control" in frame else [None] * len(frame)
+    plain = ["-" if keys == "-" else f"zeroed {keys}" for keys in zeroed]
+    told = [name if isinstance(name, str) else other for name, other in zip(named, plain)]
+    return frame.assign(zeroed=zeroed, control=told)
+
+
+def _note(line: dict, lines: list[dict]) -> str:
+    """What the floor says of a line: a policy that is no better than it proves nothing."""
+    if line["control"] != "-" or not line["successes"]:
+        return ""
+    as_good = [
+        f"{other['control']} {other['successes']}/{other['episodes']}"
+        for other in lines
+        if other["control"] in FLOORS and other["task"] == line["task"]
+        and other["checkpoint"] in (NOBODY, line["checkpoint"]) and other["successes"]
+        and (other["rate"] >= line["low_95"] or other["rate"] >= line["rate"] / 2)
+    ]  # fmt: skip
+    return f"proves nothing about {' and '.join(_proof(said) for said in as_good)}" if as_good else ""
+
+
+def _proof(said: str) -> str:
+    """Of a floor that is as good, what the policy's rate does not show."""
+    return f"{FLOORS[said.split()[0]]} ({said})"
 
 
 def wilson_interval(successes: int, trials: int, *, z: float = Z_95) -> tuple[float, float]:
@@ -93,11 +175,11 @@ def check_summary(path: Path) -> None:
     _read_summary(path)
 
 
-def write_summary(result: Evaluation, rows_file: Path, *, name_domain: bool = False, ran: bool = True) -> None:
+def write_summary(result: Evaluation, rows_file: Path, *, where: str = "", ran: bool = True) -> None:
     """Beside the rows, tells .txt and .json the rates in ppt_learning's form.
 
     Args:
-        name_domain: whether their names say the domain too.
+        where: what their names say behind the checkpoint's, e.g. " on lift", where one alone does not say enough.
         ran: whether an episode was run just now; else .txt, which grows by a line each time, stays when it has it.
     Raises:
         UserError: the disk does not take them.
@@ -105,12 +187,9 @@ def write_summary(result: Evaluation, rows_file: Path, *, name_domain: bool = Fa
     summary_file, text_file = rows_file.with_suffix(".json"), rows_file.with_suffix(".txt")
     summary, lines = _read_summary(summary_file), []
     for line in success_table(result).to_dict("records"):
-        path = Path(line["checkpoint"])
-        name = (f"{path.parent.name}/{path.name}" if path.suffix else path.name) + (
-            "" if line["zeroed"] == "-" else f" without {line['zeroed']}"
-        )
-        name += f" on {result.rows[0]['domain']}" if name_domain else ""
-        summary[name] = {"total": line["rate"], "subtask_sr": _subtask_rates(result.rows)}
+        who = [_short_name(line["checkpoint"])] if line["checkpoint"] != NOBODY else []
+        name = " ".join([*who, *([_said(line["control"])] if line["control"] != "-" else [])]) + where
+        summary[name] = {"total": line["rate"], "subtask_sr": subtask_rates(result.rows)}
         lines.append(f"success rate of {name} is: {line['rate']}\n")
     try:
         before = text_file.read_text(encoding="utf-8", errors="replace") if text_file.exists() else ""
@@ -121,6 +200,18 @@ def write_summary(result: Evaluation, rows_file: Path, *, name_domain: bool = Fa
         raise UserError(
             f"{summary_file}: {error.strerror}. The rows are in {rows_file.name}; make room and type the same again."
         ) from None
+
+
+def _short_name(checkpoint: str) -> str:
+    """run, or run/model_10.pth."""
+    path = Path(checkpoint)
+    return f"{path.parent.name}/{path.name}" if path.suffix else path.name
+
+
+def _said(control: str) -> str:
+    """As it has been said of zeroed modalities ever since; of others that no policy's number is meant."""
+    zeroed = control.startswith("zeroed ")
+    return f"without {control.removeprefix('zeroed ')}" if zeroed else f"control {control}"
 
 
 def _read_summary(path: Path) -> dict:
@@ -135,7 +226,8 @@ def _read_summary(path: Path) -> dict:
     return summary
 
 
-def _subtask_rates(rows: list[dict]) -> dict[str, float]:
+def subtask_rates(rows: list[dict]) -> dict[str, float]:
+    """The share of the episodes without an error that reached each subtask, in the order of the task."""
     ran = [row for row in rows if row["error"] is None]
-    names = sorted({name for row in ran for name in row["subtasks"]})
+    names = dict.fromkeys(name for row in ran for name in row["subtasks"])
     return {name: sum(bool(row["subtasks"].get(name)) for row in ran) / len(ran) for name in names}

@@ -18,7 +18,11 @@ from ppt_kit.files import append_whole, json_row, write_whole
 from ppt_kit.models.policy import PPTPolicy
 
 # what rows must share to be of one evaluation, beside the path of the checkpoint
-IDENTITY = ("weights", "domain", "task", "options", "zero_keys")
+IDENTITY = ("weights", "domain", "task", "options", "zero_keys", "control")
+# what a row must say to be one
+NEEDED = {"success", "error", "steps", "return", "subtasks"}
+# what of a row the clock says; the rest is the same whenever, and wherever, its episode is run
+TIMED = ("policy_ms", "policy_share", "episode_s")
 
 
 class RowFile:
@@ -53,7 +57,7 @@ class RowFile:
                     if row["error"] is not None or seed in done or (seed in film and not _is_there(row.get("video"))):
                         continue
                     # as it is called now
-                    done[seed] = row | {"checkpoint": self.common["checkpoint"]}
+                    done[seed] = _completed(row) | {name: self.common.get(name) for name in ("checkpoint", "epoch")}
                 # what is no row is somebody's too; without its end it is the half of one
                 if line.endswith(b"\n"):
                     kept.append(line)
@@ -76,8 +80,8 @@ class RowFile:
     def _is_ours(self, row: dict, seeds: Sequence[int]) -> bool:
         checkpoint, seed = row.get("checkpoint"), row.get("seed")
         return (
-            all(row.get(name) == self.common[name] for name in IDENTITY)
-            and {"success", "error", "steps", "return", "subtasks"} <= set(row)
+            all(row.get(name) == self.common.get(name) for name in IDENTITY)
+            and set(row) >= NEEDED
             and isinstance(seed, int)
             and seed in seeds
             and isinstance(checkpoint, str)
@@ -129,6 +133,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _completed(row: dict) -> dict:
+    """A row with the keys of today: those of before were all of episodes that stopped at their success."""
+    step = row["steps"] if row["success"] else None
+    new: dict[str, Any] = {"control": None, "traceback": None, "attempts": 1, "scores": {}}
+    new |= {"trace": None, "made_with": None}
+    return {"success_last": row["success"], "success_step": step, **dict.fromkeys(TIMED), **new, **row}
 
 
 def _is_there(video: Any) -> bool:

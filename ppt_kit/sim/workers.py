@@ -6,16 +6,20 @@ Imports nothing heavy: a worker reads this first, and knows whose it is before i
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from ppt_kit.errors import UserError
@@ -23,63 +27,86 @@ from ppt_kit.signals import end_with_parent, held_back, leave_stops_to_parent
 
 # what workers without a task get to close what they opened (s)
 CLOSING_S = 5.0
+# what a worker gets to import and to open, at least (s)
+BEGINNING_S = 600.0
+# what a worker that hangs gets to write down where (s)
+TELLING_S = 1.0
+# of a worker that hangs or dies, what is kept of where it was (characters)
+LONGEST_TRACE = 4000
 
-Work = tuple[Callable[[Any], Any], Callable[[], Any]]
+# instead of a result: the task has been begun
+BEGUN = "begun"
+Work = tuple[Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]], Callable[[], Any]]
 
 
 @dataclass(frozen=True)
 class Died:
-    """What there is of a task whose worker is gone: how it ended."""
+    """What there is of a task whose worker is gone: how it ended, and where it was as far as that is known."""
 
     how: str
+    traceback: str | None = None
 
 
 def work_in_processes(
-    begin: Callable[[], Work], tasks: Sequence[Any], *, n_procs: int
+    begin: Callable[[], Work], groups: Sequence[Sequence[Any]], *, n_procs: int, timeout_s: float | None = None
 ) -> Generator[tuple[Any, Any], None, None]:
     """(task, its result) as soon as there is one; a Died instead of a result where the worker died in it.
 
     Whether the iteration ends, is left or is interrupted: no worker is left.
 
     Args:
-        begin: called in each worker: the function that makes a result of a task, and one that tidies up.
+        begin: called in each worker: a function that gives (task, BEGUN) and then (task, its result) of each task of a
+            group, in any order, and one that tidies up. Of several tasks that were going on when a worker died, each is
+            run again in a worker of its own: only the one that it dies of is lost.
+        groups: of tasks, no task twice.
+        timeout_s: longest time of a task; a worker that takes longer is killed. None = no limit.
     Raises:
         UserError: it cannot be sent to a worker, or no worker could begin.
     """
-    crew = _Crew(_pickled(begin), tasks)
-    try:
-        for _ in range(min(n_procs, len(tasks))):
-            crew.hire()
-        yield from crew.results()
-    finally:
-        crew.dismiss()
+    with tempfile.TemporaryDirectory(prefix="ppt_kit-workers-") as folder:
+        crew = _Crew(_pickled(begin), groups, timeout_s=timeout_s, folder=Path(folder))
+        try:
+            for _ in range(min(n_procs, len(groups))):
+                crew.hire()
+            yield from crew.results()
+        finally:
+            crew.dismiss()
 
 
 @dataclass(eq=False)
 class _Worker:
+    """One process; `going` and `queue` are the tasks of its group that it has begun (and when), and has not."""
+
     process: BaseProcess
     connection: Connection
-    task: Any = None
-    # has a task; before its first message it imports and opens
+    trace: Path
+    hired_at: float
+    queue: list[Any] = field(default_factory=list)
+    going: dict[Any, float] = field(default_factory=dict)
+    # has a group; before its first message it imports and opens
     busy: bool = False
+    ready: bool = False
     told_to_end: bool = False
 
 
 class _Crew:
     """The workers, and what is left to do."""
 
-    def __init__(self, begin: bytes, tasks: Sequence[Any]):
-        self.begin, self.waiting, self.workers = begin, deque(tasks), dict[Connection, _Worker]()
+    def __init__(self, begin: bytes, groups: Sequence[Sequence[Any]], *, timeout_s: float | None, folder: Path):
+        self.begin, self.timeout_s, self.folder = begin, timeout_s, folder
+        self.waiting, self.workers = deque(list(group) for group in groups), dict[Connection, _Worker]()
         self.context = multiprocessing.get_context("spawn")
-        self.trouble = ""
+        self.trouble, self.hired = "", 0
 
     def hire(self) -> None:
         """Starts one more worker."""
         ours, theirs = self.context.Pipe()
+        self.hired += 1
+        trace = self.folder / str(self.hired)
         process = self.context.Process(
-            target=_work, args=(theirs, os.getpid(), os.getcwd(), self.begin), name="ppt_kit-worker"
+            target=_work, args=(theirs, os.getpid(), os.getcwd(), str(trace), self.begin), name="ppt_kit-worker"
         )
-        self.workers[ours] = _Worker(process, ours)
+        self.workers[ours] = _Worker(process, ours, trace, time.monotonic())
         # Python's own helper: to start it lets signals in again
         resource_tracker.ensure_running()
         # else Ctrl-C in a terminal, which goes to each process, would have each of them print where it was
@@ -88,26 +115,22 @@ class _Crew:
         theirs.close()
 
     def results(self) -> Iterator[tuple[Any, Any]]:
-        """Hands out tasks until each has its result."""
+        """Hands out groups until each task has its result."""
         while self.waiting or any(worker.busy for worker in self.workers.values()):
             if not self.workers:
                 raise UserError(
                     f"no worker process could begin: {self.trouble}. "
                     "Evaluate in one process: n_procs=1, on the command line eval_mode=sequential."
                 )
-            for connection in wait(list(self.workers)):
+            for connection in wait(list(self.workers), timeout=self._patience()):
                 worker = self.workers[connection]  # type: ignore[index]
                 try:
-                    kind, said = worker.connection.recv()
+                    said = worker.connection.recv()
                 except (EOFError, OSError):
                     yield from self._bury(worker)
                     continue
-                if kind == "failed":
-                    self.trouble = said
-                elif kind == "done":
-                    yield worker.task, said
-                if kind != "failed":
-                    self._give_next(worker)
+                yield from self._hear(worker, *said)
+            yield from self._end_late()
 
     def dismiss(self) -> None:
         """Ends every worker: those that were told to end may tidy up, the others have nothing to keep."""
@@ -122,29 +145,78 @@ class _Crew:
                 _kill_with_children(worker.process.pid)
             worker.process.join()
 
+    def _hear(self, worker: _Worker, kind: str, said: Any) -> Iterator[tuple[Any, Any]]:
+        if kind == "failed":
+            self.trouble = said
+        elif kind == "task":
+            task, result = said
+            if result == BEGUN:
+                worker.queue.remove(task)
+                worker.going[task] = time.monotonic()
+            else:
+                del worker.going[task]
+                yield task, result
+        else:
+            worker.ready = True
+            self._give_next(worker)
+
     def _give_next(self, worker: _Worker) -> None:
         worker.busy = bool(self.waiting)
-        worker.task = self.waiting.popleft() if self.waiting else None
+        worker.queue = self.waiting.popleft() if self.waiting else []
         worker.told_to_end = not worker.busy
         # one that died meanwhile is met when it is next listened to
         with contextlib.suppress(OSError):
-            worker.connection.send((worker.busy, worker.task))
+            worker.connection.send(list(worker.queue))
 
-    def _bury(self, worker: _Worker) -> Iterator[tuple[Any, Any]]:
-        """After a worker's last word: what became of its task, and another worker where one is needed."""
+    def _patience(self) -> float | None:
+        """Seconds until the first worker is late."""
+        ends = [end for worker in self.workers.values() if (end := self._end_of(worker)) is not None]
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
+
+    def _end_of(self, worker: _Worker) -> float | None:
+        if self.timeout_s is None or worker.told_to_end:
+            return None
+        if not worker.ready:
+            return worker.hired_at + max(self.timeout_s, BEGINNING_S)
+        return min(worker.going.values()) + self.timeout_s if worker.going else None
+
+    def _end_late(self) -> Iterator[tuple[Any, Any]]:
+        """Kills the workers whose time is over."""
+        now = time.monotonic()
+        for worker in list(self.workers.values()):
+            end = self._end_of(worker)
+            # what it has said meanwhile is heard first
+            if end is None or end > now or worker.connection.poll():
+                continue
+            _ask_where(worker.process.pid)
+            late = [task for task, began in worker.going.items() if began + (self.timeout_s or 0) <= now]
+            if worker.process.pid is not None:
+                _kill_with_children(worker.process.pid)
+            yield from self._bury(worker, late=late)
+
+    def _bury(self, worker: _Worker, *, late: Sequence[Any] = ()) -> Iterator[tuple[Any, Any]]:
+        """After a worker's last word: what became of its tasks, and another worker where one is needed."""
         del self.workers[worker.connection]
         worker.connection.close()
         worker.process.join()
-        how = _how_it_ended(worker.process.exitcode)
+        how = f"it took longer than {self.timeout_s:g} s" if late else _how_it_ended(worker.process.exitcode)
         if not worker.busy:
             self.trouble = self.trouble or how
             return
-        yield worker.task, Died(how)
+        # it may have died between two of them
+        going = list(worker.going) or [worker.queue.pop(0)] if worker.going or worker.queue else []
+        lost = late or (going if len(going) == 1 else [])
+        self.waiting.extendleft([task] for task in going if task not in lost)
+        if worker.queue:
+            self.waiting.appendleft(worker.queue)
+        trace = _read(worker.trace)
+        for task in lost:
+            yield task, Died(how, trace)
         if len(self.waiting) > sum(not each.busy for each in self.workers.values()):
             self.hire()
 
 
-def _work(connection: Connection, parent: int, folder: str, begin: bytes) -> None:
+def _work(connection: Connection, parent: int, folder: str, trace: str, begin: bytes) -> None:
     """What a worker does until it is told to end, or its parent is gone."""
     end_with_parent(signal.SIGKILL)
     # it may have gone before that was said
@@ -152,6 +224,14 @@ def _work(connection: Connection, parent: int, folder: str, begin: bytes) -> Non
         os._exit(1)
     leave_stops_to_parent()
     os.chdir(folder)
+    with open(trace, "w", encoding="utf-8") as told:
+        # where it was is the last that is heard of it, whether it dies or is asked
+        faulthandler.enable(told)
+        faulthandler.register(signal.SIGUSR2, told)
+        _do_groups(connection, begin)
+
+
+def _do_groups(connection: Connection, begin: bytes) -> None:
     try:
         work, close = pickle.loads(begin)()
     # whatever a user's parts raise, in the words that the parent tells
@@ -160,11 +240,10 @@ def _work(connection: Connection, parent: int, folder: str, begin: bytes) -> Non
         return
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send(("ready", None))
-        while True:
-            more, task = connection.recv()
-            if not more:
-                break
-            connection.send(("done", work(task)))
+        while group := connection.recv():
+            for task, result in work(group):
+                connection.send(("task", (task, result)))
+            connection.send(("done", None))
     close()
 
 
@@ -183,6 +262,20 @@ def _how_it_ended(code: int | None) -> str:
     if code is not None and code < 0:
         return f"the worker process died of {signal.Signals(-code).name}"
     return f"the worker process died with exit code {code}"
+
+
+def _ask_where(pid: int | None) -> None:
+    """Has a worker that hangs write down where, also in code that no signal of Python's interrupts."""
+    with contextlib.suppress(OSError):
+        if pid is not None:
+            os.kill(pid, signal.SIGUSR2)
+            time.sleep(TELLING_S)
+
+
+def _read(trace: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return trace.read_text(encoding="utf-8", errors="replace")[-LONGEST_TRACE:] or None
+    return None
 
 
 def _kill_with_children(pid: int) -> None:

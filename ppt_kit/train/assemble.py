@@ -25,6 +25,7 @@ from ppt_kit.models.describe import FEW, in_words
 from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.randomness import sample_seeds
 from ppt_kit.schema import Config
+from ppt_kit.sim.env import find_simulator
 from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, fingerprint_of, provenance
 from ppt_kit.train.evaluations import check_evaluations, problem_with_simulators
 from ppt_kit.train.features import check_cached, use_features
@@ -112,6 +113,9 @@ def open_sources(given: DictConfig, run_dir: Path) -> Sources:
     models = {path: load_model(path) for path in dict.fromkeys((other, borrowed)) if path}
     train_set = load_dataset(cfg, modalities=can_see(cfg.policy), shared=cfg.policy.modalities is None)
     check_cached(cfg, train_set.modalities)
+    if cfg.dataset.env:
+        # before hours of training, not at the evaluation behind them
+        find_simulator(cfg.dataset.env)
     check_evaluations(cfg, train_set)
     augment = augmenter(cfg, train_set)
     validates = cfg.train.val_interval > 0 and cfg.dataset.val_ratio > 0

@@ -17,10 +17,11 @@ from ppt_kit.checkpoint import BEST, mark_best, model_of, prune
 from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.errors import UserError
 from ppt_kit.models.chunks import Execution
-from ppt_kit.schema import Config, TrainConfig
+from ppt_kit.schema import Config
 from ppt_kit.tracking import METRICS, Tracker, bar_pace, read_rows
 from ppt_kit.train.beside import POLL_S, Beside
 from ppt_kit.train.evaluator import failed
+from ppt_kit.train_keys import TrainConfig
 
 if TYPE_CHECKING:
     from ppt_kit.train.assemble import Run

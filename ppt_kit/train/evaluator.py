@@ -53,8 +53,9 @@ def _evaluate(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rates(policy: Any, domain: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What metrics.jsonl says of one domain; success is null where no episode could be run."""
-    from ppt_kit.sim.evaluate import EvaluateOptions, run_evaluation
+    from ppt_kit.sim.evaluate import run_evaluation
     from ppt_kit.sim.results import wilson_interval
+    from ppt_kit.sim.runner.options import EvaluateOptions
 
     rows = run_evaluation(policy, EvaluateOptions(domain=domain, **options)).rows
     ran = [row for row in rows if row["error"] is None]

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from benches.trial import Ledger, head_names, markdown, rate, trained
+from benches.trial import Ledger, group_names, markdown, rate, trained
 from ppt_kit.keys import key
 
 TASK = "detour"
 # beside its config group: what a head needs to choose at all, or to be trained in minutes on one core
-SMALL = ["policy.head.options.network=transformer"]
 WORDS = {
     "cvae": ["policy.head.options.sample=true", "policy.head.options.kl_weight=0.02"],
-    "diffusion": ["policy.head.options.widths=[32,64]"], "flow": SMALL,
-    "meanflow": [*SMALL, "policy.head.options.equal_share=0.75", "train.total_epochs=70"],
+    "diffusion": ["policy.head.options.widths=[32,64]"],
+    "meanflow": ["train.total_epochs=70"],
     "mixture": ["policy.head.options.num_modes=16"],
 }  # fmt: skip
 # its scenes were looked at by nobody: settings were tuned on those of seeds from 100 000 on
@@ -31,7 +30,7 @@ class PlanarBench:
 
     heads: list[str] = key(["all"], "heads, by their config group (policy/head=…); all = every one")
     demos: int = key(100, "demonstrations, half of them on each side", low=2)
-    episodes: int = key(50, "fresh scenes a policy", low=1)
+    episodes: int = key(200, "fresh scenes a policy", low=1)
     seed: int = key(0, "training seed", low=0)
     execute_steps: int = key(8, "actions executed of each chunk", low=1)
     words: list[str] = key([], "further words of the training, e.g. [train.total_epochs=5]")
@@ -44,7 +43,7 @@ def planar(cfg: DictConfig) -> int:
     """Prints the table and draws the figure."""
     import ppt_kit as ppt
 
-    heads = head_names(list(cfg.heads))
+    heads = group_names("policy/head", cfg.heads, key="heads")
     demos = ppt.collect(TASK, simulator="planar", episodes=cfg.demos, dataset_path=cfg.dataset_path)
     ledger, rows = Ledger(Path(cfg.output_dir) / "planar.jsonl"), list[dict[str, Any]]()
     for head in heads:

@@ -12,8 +12,7 @@ from ppt_kit.config import PACKAGE_CONFIGS
 from ppt_kit.errors import UserError
 from ppt_kit.files import append_whole, json_row
 from ppt_kit.sim.results import wilson_interval
-
-HEADS = PACKAGE_CONFIGS / "policy" / "head"
+from ppt_kit.sim.rows import short_id
 
 
 class Ledger:
@@ -39,17 +38,23 @@ class Ledger:
         append_whole(self.path, (json.dumps(row) + "\n").encode())
 
 
-def head_names(asked: Sequence[str]) -> list[str]:
-    """The config groups policy/head=… that are meant; "all" are those that are shipped.
+def group_names(group: str, asked: Sequence[str], *, key: str) -> list[str]:
+    """The files of a config group that are meant, e.g. of policy/head; "all" are those that are shipped.
 
     Raises:
         UserError: there is no such one.
     """
-    shipped = sorted(path.stem for path in HEADS.glob("*.yaml"))
+    shipped = sorted(path.stem for path in (PACKAGE_CONFIGS / group).glob("*.yaml"))
     unknown = [name for name in asked if name not in (*shipped, "all")]
     if unknown:
-        raise UserError(f"heads={unknown[0]}: takes all, or some of {', '.join(shipped)}.")
+        raise UserError(f"{key}={unknown[0]}: takes all, or some of {', '.join(shipped)}.")
     return shipped if "all" in asked else list(asked)
+
+
+def run_name(*parts: Any, config: str, words: Sequence[str]) -> str:
+    """A run folder's name of what a trial is of; another configuration or other words are another folder."""
+    named = [str(part) for part in (*parts, "" if config == "quickstart" else config) if part != ""]
+    return "-".join([*named, short_id({"words": list(words)})] if words else named)
 
 
 def trained(config: str, words: Sequence[str]) -> tuple[Path, float]:

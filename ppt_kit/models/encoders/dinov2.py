@@ -31,10 +31,21 @@ class DinoV2(PictureEncoder):
         return height, width
 
     def made(self, config: dict[str, Any], *, pretrained: bool) -> Any:
-        library = need_transformers("policy.encoders")
-        return library.Dinov2Model(library.Dinov2Config.from_dict({**self.standard, **config}))
+        library, sizes = need_transformers("policy.encoders"), {**self.standard, **config}
+        if not pretrained:
+            _check_sizes({name: sizes[name] for name in self.random_sizes})
+        return library.Dinov2Model(library.Dinov2Config.from_dict(sizes))
 
     def maps(self, net: nn.Module, planes: torch.Tensor) -> torch.Tensor:
         patch = self.config.patch_size
         tokens = net(planes).last_hidden_state[:, 1:]
         return tokens.mT.unflatten(-1, (planes.shape[2] // patch, planes.shape[3] // patch))
+
+
+def _check_sizes(sizes: dict[str, Any]) -> None:
+    """What the library would make, and fail with at the first picture."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} takes a whole number, at least 1")
+    if sizes["hidden_size"] % sizes["num_attention_heads"]:
+        raise ValueError("hidden_size takes a multiple of num_attention_heads")

@@ -18,17 +18,20 @@ from ppt_kit.randomness import uniform
 class MeanFlowOptions(DenoisingOptions):
     """Attributes:
     equal_share: share of the training samples with r = t, where u is the velocity itself.
+    to_zero_share: share of the other samples with r = 0, which is what one step needs.
     adaptive_power: each sample's loss is weighed by its squared error to the power of minus this: 1 as in the paper,
         0 = plain mean squared error.
     """
 
     num_steps: int = 1
     equal_share: float = 0.5
+    to_zero_share: float = 0.5
     adaptive_power: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("equal_share", self.equal_share, low=0, high=1)
+        number("to_zero_share", self.to_zero_share, low=0, high=1)
         number("adaptive_power", self.adaptive_power, low=0, high=1)
 
 
@@ -44,7 +47,7 @@ class MeanFlowHead(DenoisingHead):
     def __init__(self, sizes: Sizes, **options: Any):
         asked = read_options(MeanFlowOptions, options)
         super().__init__(sizes, asked)
-        self.equal_share, self.adaptive_power = asked.equal_share, asked.adaptive_power
+        self.asked = asked
         self.network.forward_derivative = True
 
     def loss(
@@ -62,7 +65,7 @@ class MeanFlowHead(DenoisingHead):
         wanted = clean + gone * (velocity - rate - (noisy - ends_at) / at).detach()
         error = (ends_at - wanted).square()
         total, count = sum_over_numbers(error.detach(), counted)
-        weight = (total / count + 1e-3) ** -self.adaptive_power
+        weight = (total / count + 1e-3) ** -self.asked.adaptive_power
         return mean_over_numbers(error, counted) * weight[:, None]
 
     def sampled(
@@ -77,5 +80,7 @@ class MeanFlowHead(DenoisingHead):
         """(B,) r and t, r <= t, float32 in (0, 1); r = t for a share of the samples."""
         # evenly: the paper's logit-normal times hardly ever come near r = 0, t = 1, which is the one step of acting
         begin, end = uniform(seeds, (2,), stream=f"{self.name}.time").aminmax(dim=-1)
-        equal = uniform(seeds, (), stream=f"{self.name}.equal") < self.equal_share
+        to_zero = uniform(seeds, (), stream=f"{self.name}.to_zero") < self.asked.to_zero_share
+        begin = begin.masked_fill(to_zero, 0.0)
+        equal = uniform(seeds, (), stream=f"{self.name}.equal") < self.asked.equal_share
         return torch.where(equal, end, begin), end

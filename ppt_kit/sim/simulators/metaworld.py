@@ -1,86 +1,93 @@
-"""Meta-World's 50 tasks (Yu et al. 2019) with a depth camera, reproducible goals and the package's scripted experts."""
+"""Meta-World's 50 tasks (Yu et al. 2019) with depth cameras, reproducible goals and the package's scripted experts."""
 
 from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from ppt_kit.cameras import crop, depth_to_points, farthest_points, intrinsics_from_fovy
+from ppt_kit.cameras import crop, farthest_points
 from ppt_kit.errors import UserError
-from ppt_kit.sim.simulators.rendering import need_renderer, rendering
+from ppt_kit.sim.simulators.metaworld_tasks import TASKS as KNOWN
+from ppt_kit.sim.simulators.rendering import choose_renderer
 
 # before mujoco is imported, which reads the choice then
-need_renderer()
+choose_renderer()
 
 import mujoco  # noqa: E402
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
 from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
 
+from ppt_kit.sim.simulators.scene import SceneCameras  # noqa: E402
+
 TASKS = sorted(name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS)
 CROP_BOX = np.array([[-0.55, 0.3, 0.005], [0.55, 1.1, 0.6]])  # m: the table, without its surface and the walls
 MOST = 1_000_000  # points, pixels, steps: what a machine could hold
 CORNER2_POSITION = (0.6, 0.295, 0.8)  # m: where DP3 moves the camera to; the stock place leaves 530 points in the box
+MARKERS = ("auto", "all", "none")
+# save_images -> kinds of pictures that are given
+PICTURES: dict[Any, tuple[str, ...]] = {True: ("depths", "images"), False: (), "rgb": ("images",), "depth": ("depths",)}
 
 
-class _Renderer(mujoco.Renderer):
-    """Of one that could not be made mujoco's own clean-up would fail in turn, and print that beside the error."""
-
-    _gl_context = _mjr_context = None
-
-
+@dataclass(eq=False, repr=False)
 class MetaWorldEnv:
     """One task.
 
     Args:
         task: with or without the -v3.
-        camera: of the scene; corner2 is moved closer, as DP3 does.
-        image_size: height and width of its image (pixels).
-        num_points: of a cloud; 0 = no cloud, and without images nothing is rendered.
+        camera: one or several of the scene, as "corner2,corner3" or a list; corner2 is moved closer, as DP3 does.
+        cloud_camera: those whose depth the cloud is made from, all points together; None = all of `camera`.
+        image_size: height and width of their pictures (pixels).
+        num_points: of a cloud; 0 = no cloud, and without pictures nothing is rendered.
         use_color: give the points' colours.
-        save_images: give rgb and metric depth of the camera.
-        goal_marker: draw the goal's sphere; it is drawn into depth too, so into the cloud.
+        save_images: give pictures of each `camera`: True = rgb and metric depth, or "rgb" or "depth" alone.
+        goal_marker: whose goal's marker is drawn, into depth and cloud too: "auto" = of the tasks where nothing else
+            tells the goal (`ppt_kit.tasks()`), "all", "none". Datasets of older versions say True = all, False = none.
+        upright: turn the pictures of cameras that hang upside down, as corner2 does; what is seen in the cloud stays
+            the same. None = True, but False where goal_marker is a boolean: those datasets were not turned.
         max_steps: longest episode (control steps).
     Raises:
         UserError: no such task or camera, an option of another kind, or colours without a cloud.
     """
 
-    def __init__(
-        self,
-        task: str,
-        *,
-        camera: str = "corner2",
-        image_size: int = 128,
-        num_points: int = 512,
-        use_color: bool = False,
-        save_images: bool = False,
-        goal_marker: bool = False,
-        max_steps: int = 200,
-    ):
-        _check_kinds(task=task, camera=camera)
-        _check_numbers(image_size=(image_size, 16), num_points=(num_points, 0), max_steps=(max_steps, 1))
-        _check_flags(use_color=use_color, save_images=save_images, goal_marker=goal_marker)
-        if use_color and not num_points:
-            raise UserError("use_color=true, but num_points=0: there is no cloud to colour. Set num_points above 0.")
-        self.task, self.max_steps = task.removesuffix("-v3"), max_steps
-        self._options: dict[str, Any] = {
-            "camera": camera, "image_size": image_size, "num_points": num_points, "use_color": use_color,
-            "save_images": save_images, "goal_marker": goal_marker,
-        }  # fmt: skip
+    task: str
+    camera: str | Sequence[str] = "corner2"
+    cloud_camera: str | Sequence[str] | None = None
+    image_size: int = 128
+    num_points: int = 512
+    use_color: bool = False
+    save_images: bool | str = False
+    goal_marker: str | bool = "auto"
+    upright: bool | None = None
+    max_steps: int = 200
+
+    def __post_init__(self) -> None:
+        self._check_options()
+        self.task = self.task.removesuffix("-v3")
+        self._env = _new_env(self.task, max_steps=self.max_steps)
+        if self.upright is None:
+            self.upright = not isinstance(self.goal_marker, bool)
+        if isinstance(self.goal_marker, bool):
+            self.goal_marker = "all" if self.goal_marker else "none"
         self.description = self.task.replace("-", " ")
-        self._env = _new_env(self.task, max_steps=max_steps)
         self._expert = _new_expert(self.task)
-        self._set_camera(camera)
-        self._renderers: dict[int, mujoco.Renderer] = {}
-        self._scene = mujoco.MjvOption()
-        if not goal_marker:
-            # markers are sites, and sites are drawn into depth
-            self._scene.sitegroup[:] = 0
+        self._scene = SceneCameras(
+            self._env.model, self._env.data, size=self.image_size, upright=self.upright,
+            draw_sites=draws_marker(self.task, self.goal_marker),
+        )  # fmt: skip
+        self._cameras = _camera_names(self.camera, self._scene, option="camera", task=self.task)
+        self.camera = ",".join(self._cameras)
+        self._cloud_cameras = self._cameras
+        if self.cloud_camera is not None:
+            self._cloud_cameras = _camera_names(self.cloud_camera, self._scene, option="cloud_camera", task=self.task)
+            self.cloud_camera = ",".join(self._cloud_cameras)
+        if "corner2" in (*self._cameras, *self._cloud_cameras):
+            self._env.model.cam("corner2").pos = CORNER2_POSITION
         self._raw = np.zeros(39)
-        self._success = False
         self._shown: frozenset[str] | None = None
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
@@ -88,14 +95,12 @@ class MetaWorldEnv:
         self._raw, _ = self._env.reset()
         # some experts remember the last episode
         self._expert = _new_expert(self.task)
-        self._success = False
         self._refresh_markers()
         return self._observe()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool]:
         self._raw, reward, _, _, info = self._env.step(np.clip(np.asarray(action, np.float32), -1, 1))
-        self._success = self._success or bool(info["success"])
-        return self._observe(), float(reward), self._success
+        return self._observe(), float(reward), bool(info["success"])
 
     def expert_action(self) -> np.ndarray:
         with warnings.catch_warnings():
@@ -104,27 +109,25 @@ class MetaWorldEnv:
             return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
 
     def render(self, size: int = 256) -> np.ndarray:
-        renderer = self._renderer(size)
-        renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
-        picture = renderer.render()
-        # corner2 is mounted upside down
-        hangs = self._env.data.cam_xmat[self._camera].reshape(3, 3)[2, 1] < 0
-        return np.ascontiguousarray(picture[::-1, ::-1] if hangs else picture)
+        return self._scene.portrait(self._cameras[0], size)
 
     def spec(self) -> dict[str, Any]:
-        return {"simulator": "metaworld", "task": self.task, "max_steps": self.max_steps, **self._options}
+        return {"simulator": "metaworld", **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     def camera_info(self) -> dict[str, np.ndarray]:
-        name = self._options["camera"]
-        return {f"{name}/intrinsics": self._intrinsics, f"{name}/extrinsics": self._extrinsics()}
+        """As SimEnv says, of the cameras that stay where they are: one pose would be wrong of those on the hand."""
+        return {
+            f"{name}/{what}": value
+            for name in self._cameras
+            if self._scene.is_fixed(name)
+            for what, value in self._scene.calibration(name).items()
+        }
 
     def show_only(self, columns: Collection[str]) -> None:
         self._shown = frozenset(columns)
 
     def close(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+        self._scene.close()
         self._env.close()
 
     def _observe(self) -> dict[str, np.ndarray]:
@@ -132,77 +135,54 @@ class MetaWorldEnv:
             "obs/eef_pos": self._raw[:3].astype(np.float32),
             "obs/normalized_gripper_pos": self._raw[3:4].astype(np.float32),
         }
-        camera, points = self._options["camera"], self._options["num_points"]
-        image, depth = (f"obs/{kind}/{camera}" for kind in ("images", "depths"))
-        pictures = [name for name in (image, depth) if self._options["save_images"] and self._shows(name)]
-        cloud = [name for name in ("obs/pointcloud/pos", "obs/pointcloud/colors") if points and self._shows(name)]
-        if not self._options["use_color"]:
-            cloud = cloud[:1] if "obs/pointcloud/pos" in cloud else []
-        metres = self._depth() if depth in pictures or cloud else None
-        rgb = self._rgb() if image in pictures or "obs/pointcloud/colors" in cloud else None
-        if metres is not None and cloud:
-            reading |= self._cloud(metres, rgb)
-        if rgb is not None and image in pictures:
-            reading[image] = rgb
-        if metres is not None and depth in pictures:
-            reading[depth] = metres[..., None]
+        cloud = self._cloud_columns()
+        of_cloud = {"depths": bool(cloud), "images": "obs/pointcloud/colors" in cloud}
+        # each picture that anybody wants is drawn once
+        depth, rgb = (
+            {name: draw(name) for name in self._seen_by(kind, of_cloud=of_cloud[kind])}
+            for kind, draw in (("depths", self._depth), ("images", self._rgb))
+        )
+        reading |= self._cloud(cloud, depth, rgb) if cloud else {}
+        for name in self._pictured("images"):
+            reading[f"obs/images/{name}"] = self._scene.stored(name, rgb[name])
+        for name in self._pictured("depths"):
+            reading[f"obs/depths/{name}"] = self._scene.stored(name, depth[name])[..., None]
         return reading
+
+    def _cloud_columns(self) -> list[str]:
+        columns = ["obs/pointcloud/pos", *(["obs/pointcloud/colors"] if self.use_color else [])]
+        return [name for name in columns if self.num_points and self._shows(name)]
+
+    def _seen_by(self, kind: str, *, of_cloud: bool) -> list[str]:
+        """The cameras of which a kind of picture is drawn."""
+        return list(dict.fromkeys([*self._pictured(kind), *(self._cloud_cameras if of_cloud else [])]))
+
+    def _pictured(self, kind: str) -> list[str]:
+        """The cameras whose pictures of a kind are given."""
+        given = self._cameras if kind in PICTURES[self.save_images] else []
+        return [name for name in given if self._shows(f"obs/{kind}/{name}")]
 
     def _shows(self, column: str) -> bool:
         return self._shown is None or column in self._shown
 
-    def _depth(self) -> np.ndarray:
-        """(H, W) in metres."""
-        renderer = self._renderer(self._options["image_size"])
-        renderer.enable_depth_rendering()
-        renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
-        depth = renderer.render().copy()
-        renderer.disable_depth_rendering()
-        return depth
+    def _depth(self, camera: str) -> np.ndarray:
+        return self._scene.depth(camera)
 
-    def _rgb(self) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        renderer = self._renderer(self._options["image_size"])
-        renderer.update_scene(self._env.data, camera=self._camera, scene_option=self._scene)
-        return renderer.render().copy()
+    def _rgb(self, camera: str) -> np.ndarray:
+        return self._scene.rgb(camera)
 
-    def _cloud(self, depth: np.ndarray, rgb: np.ndarray | None) -> dict[str, np.ndarray]:
-        points = depth_to_points(depth, self._intrinsics, self._extrinsics())
-        inside = crop(points, CROP_BOX)
-        chosen = inside[farthest_points(points[inside], self._options["num_points"])]
-        cloud = {"obs/pointcloud/pos": points[chosen]}
-        if self._options["use_color"] and rgb is not None:
-            cloud["obs/pointcloud/colors"] = rgb.reshape(-1, 3)[chosen]
+    def _cloud(
+        self, columns: list[str], depth: dict[str, np.ndarray], rgb: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        points = {name: self._scene.points(name, depth[name]) for name in self._cloud_cameras}
+        inside = {name: crop(points[name], CROP_BOX) for name in self._cloud_cameras}
+        position = np.concatenate([points[name][inside[name]] for name in self._cloud_cameras])
+        chosen = farthest_points(position, self.num_points)
+        cloud = {"obs/pointcloud/pos": position[chosen]}
+        if "obs/pointcloud/colors" in columns:
+            color = np.concatenate([rgb[name].reshape(-1, 3)[inside[name]] for name in self._cloud_cameras])
+            cloud["obs/pointcloud/colors"] = color[chosen]
         return cloud
-
-    def _set_camera(self, name: str) -> None:
-        model = self._env.model
-        cameras = [model.cam(index).name for index in range(model.ncam)]
-        if name not in cameras:
-            raise UserError(f"camera={name}: {self.task} has {', '.join(cameras)}.")
-        self._camera = cameras.index(name)
-        if name == "corner2":
-            model.cam_pos[self._camera] = CORNER2_POSITION
-        size = self._options["image_size"]
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = max(size, 640)
-        self._intrinsics = intrinsics_from_fovy(float(model.cam_fovy[self._camera]), height=size, width=size)
-
-    def _extrinsics(self) -> np.ndarray:
-        pose = np.eye(4)
-        pose[:3, :3] = self._env.data.cam_xmat[self._camera].reshape(3, 3)
-        pose[:3, 3] = self._env.data.cam_xpos[self._camera]
-        return pose
-
-    def _renderer(self, size: int) -> mujoco.Renderer:
-        if size not in self._renderers:
-            with rendering():
-                renderer = _Renderer(self._env.model, size, size)
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                renderer.scene.flags[flag] = 0
-            self._renderers[size] = renderer
-        return self._renderers[size]
 
     def _refresh_markers(self) -> None:
         """After a reset the markers stand where the last episode had them, and cameras where the model's pose was."""
@@ -210,33 +190,74 @@ class MetaWorldEnv:
         for name, position in self._env._target_site_config:
             self._env._set_pos_site(name, np.asarray(position))
 
+    def _check_options(self) -> None:
+        if not isinstance(self.task, str):
+            raise UserError(f"task={self.task!r}: takes a name.")
+        for name, least in (("image_size", 16), ("num_points", 0), ("max_steps", 1)):
+            _check_number(name, getattr(self, name), least)
+        for name, flag in (("use_color", self.use_color), ("upright", self.upright)):
+            if not isinstance(flag, bool) and (name, flag) != ("upright", None):
+                raise UserError(f"{name}={flag!r}: takes true or false.")
+        _check_word("save_images", self.save_images, ("rgb", "depth"))
+        _check_word("goal_marker", self.goal_marker, MARKERS)
+        for name in ("use_color", "cloud_camera"):
+            if getattr(self, name) and not self.num_points:
+                raise UserError(f"{name}={_typed(getattr(self, name))}, but num_points=0: there is no cloud. "
+                                "Set num_points above 0.")  # fmt: skip
 
-def _check_kinds(**words: Any) -> None:
-    for name, value in words.items():
-        if not isinstance(value, str):
-            raise UserError(f"{name}={value!r}: takes a name.")
+
+def draws_marker(task: str, goal_marker: str) -> bool:
+    """Whether the goal's marker is drawn in a task.
+
+    Args:
+        goal_marker: auto, all or none.
+    """
+    return goal_marker == "all" or (goal_marker == "auto" and KNOWN[task].needs_marker)
 
 
-def _check_flags(**flags: Any) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise UserError(f"{name}={value!r}: takes true or false.")
+def _camera_names(given: Any, scene: SceneCameras, *, option: str, task: str) -> list[str]:
+    """Of "corner2,corner3", or of a list."""
+    names = given.split(",") if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{option}={given!r}: takes a name, or several, e.g. {option}=corner2,corner3.")
+    names = [name.strip() for name in names]
+    for name in names:
+        if name not in scene.names:
+            near = difflib.get_close_matches(name, scene.names, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"{option}={name}: {task} has {', '.join(scene.names)}.{hint}")
+    if len(set(names)) < len(names):
+        raise UserError(f"{option}={','.join(names)}: names a camera twice. Name each once.")
+    return names
 
 
-def _check_numbers(**numbers: tuple[Any, int]) -> None:
-    """Of each its value and the least that it may be."""
-    for name, (value, least) in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
-            raise UserError(f"{name}={value!r}: takes a whole number from {least} to {MOST}.")
+def _check_word(name: str, value: Any, words: tuple[str, ...]) -> None:
+    """True and false are taken too."""
+    if not isinstance(value, bool) and value not in words:
+        near = difflib.get_close_matches(str(value), words, 1)
+        raise UserError(
+            f"{name}={value!r}: takes {', '.join(words)}{', true, false' if name == 'save_images' else ''}."
+            + (f" Did you mean {near[0]}?" if near else "")
+        )
+
+
+def _check_number(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+        raise UserError(f"{name}={value!r}: takes a whole number from {least} to {MOST}.")
+
+
+def _typed(value: Any) -> str:
+    """As a user types it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _new_env(task: str, *, max_steps: int) -> Any:
     """Meta-World's own environment of the task, its goals drawn from the seed and shown to the expert."""
     if task not in TASKS:
-        near = difflib.get_close_matches(task, TASKS, 1)
+        near = difflib.get_close_matches(task, TASKS, 3)
         raise UserError(
             f"task={task}: Meta-World has no such task."
-            + (f" Did you mean {near[0]}?" if near else f" It has {', '.join(TASKS)}.")
+            + (f" Did you mean {' or '.join(near)}?" if near else f" It has {', '.join(TASKS)}.")
         )
     env: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
     # goals come from env.seed(k), not from one frozen vector

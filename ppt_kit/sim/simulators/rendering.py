@@ -20,11 +20,13 @@ WITH_DISPLAY = ("glfw", "glx", "enable", "enabled", "on", "true", "1")
 SWITCHED_OFF = ("disable", "disabled", "off", "false", "0")
 
 
-def need_renderer() -> None:
+def choose_renderer() -> None:
     """Chooses how MuJoCo renders; mujoco reads the choice when it is imported, so this comes before.
 
+    Where there is nothing to choose from nothing is said yet: physics and states alone need no renderer.
+
     Raises:
-        UserError: MUJOCO_GL names nothing that works here, or there is neither a display, nor EGL, nor OSMesa.
+        UserError: MUJOCO_GL names nothing that works here.
     """
     if "mujoco" in sys.modules or sys.platform != "linux":
         return
@@ -34,15 +36,11 @@ def need_renderer() -> None:
     if wanted:
         _check_choice(given, wanted)
         return
-    if _has_display():
-        return
-    for name, library in HEADLESS.items():
-        if ctypes.util.find_library(library):
-            os.environ["MUJOCO_GL"] = name
-            # the software renderer takes every core otherwise
-            os.environ.setdefault("LP_NUM_THREADS", "1")
-            return
-    raise UserError(f"nothing to render with: neither EGL nor OSMesa is installed. {REMEDY}")
+    found = _headless()
+    if not _has_display() and found:
+        os.environ["MUJOCO_GL"] = found
+        # the software renderer takes every core otherwise
+        os.environ.setdefault("LP_NUM_THREADS", "1")
 
 
 @contextmanager
@@ -50,8 +48,13 @@ def rendering() -> Iterator[None]:
     """Inside something is rendered for the first time.
 
     Raises:
-        UserError: it cannot be; the drivers raise their own kinds.
+        UserError: it cannot be, as without a display, EGL and OSMesa; the drivers raise their own kinds.
     """
+    if sys.platform == "linux" and not (os.environ.get("MUJOCO_GL", "").strip() or _has_display() or _headless()):
+        raise UserError(
+            f"nothing to render with: there is no display, and neither EGL nor OSMesa is installed. {REMEDY}; "
+            "or do without pictures: num_points=0 save_images=false needs no renderer."
+        )
     try:
         with warnings.catch_warnings():
             # what glfw says of a display that is not there is in its error too
@@ -69,7 +72,7 @@ def check_rendering() -> None:
     Raises:
         UserError: nothing to render with, or the driver does not work.
     """
-    need_renderer()
+    choose_renderer()
     with rendering():
         import mujoco
 
@@ -103,6 +106,11 @@ def _check_choice(given: str, wanted: str) -> None:
             f"MUJOCO_GL={given!r}: mujoco takes egl, osmesa, glfw. "
             f"Type MUJOCO_GL={near[0] if near else 'egl'}, or unset it."
         )
+
+
+def _headless() -> str | None:
+    """What renders without a display here, as MUJOCO_GL names it."""
+    return next((name for name, library in HEADLESS.items() if ctypes.util.find_library(library)), None)
 
 
 def _has_display() -> bool:

@@ -1,0 +1,136 @@
+"""Episodes of a comparison as they are run: all sides on a seed, then the next, in one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ppt_kit.models.policy import PPTPolicy
+from ppt_kit.signals import Stopped, held_back, stops_raise
+from ppt_kit.sim.compare.sides import Side
+from ppt_kit.sim.env import close_env
+from ppt_kit.sim.episodes import EpisodePlan, open_checked
+from ppt_kit.sim.evaluate import LONGEST_S
+from ppt_kit.sim.runner.options import EvaluateOptions
+from ppt_kit.sim.runner.together import Places, error_row
+from ppt_kit.sim.workers import BEGUN, Died, Work, work_in_processes
+from ppt_kit.tracking import bar_pace
+
+# (which side, seed)
+Task = tuple[int, int]
+# which side: the policy that can be run there, and how
+Runnable = dict[int, tuple[PPTPolicy, EpisodePlan]]
+
+
+def run_seeds(
+    sides: Sequence[Side], seeds: Sequence[int], options: EvaluateOptions, *, enough: Callable[[list[dict]], bool]
+) -> None:
+    """Runs what is not there yet, every side on a seed before the next one, until it is enough.
+
+    Rows go to their sides as they come.
+
+    Args:
+        seeds: in the order in which their rows are looked at, whatever the order in which they end: an episode that
+            ends early is likely to be a success, and would be looked at first.
+        options: n_procs, retries and episode_timeout_s of them are read here.
+        enough: is shown the rows of each seed, one a side, in that order.
+    Raises:
+        UserError: an environment cannot be built, or does not show what its policy sees.
+        Stopped: a stop signal, or a notebook's interrupt, came; the rows of the episodes that ended are kept.
+    """
+    tasks = [(place, seed) for seed in seeds for place, side in enumerate(sides) if seed not in side.rows]
+    with stops_raise():
+        try:
+            with contextlib.closing(_rows(sides, tasks, options)) as rows:
+                with tqdm(total=len(seeds), desc="comparing", unit="goal", **bar_pace()) as bar:
+                    for seed in seeds:
+                        _wait_for(seed, sides, rows)
+                        bar.update()
+                        if enough([side.rows[seed] for side in sides]):
+                            break
+        except KeyboardInterrupt as stop:
+            raise Stopped(getattr(stop, "number", signal.SIGINT), _kept(sides)) from None
+
+
+def _wait_for(seed: int, sides: Sequence[Side], rows: Iterator[tuple[Task, dict]]) -> None:
+    """Until all sides have the row of a seed."""
+    while any(seed not in side.rows for side in sides):
+        (place, _), row = next(rows)
+        # what is said to be kept is what is in the file
+        with held_back():
+            sides[place].add(row)
+
+
+def _rows(
+    sides: Sequence[Side], tasks: Sequence[Task], options: EvaluateOptions
+) -> Generator[tuple[Task, dict], None, None]:
+    """The rows of tasks as they end."""
+    needed = {place for place, _ in tasks}
+    parts = {
+        place: (side.policy, side.plan)
+        for place, side in enumerate(sides)
+        if place in needed and side.policy is not None and side.plan is not None
+    }
+    envs = {place: open_checked(*part, seed=tasks[0][1]) for place, part in parts.items()}
+    if options.n_procs == 1 and options.episode_timeout_s is None:
+        crew = {place: Places(*part, env=envs[place]) for place, part in parts.items()}
+        try:
+            for task, row in _work(crew, options.retries, tasks):
+                if row != BEGUN:
+                    yield task, row
+        finally:
+            _close(crew)
+        return
+    # a worker builds its own, and may need the room; what takes too long can only be ended in a process of its own
+    for env in envs.values():
+        close_env(env)
+    if tasks:
+        yield from _in_processes(parts, tasks, options)
+
+
+def _in_processes(
+    parts: Runnable, tasks: Sequence[Task], options: EvaluateOptions
+) -> Generator[tuple[Task, dict], None, None]:
+    limit = LONGEST_S if options.episode_timeout_s is None else options.episode_timeout_s
+    work = work_in_processes(
+        partial(_begin, parts, options.retries), [[task] for task in tasks], n_procs=min(options.n_procs, len(tasks)),
+        timeout_s=limit,
+    )  # fmt: skip
+    with contextlib.closing(work) as results:
+        for task, result in results:
+            died = isinstance(result, Died)
+            yield task, error_row(task[1], result.how, result.traceback) | {"attempts": 1} if died else result
+
+
+def _begin(parts: Runnable, retries: int) -> Work:
+    """In a worker process."""
+    crew = {place: Places(policy, plan, env=plan.open_env(policy)) for place, (policy, plan) in parts.items()}
+    return partial(_work, crew, retries), partial(_close, crew)
+
+
+def _work(crew: dict[int, Places], retries: int, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+    """(task, BEGUN) and then (task, its row) of each; one that ends in an error is run again as often as is asked."""
+    for place, seed in tasks:
+        yield (place, seed), BEGUN
+        for attempt in range(1, retries + 2):
+            row = next(row for _, row in crew[place].run([seed]) if row != BEGUN) | {"attempts": attempt}
+            if row["error"] is None:
+                break
+        yield (place, seed), row
+
+
+def _close(crew: dict[int, Places]) -> None:
+    for places in crew.values():
+        places.close()
+
+
+def _kept(sides: Sequence[Side]) -> str:
+    files = " and ".join(dict.fromkeys(str(side.file.path) for side in sides if side.file is not None))
+    if not files:
+        return "no rows are kept; with out_dir=… they are, and the same call goes on"
+    return f"the rows of the episodes that ended are in {files}; the same again goes on with the others"

@@ -1,0 +1,1 @@
+"""Environments of the Gymnasium API, seen through one adapter."""
