@@ -20,13 +20,13 @@ from ppt_kit.torch_file import read_tensors, save_tensors
 from ppt_kit.verify import departs
 
 VERIFY = str(ROOT / "scripts/verify_card.py")
-# every episode has three steps
+# every episode has three steps; that of the task `early` may end with its second
 SIM = """
 import numpy as np
 
 class Env:
-    max_steps, description = 3, "lift"
-    def __init__(self, task): self.task = task
+    description = "lift"
+    def __init__(self, task, max_steps=3): self.task, self.max_steps = task, max_steps
     def reset(self, seed):
         self.rng, self.count = np.random.default_rng(seed), 0
         return self.reading()
@@ -36,7 +36,9 @@ class Env:
                 "obs/pointcloud/pos": self.rng.normal(size=(16, 3)).astype(np.float32)}
     def step(self, action):
         self.count += 1
-        return self.reading(), float(action[1]), self.count == 3 and bool(action[0] > 15)
+        early = self.task == "early" and self.count == 2
+        return self.reading(), float(action[1]), early or self.count == 3 and bool(action[0] > 15)
+    def expert_action(self): return np.full(4, self.count)
 """
 
 
@@ -108,6 +110,75 @@ def test_raw_weights_are_told_from_averaged_ones(lab):
     assert list(ppt.verify_card("runs/a/run", episodes=1, eval_log_name="raw").frame["log_name"]) == ["raw"]
 
 
+@pytest.mark.parametrize(
+    ("options", "otherwise"),
+    [
+        ({"warmup_steps": 1}, {"warmup_steps": 0}),
+        ({"max_steps": 2}, {"max_steps": 3}),
+        ({"execute_steps": 1}, {"execute_steps": 3}),
+        ({"temporal_ensembling": True}, {"temporal_ensembling": False}),
+        ({"zero_keys": ["pointcloud"]}, {"zero_keys": []}),
+        ({"task": "early", "stop_at_success": False}, {"stop_at_success": True}),
+        ({"task": "early"}, {"task": "lift"}),
+        ({"delay": 1, "real_time_chunking": False, "execute_steps": 1}, {"delay": 0}),
+    ],
+    ids=str,
+)
+def test_an_episode_is_replayed_with_what_it_was_run_with_and_with_anything_else_it_is_another(lab, options, otherwise):
+    ppt.evaluate(ppt.load_policy("runs/a/run"), episodes=2, out_dir="runs/a/run/eval", log_name="own", **options)
+    assert ppt.verify_card("runs/a/run", episodes=1, eval_log_name="own").same
+    card = card_of(lab)
+    card["evaluations"][-1]["evaluate"] |= otherwise
+    (lab / "runs/a/run/eval/card.json").write_text(json.dumps(sealed(card)))
+    assert not ppt.verify_card("runs/a/run", episodes=1, eval_log_name="own").same
+
+
+def test_episodes_that_were_stepped_together_each_have_their_own_trace_and_are_replayed_one_by_one(lab):
+    policy = ppt.load_policy("runs/a/run")
+    rows = ppt.evaluate(policy, episodes=5, batch_envs=3, out_dir="runs/a/run/eval", log_name="beside").rows
+    assert len({row["trace"] for row in rows}) == 5
+    assert all(row["trace"][-4:] == row["actions_sha256"][:4] for row in rows)
+    found = ppt.verify_card("runs/a/run", episodes=5, eval_log_name="beside")
+    assert (found.same, len(found.episodes)) == (True, 5)
+
+
+def test_controls_are_replayed_too_once_each_whatever_the_checkpoint(lab):
+    shutil.copy(lab / "runs/a/run/model.pth", lab / "runs/a/run/other.pth")
+    for name in ("runs/a/run", "runs/a/run/other.pth"):
+        ppt.evaluate(
+            ppt.load_policy(name), episodes=2, out_dir="runs/a/run/eval", log_name="floor",
+            controls=["hold", "blind", "replay", "expert"],
+        )  # fmt: skip
+    there = [
+        (entry["control"], entry["checkpoint"]) for entry in card_of(lab)["evaluations"] if entry["log_name"] == "floor"
+    ]
+    assert sorted(control for control, checkpoint in there if checkpoint == "-") == ["expert", "hold", "replay"]
+    assert len([control for control, _ in there if control == "blind"]) == 2
+    found = ppt.verify_card("runs/a/run", episodes=1, eval_log_name="floor")
+    assert found.same
+    assert sorted(set(found.frame["control"].dropna())) == ["blind", "expert", "hold", "replay"]
+
+
+def test_a_demonstration_is_not_replayed_where_the_data_is_not_and_that_is_said(lab):
+    policy = ppt.load_policy("runs/a/run")
+    ppt.evaluate(policy, episodes=1, out_dir="runs/a/run/eval", log_name="floor", controls=["replay"])
+    shutil.rmtree(lab / "data")
+    found = ppt.verify_card("runs/a/run", episodes=1, eval_log_name="floor")
+    assert list(found.frame["control"]) == [None]
+    assert any(each.startswith("the control replay: ") for each in found.not_compared)
+
+
+def test_rows_that_have_no_trace_yet_are_replayed_by_what_they_say(lab):
+    rows_file = lab / "runs/a/run/eval/eval.jsonl"
+    new = ("trace", "made_with", "success_last", "success_step", "scores")
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    rows_file.write_text("".join(json.dumps({k: v for k, v in row.items() if k not in new}) + "\n" for row in rows))
+    (lab / "runs/a/run/eval/card.json").unlink()
+    ppt.evaluate(ppt.load_policy("runs/a/run"), episodes=6, out_dir="runs/a/run/eval")
+    assert [each["trace"] for each in card_of(lab)["evaluations"][0]["episodes"]] == [None] * 6
+    assert ppt.verify_card("runs/a/run", episodes=2).same
+
+
 # ------------------------------------------------------------------ what is not as it was
 
 
@@ -137,11 +208,14 @@ def test_changed_data_is_not_the_same_though_the_episodes_are_and_absent_data_is
 
 
 def test_a_simulator_that_goes_otherwise_is_told_with_the_step(lab):
+    policy = ppt.load_policy("runs/a/run")
+    ppt.evaluate(policy, episodes=1, out_dir="runs/a/run/eval", log_name="floor", controls=["hold"])
     drifts = "eef = self.rng.normal(size=3) + 1e-6 * (self.count == 2)"
     (lab / "my_lab/sim.py").write_text(SIM.replace("eef = self.rng.normal(size=3)", drifts))
     done = run_script(VERIFY, "runs/a/run", "episodes=1", cwd=lab)
     assert done.returncode == 1, done.stderr
-    assert "from step 3 on, after the same actions another observation" in done.stdout
+    for who in ("lift", "lift, hold"):
+        assert f"{who}, seed 100000: from step 3 on, after the same actions another observation" in done.stdout
     assert "simulator my_lab.sim:Env: its file is another" in done.stdout
 
 
@@ -188,6 +262,11 @@ def test_where_two_rows_part(change, step, what):
     found = departs(ROW, ROW | change)
     assert found[0] == step
     assert found[1] == what if not what else what in found[1]
+
+
+def test_who_acts_in_the_place_of_a_policy_is_not_called_its_arithmetic():
+    here = ROW | {"checkpoint": "-", "trace": "1111222233334449"}
+    assert departs(ROW, here) == (2, "after the same observations another action: who acts does otherwise")
 
 
 # ------------------------------------------------------------------ what cannot be replayed
