@@ -48,15 +48,17 @@ class Card:
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / CARD
+        self.path, self._begun = folder / CARD, False
 
     def begin(self) -> None:
-        """Writes down what episodes from here on are run with, so that it is known of an evaluation that is killed.
+        """Writes down, once, what episodes from here on are run with: it is known of an evaluation that is killed.
 
         Raises:
             UserError: the card that is there is damaged or of another version, or the disk does not take it.
         """
-        self._change(lambda card: card["made_with"].update({made_with_id(): made_with()}))
+        if not self._begun:
+            self._change(lambda card: card["made_with"].update({made_with_id(): made_with()}))
+            self._begun = True
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """One evaluation; of an earlier one of the same those episodes stay that are not in this one.

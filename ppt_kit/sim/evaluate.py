@@ -87,8 +87,6 @@ def run_part(policy: PPTPolicy, options: PartOptions) -> Evaluation:
     done = file.take_up(options.seeds, film=plan.film) if file else {}
     left = [seed for seed in options.seeds if seed not in done]
     card = Card(file.path.parent) if file else None
-    if card and left:
-        card.begin()
     if file and done:
         log.warning("%s", _said_of(file, done, left, control=options.control))
     with stops_raise():
@@ -98,7 +96,8 @@ def run_part(policy: PPTPolicy, options: PartOptions) -> Evaluation:
                     row = {**common, **row}
                     # what is said to be kept is what is in the file
                     with held_back():
-                        if file:
+                        if file and card:
+                            card.begin()
                             file.add(row)
                         done[row["seed"]] = row
         except KeyboardInterrupt as stop:
