@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any
 
 from ppt_kit.errors import UserError
 from ppt_kit.keys import key, show
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # of each modality the stems that there are
 KINDS: dict[str, tuple[str, ...]] = {
@@ -220,14 +221,14 @@ def check_normalizer(cfg: DictConfig, domains: Sequence[str]) -> None:
         )
     groups = {"normalizer.per_key": cfg.normalizer.per_key}
     per_domain = cfg.normalizer.per_domain
-    if not OmegaConf.is_dict(per_domain):
+    if not isinstance(per_domain, Mapping):
         raise UserError(f"normalizer.per_domain={show(per_domain)}: takes {{domain: {{key: mode}}}}.")
     for name, modes in per_domain.items():
         if name not in domains:
             raise UserError(f"normalizer.per_domain: {name} is none of the domains {', '.join(domains)}.")
         groups[f"normalizer.per_domain.{name}"] = modes
     for where, modes in groups.items():
-        if not OmegaConf.is_dict(modes):
+        if not isinstance(modes, Mapping):
             raise UserError(
                 f"{where}={show(modes)[:80]}: takes a mapping of keys to modes, e.g. {{eef_pos: gaussian}}."
             )

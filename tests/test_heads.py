@@ -425,7 +425,11 @@ def test_times_are_drawn_as_the_options_say():
     begin, end = head_of("meanflow", equal_share=0.25)._drawn_times(seeds)
     assert (begin == end).float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert (begin <= end).all()
-    assert ((begin > 0) & (end < 1)).all()
+    # half of the others have r = 0, from which one step acts
+    assert (begin == 0).float().mean().item() == pytest.approx(0.375, abs=0.02)
+    assert ((begin >= 0) & (end < 1)).all()
+    begin, _ = head_of("meanflow", to_zero_share=0.0)._drawn_times(seeds)
+    assert (begin > 0).all()
 
 
 # ------------------------------------------------------------------ learning

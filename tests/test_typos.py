@@ -44,8 +44,12 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize(("schema", "key"), NAMES, ids=[key for _, key in NAMES])
 def test_a_name_that_becomes_a_file_is_one_plain_name(schema, key):
-    for name in BAD_NAMES:
+    # a task may be one of a room's: gym_pusht/PushT-v0
+    parted = {"a/b", "C:x"} if key == "task" else set()
+    for name in set(BAD_NAMES) - parted:
         assert key in told(load_config, "", f"{key}={name}", schema=schema), name
+    for name in parted:
+        load_config("", f"{key}={name}", schema=schema)
     load_config("", f"{key}=exp 1.b_c-d#3", schema=schema)
 
 
