@@ -3,10 +3,10 @@
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
     ground   errors lfs horizon keys randomness cameras upgrade signals  what everybody may know
-    words    files torch_file parts model_keys spec schema checks words config    a typed configuration; what is seen
+    words    files torch_file parts model_keys train_keys spec schema checks words config    a typed configuration
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim                                   weights | processes | episodes and success
-    run      train | targets comparing                    one run, from what it opens to its last step; evaluating many
+    run      train | verify targets comparing        one run, to its last step | evaluating many, replaying
     face     notebook __main__ __init__                                what people see
 
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
@@ -46,6 +46,7 @@ _WHERE = {
     "compare": "comparing",
     "plan_evaluation": "sim.compare.plan",
     "protocol": "sim.compare.protocol",
+    "verify_card": "verify",
     "plot_metrics": "notebook.plots",
     "plot_episode": "notebook.plots",
     "plot_success": "notebook.plots",

@@ -1,4 +1,7 @@
-"""python -m ppt_kit CONFIG: one rank of a run (the launcher's variables say which); --supervise FOLDER: its launch."""
+"""python -m ppt_kit CONFIG: one rank of a run (the launcher's variables say which).
+
+--supervise FOLDER is its launch, --evaluate a checkpoint that is measured while the run trains on.
+"""
 
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ USAGE = "usage: python -m ppt_kit CONFIG.yaml, under a launcher; to train type p
 def main() -> int:
     from ppt_kit.errors import UserError
     from ppt_kit.jobs.parents import SUPERVISE
+    from ppt_kit.train.evaluator import EVALUATE, evaluate_request
     from ppt_kit.words import own_words
 
     try:
@@ -20,6 +24,8 @@ def main() -> int:
         from ppt_kit.jobs.supervise import supervise
 
         return supervise(Path(words[1]))
+    if words == [EVALUATE]:
+        return evaluate_request()
     if len(words) != 1 or words[0].startswith("-"):
         print(USAGE, file=sys.stderr)
         return 0 if words in (["-h"], ["--help"]) else 2

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ppt_kit.upgrade import upgraded_engine, upgraded_model
 log = logging.getLogger(__name__)
 
 LATEST = "model.pth"
+BEST = "model_best.pth"
 RESUME = "resume"
 # what the files are read for
 MODEL_PARTS = {
@@ -57,7 +58,7 @@ def save_model(
     *,
     epoch: int | None,
     keep_last: int,
-    keep_epoch: int | None = None,
+    keep_epochs: Collection[int] = (),
     safetensors: bool = False,
 ) -> Path:
     """Writes model.pth, and model_{epoch}.pth when `epoch` is given; then deletes the oldest beyond `keep_last`.
@@ -65,7 +66,7 @@ def save_model(
     Args:
         content: "policy", "ema", "config", "step", "epoch", … as `load_policy` reads it.
         keep_last: model_{epoch}.pth files that stay; 0 = all.
-        keep_epoch: the best one, which stays too.
+        keep_epochs: those that stay too: the best one, and those that are still to be evaluated.
         safetensors: write model.safetensors beside it.
     Returns:
         The file to name in a log: model_{epoch}.pth, or model.pth.
@@ -78,17 +79,31 @@ def save_model(
         write_whole(run_dir / "model.safetensors", lambda path: _write_safetensors(content, path))
     if epoch is None:
         return latest
-    numbered = run_dir / f"model_{epoch}.pth"
+    numbered = model_of(run_dir, epoch)
     write_whole(numbered, lambda path: _same_bytes(latest, path))
-    prune(run_dir, keep_last=keep_last, keep_epoch=keep_epoch)
+    prune(run_dir, keep_last=keep_last, keep_epochs=keep_epochs)
     return numbered
 
 
-def prune(run_dir: Path, *, keep_last: int, keep_epoch: int | None = None) -> None:
-    """Deletes the oldest model_{epoch}.pth beyond `keep_last` (0 = all stay), but never that of `keep_epoch`."""
+def prune(run_dir: Path, *, keep_last: int, keep_epochs: Collection[int] = ()) -> None:
+    """Deletes the oldest model_{epoch}.pth beyond `keep_last` (0 = all stay), but never those of `keep_epochs`."""
     for old in numbered_models(run_dir)[:-keep_last] if keep_last else []:
-        if old.name != f"model_{keep_epoch}.pth":
+        if old not in [model_of(run_dir, epoch) for epoch in keep_epochs]:
             old.unlink()
+
+
+def model_of(run_dir: Path, epoch: int) -> Path:
+    """The checkpoint of an epoch, whether it is there or not."""
+    return run_dir / f"model_{epoch}.pth"
+
+
+def mark_best(run_dir: Path, epoch: int) -> None:
+    """Has model_best.pth be the checkpoint of an epoch: another name for the same bytes.
+
+    Raises:
+        OSError: the disk is full or read-only, or that checkpoint is gone; what was the best stays it.
+    """
+    write_whole(run_dir / BEST, lambda path: _same_bytes(model_of(run_dir, epoch), path))
 
 
 def save_resume(run_dir: Path, content: dict) -> Path:
@@ -287,24 +302,32 @@ def _check_weights(weights: Mapping, run_dir: str | Path) -> None:
 
 
 def checkpoints(run_dir: str | Path) -> pd.DataFrame:
-    """The checkpoints of a run that exist: epoch, step, path, size_mb, and the losses known when they were written."""
+    """The checkpoints of a run that exist: epoch, step, path, size_mb, and the losses known when they were written.
+
+    And success, where they were evaluated beside training: the mean over the domains.
+    """
     run_dir = Path(run_dir)
     rows, val_loss = [], None
     written: dict[str, dict] = {}
+    rates: dict[Any, list[float]] = {}
     for row in read_rows(run_dir / METRICS) if (run_dir / METRICS).is_file() else []:
         if row.get("kind") == "val":
             val_loss = row.get("loss")
         if row.get("kind") == "checkpoint":
             written[Path(row["path"]).name] = row | {"val_loss": val_loss}
+        if row.get("kind") == "eval" and row.get("success") is not None:
+            rates.setdefault(row.get("epoch"), []).append(row["success"])
     for path in numbered_models(run_dir):
-        row = written.get(path.name, {})
+        row, epoch = written.get(path.name, {}), int(path.stem.removeprefix("model_"))
+        known = rates.get(epoch)
         rows.append(
             {
-                "epoch": int(path.stem.removeprefix("model_")), "step": row.get("step"), "loss": row.get("loss"),
-                "val_loss": row.get("val_loss"), "size_mb": round(path.stat().st_size / 1e6, 2), "path": str(path),
+                "epoch": epoch, "step": row.get("step"), "loss": row.get("loss"), "val_loss": row.get("val_loss"),
+                "success": sum(known) / len(known) if known else None,
+                "size_mb": round(path.stat().st_size / 1e6, 2), "path": str(path),
             }
         )  # fmt: skip
-    return pd.DataFrame(rows, columns=["epoch", "step", "loss", "val_loss", "size_mb", "path"])
+    return pd.DataFrame(rows, columns=["epoch", "step", "loss", "val_loss", "success", "size_mb", "path"])
 
 
 def _write_safetensors(content: dict, path: Path) -> None:

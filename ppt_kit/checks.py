@@ -328,6 +328,10 @@ def _check_train(cfg: DictConfig) -> None:
             "train.best_metric=val_loss, but nothing is validated. "
             "Set train.val_interval and dataset.val_ratio above 0."
         )
+    if cfg.train.best_metric == "success" and not cfg.train.eval_interval:
+        raise UserError("train.best_metric=success, but nothing is evaluated. Set train.eval_interval above 0.")
+    if cfg.train.eval_interval:
+        check_processes(min(cfg.train.eval_procs, cfg.train.eval_episodes), key="train.eval_procs")
     if cfg.train.resume == "auto" and cfg.suffix is None:
         raise UserError(
             "train.resume=auto, but suffix is empty: no run folder to resume. Type suffix=<the run's name>."

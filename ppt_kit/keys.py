@@ -11,6 +11,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+# the next ones, of later episodes, still fit into the 32 bits that numpy's and simulators' generators take
+MAX_SEED = 2**31 - 1
+
 
 def key(
     default: Any,

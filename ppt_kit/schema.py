@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppt_kit.keys import key
+from ppt_kit.keys import MAX_SEED, key
 from ppt_kit.model_keys import NORMALIZER_MODES, PolicyConfig
+from ppt_kit.train_keys import OptimizerConfig, TrainConfig
 
 # the file in configs/ that is meant where none is named
 DEFAULT_CONFIG = "quickstart"
-# the next ones, of later episodes, still fit into the 32 bits that numpy's and simulators' generators take
-MAX_SEED = 2**31 - 1
 
 # what numbers of a state or an action can be when the world is moved, and how many numbers one of each has
 PART_WIDTHS = {
@@ -99,49 +98,6 @@ RENAMED = {
 BEFORE_STEMS = ("policy.state_latents", "policy.cloud_latents")
 # what options of parts were by default while they were keys
 DEFAULT_OPTIONS = {"policy.head.options.loss": "l1"}
-
-
-@dataclass
-class OptimizerConfig:
-    lr: float = key(1e-4, "peak learning rate of AdamW", low=0, high=100)
-    betas: list[float] = key([0.95, 0.999], "AdamW betas")
-    eps: float = key(1e-8, "AdamW epsilon", low=0, high=1)
-    weight_decay: float = key(1e-6, "AdamW weight decay", low=0, high=100)
-    warmup_steps: int = key(500, "linear warm-up (optimizer steps), then cosine to zero", low=0)
-
-
-@dataclass
-class TrainConfig:
-    total_epochs: int = key(100, "passes over the training windows", low=1)
-    total_iters: int | None = key(None, "stop after this many optimizer steps; null = total_epochs decides", low=1)
-    epoch_iters: int | None = key(
-        None, "optimizer steps that count as one epoch; null = one pass over the windows", low=1
-    )
-    pretrained_dir: str | None = key(
-        None, "run folder (or model*.pth) to start from; averaged weights where it has some"
-    )
-    pretrained_parts: list[str] = key(["trunk"], "what to take of it: trunk, stems, heads, encoders")
-    pretrained_domain: str | None = key(
-        None, "whose stems and heads to take where no domain has the same name; null = the only one's", is_name=True
-    )
-    freeze_trunk: bool = key(False, "keep the pretrained trunk as it is, without its dropout")
-    freeze_stems: bool = key(False, "keep the pretrained stems as they are, without their dropout")
-    resume: str = key(
-        "never",
-        "auto = go on from the run folder's newest checkpoint, or start if there is none",
-        choices=("never", "auto"),
-    )
-    save_every_minutes: float = key(0.0, "minutes between saves beside save_interval; 0 = none", low=0)
-    on_nan: str = key("stop", "a loss that is not finite: stop the run, or skip its batch", choices=("stop", "skip"))
-    last_k_checkpoints: int = key(3, "model_{epoch}.pth files kept; 0 = all", low=0)
-    best_metric: str | None = key(
-        None,
-        "also keep the model_{epoch}.pth with the lowest of these; null = none",
-        choices=(None, "loss", "val_loss"),
-    )
-    safetensors: bool = key(False, "write model.safetensors beside model.pth (averaged weights where they are kept)")
-    ema_decay: float = key(0.999, "decay of the averaged weights; 0 = none", low=0, high=0.99999)
-    val_interval: int = key(10, "epochs between validation losses; 0 = never", low=0)
 
 
 @dataclass
@@ -375,6 +331,16 @@ class EvaluateConfig:
     differ_in: list[str] = key(
         [], "of compare: what beside the weights may differ: options, max_steps, simulator, control"
     )
+
+
+@dataclass
+class VerifyConfig:
+    """What scripts/verify_card.py reads."""
+
+    card: str | None = key(None, "card.json, its folder or a run folder; the first word may be it alone; required")
+    episodes: int = key(3, "episodes to replay of each evaluation in it, spread over its seeds", low=1, high=1_000_000)
+    eval_log_name: str | None = key(None, "of its evaluations those of this name; null = all", is_name=True)
+    checkpoint: str | None = key(None, "file of weights; null = the one that the card names, from its own folder")
 
 
 @dataclass

@@ -23,9 +23,16 @@ def run(
     about: str,
     config_name: str = "",
     ignore: tuple[str, ...] = (),
+    first: str = "",
 ) -> None:
-    """Builds the configuration from sys.argv, then calls main(cfg); exits with its code, after Ctrl-C with 130."""
+    """Builds the configuration from sys.argv, then calls main(cfg); exits with its code, after Ctrl-C with 130.
+
+    Args:
+        first: key that a first word is the value of where it has no `=`.
+    """
     given = [word for word in sys.argv[1:] if word not in ignore]
+    if first and given and "=" not in given[0] and not given[0].startswith("-") and given[0] != "help":
+        given[0] = f"{first}={given[0]}"
     try:
         # from here on Ctrl-C is one line: what takes time to import comes after
         from ppt_kit.words import own_words

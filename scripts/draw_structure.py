@@ -32,9 +32,9 @@ PURPOSE = {
     "keys": "default and range", "randomness": "noise counted by seed and place",
     "cameras": "depth to points in metres", "upgrade": "what older versions wrote",
     "signals": "asked to stop, all kept",
-    "files": "finished or absent", "parts": "yours, as module:Class", "spec": "a domain in sizes",
-    "model_keys": "a policy's keys", "schema": "every key and default",
-    "checks": "keys that fit together", "words": "key=value, one grammar",
+    "files": "finished or absent", "parts": "yours, by name", "spec": "a domain in sizes",
+    "model_keys": "a policy's keys", "train_keys": "how to train", "schema": "all keys",
+    "checks": "what fits together", "words": "one grammar",
     "config": "one tree, typed", "torch_file": "tensors, no code", "lfs": "notes of Git LFS",
     "data": "any format on disk to batches", "models": "stems, encoders, one trunk, heads",
     "augment": "noise and moves, on the device", "engine": "one step inside DeepSpeed",
@@ -42,6 +42,7 @@ PURPOSE = {
     "checkpoint": "weights on disk and back", "jobs": "ranks started, watched, stopped",
     "sim": "demonstrations and success rates", "train": "one run, from what it opens to its last step",
     "targets": "many checkpoints, many tasks", "comparing": "two policies on the same goals",
+    "verify": "an evaluation, replayed from its card",
     "notebook": "curves, figures, videos", "__main__": "one rank of a launched run",
     "__init__": "the names that a notebook types",
 }  # fmt: skip
@@ -68,7 +69,10 @@ PLAIN, INK, SOFT, LINE, PAPER = "#efeee9", "#2b2f36", "#646a73", "#8b929c", "#fc
 # inches; README shows a picture about nine of them wide
 WIDTH, TALL, LEFT, RIGHT = 9.0, 7.4, 0.72, 8.85
 HEIGHT, GAP = 0.56, 0.12
-NOTE = "an arrow: imports from (those that follow from others are left out); all may import from the two storeys below"
+NOTE = (
+    "an arrow: imports from a storey below (those that follow from others are left out); "
+    "all may import from the last two"
+)
 # the storeys under this one carry all others: an arrow to them would say nothing
 FIRST_DRAWN = 2
 
@@ -124,9 +128,10 @@ def storeys_of_the_map() -> list[tuple[str, list[str]]]:
 
 
 def needed_arrows(storeys: Sequence[tuple[str, list[str]]]) -> set[tuple[str, str]]:
-    """Imports between the rooms above the carrying storeys, without those that follow from others."""
-    drawn = {room for _, rooms in storeys[FIRST_DRAWN:] for room in rooms}
-    direct = {(room, other) for room, other in _imports() if room != other and {room, other} <= drawn}
+    """Imports from storey to storey above the carrying ones, without those that follow from others."""
+    drawn = {room: name for name, rooms in storeys[FIRST_DRAWN:] for room in rooms}
+    both = {(room, other) for room, other in _imports() if {room, other} <= set(drawn)}
+    direct = {(room, other) for room, other in both if drawn[room] != drawn[other]}
     below: dict[str, set[str]] = {}
     for _, rooms in storeys[FIRST_DRAWN:]:
         for room in rooms:
@@ -271,7 +276,9 @@ def draw_box(axes: Any, box: Box, title: str, words: str, *, color: str, is_code
     lines = _wrapped(words, int(box.width / 0.066))
     # a line of the name, then those of the words, in the middle of the box (inches)
     first = box.bottom + box.height / 2 + (len(lines) * 0.13 - 0.1) / 2
-    font = {"family": "monospace", "fontsize": 9} if is_code else {"fontsize": 8}
+    # a letter of code is 0.6 as wide as its size (points), and some room stays beside the name
+    widest = 0.94 * 72 * box.width / (0.6 * len(title))
+    font = {"family": "monospace", "fontsize": min(9, widest)} if is_code else {"fontsize": 8}
     axes.text(box.middle, first, title, ha="center", va="baseline", color=INK, weight="bold", **font)
     for number, line in enumerate(lines, start=1):
         axes.text(box.middle, first - 0.02 - 0.13 * number, line, ha="center", va="baseline", fontsize=7.5, color=INK)

@@ -167,7 +167,7 @@ def test_every_configuration_key_has_a_reader():
     )
     groups_passed_whole = ("dataset", "policy")  # as keyword arguments: an unknown one raises, so each is read
     unread = []
-    for each in (schema.Config, schema.CollectConfig, schema.EvaluateConfig, schema.ConvertConfig):
+    for each in (schema.Config, schema.CollectConfig, schema.EvaluateConfig, schema.ConvertConfig, schema.VerifyConfig):
         for dotted in leaves_of(each):
             if dotted.split(".")[0] not in groups_passed_whole and f".{dotted.split('.')[-1]}" not in source:
                 unread.append(dotted)

@@ -383,8 +383,9 @@ def test_the_best_checkpoint_outlives_the_last_k(small_cfg):
     run.run()
     rows = read_metrics(run.run_dir, "checkpoint")
     best = int(rows.loc[rows["val_loss"].idxmin(), "epoch"])
-    kept = {int(path.stem.removeprefix("model_")) for path in run.run_dir.glob("model_*.pth")}
+    kept = {int(path.stem.removeprefix("model_")) for path in run.run_dir.glob("model_[0-9]*.pth")}
     assert kept == {best, 6}
+    assert load_model(run.run_dir / "model_best.pth")["epoch"] == best
     from safetensors.torch import load_file
 
     plain = load_model(run.run_dir)

@@ -18,6 +18,7 @@ from ppt_kit.sim.results import Evaluation, checkpoint_table, success_table
 from ppt_kit.tracking import read_metrics
 
 BLUE, GREY = "#3b7dd8", "#b9b9b9"
+SUCCESS = "success rate, beside training"
 
 
 class Plot(Figure):
@@ -30,7 +31,7 @@ class Plot(Figure):
 
 
 def plot_metrics(metrics: pd.DataFrame | str | Path | Iterable[str | Path]) -> Plot:
-    """Training loss (and validation loss, where there is one) over optimizer steps.
+    """Training loss (validation loss and success beside it, where they were measured) over optimizer steps.
 
     Args:
         metrics: what `read_metrics` gives, a run folder, or several run folders to compare.
@@ -191,8 +192,24 @@ def _draw_loss(axes: Any, metrics: pd.DataFrame, *, label: str) -> None:
     axes.set_ylabel("loss (normalised actions)")
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
+    _draw_success_over_steps(axes, metrics, label=label)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
+
+
+def _draw_success_over_steps(axes: Any, metrics: pd.DataFrame, *, label: str) -> None:
+    """What was evaluated beside training, on an axis of its own at the right; one for all runs of a figure."""
+    rows = metrics[metrics["kind"] == "eval"]
+    if not len(rows) or "success" not in rows:
+        return
+    right = next((each for each in axes.figure.axes if each is not axes and each.get_ylabel() == SUCCESS), None)
+    if right is None:
+        right = axes.twinx()
+        right.set_ylabel(SUCCESS)
+        right.set_ylim(0, 1.05)
+    for domain, group in rows.dropna(subset=["success"]).sort_values("step").groupby("domain"):
+        right.plot(group["step"], group["success"], "s:", markersize=4, color="#2e9a5a")
+        right.annotate(f"{label}{domain}", (group["step"].iloc[-1], group["success"].iloc[-1]), fontsize=7, ha="right")
 
 
 def _draw_over_epochs(axes: Any, group: pd.DataFrame, *, label: str, is_control: bool) -> None:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.signals import Stopped, held_back, stops_raise
+from ppt_kit.sim.card import Card, entry_of
 from ppt_kit.sim.env import close_env
 from ppt_kit.sim.episodes import EpisodePlan, open_checked
 from ppt_kit.sim.results import Evaluation, write_summary
@@ -31,7 +32,7 @@ LONGEST_S = 3600.0
 def evaluate(policy: PPTPolicy, task: str | None = None, **options: Any) -> Evaluation:
     """Runs the policy on seeds that no demonstration had.
 
-    With `out_dir` each row is on the disk as its episode ends; the same call again runs those that are not.
+    With `out_dir` each row is on the disk as its episode ends, the same call runs the rest, and `verify_card` replays.
 
     Args:
         policy: from `load_policy`; its card names the simulator, camera and demonstration seeds of its domains.
@@ -59,7 +60,7 @@ def run_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> Evaluation:
     parts = parts_of(policy, options)
     for part in parts[1:]:
         plan_of(policy, part)
-    return Evaluation([row for part in parts for row in _run_part(policy, part).rows])
+    return Evaluation([row for part in parts for row in run_part(policy, part).rows])
 
 
 def check_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> None:
@@ -72,13 +73,20 @@ def check_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> None:
         close_env(open_checked(policy, plan_of(policy, part), seed=part.seed))
 
 
-def _run_part(policy: PPTPolicy, options: PartOptions) -> Evaluation:
-    """The policy's own episodes, or those of one control."""
+def run_part(policy: PPTPolicy, options: PartOptions) -> Evaluation:
+    """The policy's own episodes, or those of one control.
+
+    With `out_dir` they have an entry of their own in its card.json, also those in which no policy acts.
+
+    Raises:
+        UserError, Stopped: see `run_evaluation`.
+    """
     plan = plan_of(policy, options)
     common = common_of(policy, plan, control=options.control)
     file = RowFile(Path(options.out_dir) / f"{options.log_name}.jsonl", common) if options.out_dir is not None else None
     done = file.take_up(options.seeds, film=plan.film) if file else {}
     left = [seed for seed in options.seeds if seed not in done]
+    card = Card(file.path.parent) if file else None
     if file and done:
         log.warning("%s", _said_of(file, done, left, control=options.control))
     with stops_raise():
@@ -88,7 +96,8 @@ def _run_part(policy: PPTPolicy, options: PartOptions) -> Evaluation:
                     row = {**common, **row}
                     # what is said to be kept is what is in the file
                     with held_back():
-                        if file:
+                        if file and card:
+                            card.begin()
                             file.add(row)
                         done[row["seed"]] = row
         except KeyboardInterrupt as stop:
@@ -97,6 +106,8 @@ def _run_part(policy: PPTPolicy, options: PartOptions) -> Evaluation:
     result = Evaluation([done[seed] for seed in options.seeds])
     if file:
         write_summary(result, file.path, where=where_of(policy, plan), ran=bool(left))
+    if card:
+        card.add(entry_of(policy, options, result.rows, common=common, env=plan.env))
     return result
 
 

@@ -36,8 +36,9 @@ class Evaluation:
             when it could not be run), success_last (at the last step), success_step (control steps until the first
             success, null without), steps, return, error (null, or kind, text and place), traceback, subtasks (those of
             the simulator, then success), scores (the simulator's own numbers), actions_sha256 (of the executed
-            actions' bytes), video, policy_ms (a call of the policy, on average), policy_share (of the episode's time
-            that the policy took), episode_s.
+            actions' bytes), trace (of each step four hex digits of all that was seen until then, and four of all that
+            was done), made_with (what card.json says of versions and machine), video, policy_ms (a call of the policy,
+            on average), policy_share (of the episode's time that the policy took), episode_s.
     """
 
     rows: list[dict]

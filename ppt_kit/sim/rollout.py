@@ -29,6 +29,7 @@ class Episode:
         subtasks: the parts of the task that the simulator tells of, in its order, then "success".
         scores: its own numbers.
         actions_sha256: of the bytes of the executed actions: the same episode again has the same.
+        trace: of each step four hex digits of all that was seen until then, and four of all that was done.
         calls, latency_s: how often the policy was asked, and how long that took, all calls together (s).
         policy_s, total_s: the policy's part of this episode's time, and all: several share a call (s).
         frames: (size, size, 3) uint8, only when filmed.
@@ -43,6 +44,7 @@ class Episode:
     subtasks: dict[str, bool] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     actions_sha256: str = ""
+    trace: str = ""
     calls: int = 0
     latency_s: float = 0.0
     policy_s: float = 0.0
@@ -80,7 +82,8 @@ class Going:
 
     def __init__(self, env: SimEnv, seed: int, showing: Showing, *, action_dim: int, film: bool = False):
         self.env, self.showing, self.film = env, showing, film
-        self.episode, self._digest = Episode(seed), hashlib.sha256()
+        self.episode, self._done, self._seen = Episode(seed), hashlib.sha256(), hashlib.sha256()
+        self._shown: Mapping[str, Any] | None = None
         with self._timed():
             self._reading = env.reset(seed)
             self._film()
@@ -100,12 +103,13 @@ class Going:
             return {}
         with self._timed():
             frame = _seen(self.showing.view, self.env, self._reading, self.showing.sentence)
-            return frame | {name: _zeroed(frame[name]) for name in self.showing.zero_keys}
+            self._shown = frame | {name: _zeroed(frame[name]) for name in self.showing.zero_keys}
+            return self._shown
 
     def step(self, action: np.ndarray) -> None:
         """One control step with an action (Da,)."""
         with self._timed():
-            self._digest.update(action.tobytes())
+            self._trace(action)
             self._reading, reward, success = self.env.step(action)
             episode = self.episode
             episode.steps += 1
@@ -122,7 +126,7 @@ class Going:
         episode.subtasks = {**reached, "success": episode.success}
         scores = self.env.scores() if hasattr(self.env, "scores") else {}
         episode.scores = {str(name): float(score) for name, score in scores.items()}
-        episode.actions_sha256 = self._digest.hexdigest()
+        episode.actions_sha256 = self._done.hexdigest()
         return episode
 
     def asked(self, actor: Actor, index: int) -> None:
@@ -131,6 +135,13 @@ class Going:
         episode.calls, episode.latency_s = int(actor.calls[index]), float(actor.latency_s[index])
         episode.total_s += float(actor.share_s[index]) - episode.policy_s
         episode.policy_s = float(actor.share_s[index])
+
+    def _trace(self, action: np.ndarray) -> None:
+        """Of this step: what was shown, or, where nobody looks, the simulator's readings; and what is done then."""
+        _digest_into(self._seen, self._reading if self._shown is None else self._shown)
+        self._done.update(action.tobytes())
+        self._shown = None
+        self.episode.trace += self._seen.hexdigest()[:4] + self._done.hexdigest()[:4]
 
     def _film(self) -> None:
         if self.film:
@@ -167,6 +178,16 @@ def _seen(view: View, env: SimEnv, reading: Mapping[str, Any], sentence: str | N
     if not view.language:
         return frame
     return {**frame, "language": env.description if sentence is None else sentence}
+
+
+def _digest_into(digest: Any, frame: Mapping[str, Any]) -> None:
+    """Every byte of one frame."""
+    for name, value in sorted(frame.items()):
+        digest.update(name.encode())
+        if isinstance(value, Mapping):
+            _digest_into(digest, value)
+        else:
+            digest.update(value.encode() if isinstance(value, str) else np.ascontiguousarray(value).tobytes())
 
 
 def _zeroed(readings: Any) -> Any:

@@ -46,7 +46,7 @@ class RowFile:
             UserError: the file cannot be read or written.
         """
         done: dict[int, dict] = {}
-        with self._told(), _locked(self.path.parent):
+        with self._told(), locked(self.path.parent):
             if not self.path.exists():
                 return done
             kept, before = [], self.path.read_bytes()
@@ -74,7 +74,7 @@ class RowFile:
         line = (json.dumps(row) + "\n").encode()
         with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path.parent):
+            with locked(self.path.parent):
                 append_whole(self.path, line)
 
     def _is_ours(self, row: dict, seeds: Sequence[int]) -> bool:
@@ -119,19 +119,8 @@ def short_id(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _completed(row: dict) -> dict:
-    """A row with the keys of today: those of before were all of episodes that stopped at their success."""
-    step = row["steps"] if row["success"] else None
-    new: dict[str, Any] = {"control": None, "traceback": None, "attempts": 1, "scores": {}}
-    return {"success_last": row["success"], "success_step": step, **dict.fromkeys(TIMED), **new, **row}
-
-
-def _is_there(video: Any) -> bool:
-    return isinstance(video, str) and Path(video).is_file()
-
-
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One process at a time, where the disk can: rows are appended by several, and the file is replaced by one."""
     if not folder.is_dir():
         yield
@@ -144,3 +133,15 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _completed(row: dict) -> dict:
+    """A row with the keys of today: those of before were all of episodes that stopped at their success."""
+    step = row["steps"] if row["success"] else None
+    new: dict[str, Any] = {"control": None, "traceback": None, "attempts": 1, "scores": {}}
+    new |= {"trace": None, "made_with": None}
+    return {"success_last": row["success"], "success_step": step, **dict.fromkeys(TIMED), **new, **row}
+
+
+def _is_there(video: Any) -> bool:
+    return isinstance(video, str) and Path(video).is_file()

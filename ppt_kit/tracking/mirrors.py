@@ -49,7 +49,7 @@ class Mirrors:
         # told late, by the thread that saves: W&B drops rows of earlier steps
         if row["kind"] in ("checkpoint", "end"):
             return
-        numbers = {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
+        numbers = _numbers(row)
         board, self._board = self._board, None
         if board is not None:
             with _harmless("writing for TensorBoard"):
@@ -59,7 +59,8 @@ class Mirrors:
         mirror, self._wandb = self._wandb, None
         if mirror is not None:
             with _harmless("writing to W&B"):
-                mirror.log(numbers, step=row.get("step"))
+                # an evaluation ends later than the step it is of: W&B counts it where it is, and draws it where it was
+                mirror.log(numbers, **({} if row["kind"] == "eval" else {"step": row.get("step")}))
                 self._wandb = mirror
 
     def close(self, *, exit_code: int) -> None:
@@ -70,6 +71,14 @@ class Mirrors:
         if self._wandb is not None:
             with _harmless("ending the W&B run"):
                 self._wandb.finish(exit_code=exit_code)
+
+
+def _numbers(row: dict) -> dict[str, float]:
+    """Those of a row, by name: loss of kind train is train/loss, success in door-open eval/door-open/success."""
+    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+    if row["kind"] != "eval":
+        return {f"{row['kind']}/{name}": value for name, value in numbers.items()}
+    return {"eval/step": row["step"], **{f"eval/{row['domain']}/{name}": value for name, value in numbers.items()}}
 
 
 def _start_tensorboard(run_dir: Path) -> Any:
@@ -87,7 +96,7 @@ def _start_wandb(run_dir: Path, options: MirrorOptions) -> Any:
     with _harmless("starting W&B"):
         import wandb
 
-        return wandb.init(
+        run = wandb.init(
             mode=mode,
             project=options.wandb_project,
             dir=str(run_dir),
@@ -97,6 +106,8 @@ def _start_wandb(run_dir: Path, options: MirrorOptions) -> Any:
             id=options.wandb_id,
             resume="allow" if options.wandb_id else None,
         )
+        run.define_metric("eval/*", step_metric="eval/step")
+        return run
     return None
 
 

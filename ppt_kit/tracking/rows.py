@@ -47,11 +47,15 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def drop_later_rows(path: Path, step: int) -> None:
-    """Rows after `step`, and the end of the run before, are written again by the run that goes on."""
+    """Rows after `step`, the end of the run before, and what failed to be evaluated, come again as the run goes on."""
     if not path.exists():
         return
-    kept = [row for row in read_rows(path) if _step(row) <= step and row.get("kind") != "end"]
+    kept = [row for row in read_rows(path) if _step(row) <= step and not _comes_again(row)]
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _comes_again(row: dict) -> bool:
+    return row.get("kind") == "end" or (row.get("kind") == "eval" and row.get("success") is None)
 
 
 def _step(row: dict) -> float:

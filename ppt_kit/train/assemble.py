@@ -17,7 +17,7 @@ from ppt_kit.config import typed
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.data.normalizer import check_same_source, check_stats, fit_normalizer, near_constant
-from ppt_kit.engine import Engine, World, check_settings
+from ppt_kit.engine import Engine, World, check_settings, from_first
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
 from ppt_kit.model_keys import can_see
@@ -27,6 +27,7 @@ from ppt_kit.randomness import sample_seeds
 from ppt_kit.schema import Config
 from ppt_kit.sim.env import find_simulator
 from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, fingerprint_of, provenance
+from ppt_kit.train.evaluations import check_evaluations, problem_with_simulators
 from ppt_kit.train.features import check_cached, use_features
 from ppt_kit.train.pretrained import begin_with
 from ppt_kit.train.progress import Progress, resume
@@ -115,6 +116,7 @@ def open_sources(given: DictConfig, run_dir: Path) -> Sources:
     if cfg.dataset.env:
         # before hours of training, not at the evaluation behind them
         find_simulator(cfg.dataset.env)
+    check_evaluations(cfg, train_set)
     augment = augmenter(cfg, train_set)
     validates = cfg.train.val_interval > 0 and cfg.dataset.val_ratio > 0
     return Sources(
@@ -134,6 +136,7 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
     Raises:
         UserError: the state to go on from is of another run, or the pretrained parts do not fit.
     """
+    check_simulators(sources, world)
     cfg, fitted = sources.cfg, statistics(sources)
     config = cast(dict, OmegaConf.to_container(sources.given, resolve=True))
     policy, borrowed = new_policy(sources, fitted)
@@ -169,6 +172,20 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
     if world.is_first:
         say_start(run, before)
     return run
+
+
+def check_simulators(sources: Sources, world: World) -> None:
+    """Begins an episode of what checkpoints will be evaluated in, by rank 0 for all.
+
+    Raises:
+        UserError: it cannot be begun, or does not show what the policy sees. On every rank.
+    """
+    if not sources.cfg.train.eval_interval:
+        return
+    problem = problem_with_simulators(sources.cfg, sources.train_set) if world.is_first else None
+    problem = from_first(problem)
+    if problem:
+        raise UserError(problem)
 
 
 def check_folder(cfg: Config, run_dir: Path) -> None:

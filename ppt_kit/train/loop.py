@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from tqdm.auto import tqdm
 
-from ppt_kit.checkpoint import BackgroundWriter, save_model, save_resume
+from ppt_kit.checkpoint import BackgroundWriter, mark_best, save_model, save_resume
 from ppt_kit.data.loader import to_device
 from ppt_kit.engine import barrier, from_first
 from ppt_kit.signals import StopSignals
 from ppt_kit.tracking import bar_pace
 from ppt_kit.train.assemble import Run, training_batches, validation_batches
+from ppt_kit.train.evaluations import Due, evaluations_of
 from ppt_kit.train.progress import resume_content
 
 log = logging.getLogger(__name__)
@@ -30,18 +31,14 @@ def train(run: Run) -> int:
         FloatingPointError: a loss is not finite, and train.on_nan=stop.
         OSError: the last save failed.
     """
-    if run.engine.step >= run.total_steps:
-        log.info("nothing left to train: %s is at step %d of %d", run.run_dir, run.engine.step, run.total_steps)
-        run.tracker.close()
-        return 0
     loop, code = _Loop(run), 1
     try:
         with torch.autograd.set_detect_anomaly(run.cfg.debug), loop.signals:
-            code = loop.go()
+            code = loop.go() if run.engine.step < run.total_steps else loop.evaluate_rest()
     finally:
-        loop.writer.wait()
+        loop.close()
         run.tracker.close(exit_code=code)
-        if code > 1:
+        if code > 1 and not loop.trained:
             # no rank leaves while another still closes its files: the launcher ends what is left
             barrier()
     return code
@@ -64,11 +61,16 @@ class _Loop:
 
     def __init__(self, run: Run):
         self.run, self.signals, self.writer = run, StopSignals(), BackgroundWriter()
+        # whether the last step is done and saved, after which ranks leave one by one
+        self.trained = run.engine.step >= run.total_steps
+        self._evaluations = evaluations_of(run)
         self._pace, self._saved_at = _Pace(), time.monotonic()
         # () each, on the device, this rank's: of the steps that are not in progress.losses yet
         self._losses: list[torch.Tensor] = []
         # written by the writer's thread, not yet told
         self._left_rows: list[dict] = []
+        # of that thread too: checkpoints that can be evaluated
+        self._left_due: list[Due] = []
 
     def go(self) -> int:
         """Every step that is left; the exit code."""
@@ -81,7 +83,7 @@ class _Loop:
                 done, epoch, last = step + 1, run.epoch_of(step) + 1, step + 1 == run.total_steps
                 ends_epoch = run.epoch_of(done) != run.epoch_of(step) or last
                 bar.update()
-                self._tell()
+                self._tell(*self._evaluated())
                 stopped, due = run.engine.any_rank(self.signals.asked is not None, self._is_due())
                 # every log_interval steps: the only place where the host waits for the device
                 if done % cfg.log_interval == 0 or last:
@@ -90,14 +92,40 @@ class _Loop:
                 # at the end of every val_interval epochs, and of the last: validate
                 if run.sources.val_set is not None and ends_epoch and (epoch % cfg.train.val_interval == 0 or last):
                     self._validate(done, epoch)
-                # at the end of save_interval epochs, every save_every_minutes, before a stop: save
-                numbered = ends_epoch and (epoch % cfg.save_interval == 0 or last)
+                # at the end of save_interval and eval_interval epochs, every save_every_minutes, before a stop: save
+                evaluates = ends_epoch and self._evaluates(epoch, last=last)
+                numbered = evaluates or (ends_epoch and (epoch % cfg.save_interval == 0 or last))
                 if numbered or due or stopped:
-                    self._save(done, epoch, numbered=numbered)
+                    self._save(done, epoch, numbered=numbered, evaluates=evaluates)
                 if stopped and not last:
                     return self._stop(done)
                 asked = time.perf_counter()
         return self._finish()
+
+    def evaluate_rest(self) -> int:
+        """What a run that is trained to its end has not evaluated; the exit code."""
+        run = self.run
+        log.info("nothing left to train: %s is at step %d of %d", run.run_dir, run.engine.step, run.total_steps)
+        return self._finish() if self._evaluations is not None and self._evaluations.waiting else 0
+
+    def close(self) -> None:
+        """Nothing is being written or evaluated from here on."""
+        self.writer.wait()
+        if self._evaluations is not None:
+            self._evaluations.close()
+
+    def _evaluates(self, epoch: int, *, last: bool) -> bool:
+        """Whether the checkpoint of an epoch is evaluated."""
+        interval = self.run.cfg.train.eval_interval
+        return bool(interval) and (epoch % interval == 0 or last)
+
+    def _evaluated(self) -> list[dict]:
+        """Rows of an evaluation that has ended; begins the next, of a checkpoint that is on the disk."""
+        if self._evaluations is None:
+            return []
+        while self._left_due:
+            self._evaluations.add(self._left_due.pop(0))
+        return self._evaluations.poll()
 
     def _bar(self) -> tqdm:
         engine, total = self.run.engine, self.run.total_steps
@@ -175,9 +203,13 @@ class _Loop:
         log.info("epoch %d/%d  loss %.4f  val %.4f", epoch, epochs, run.progress.loss, run.progress.val_loss)
         self._pace.validating += time.perf_counter() - began
 
-    def _save(self, done: int, epoch: int, *, numbered: bool) -> None:
+    def _save(self, done: int, epoch: int, *, numbered: bool, evaluates: bool) -> None:
         """Copies the state to host memory; a thread writes model.pth, model_{epoch}.pth and resume/ from there."""
         run, progress, began = self.run, self.run.progress, time.perf_counter()
+        if self._evaluations is not None:
+            # which checkpoints wait to be evaluated, and so must stay, is known once the last is on the disk
+            self.writer.wait()
+            self._tell(*self._evaluated())
         losses = self._fetch_losses(done)
         loss = sum(losses) / len(losses) if losses else progress.loss
         state = run.engine.state()
@@ -185,9 +217,10 @@ class _Loop:
         if state is not None:
             metric = run.cfg.train.best_metric
             measured = progress.val_loss if metric == "val_loss" else loss
-            if metric and numbered and measured < progress.best[0]:
+            if metric in ("loss", "val_loss") and numbered and measured < progress.best[0]:
                 progress.best = (measured, epoch)
-            self._write(state, {"step": done, "epoch": epoch, "loss": loss}, numbered=numbered)
+            row = {"step": done, "epoch": epoch, "loss": loss, **({"to_evaluate": True} if evaluates else {})}
+            self._write(state, row, numbered=numbered)
         self._pace.saving += time.perf_counter() - began
 
     def _write(self, state: dict, row: dict, *, numbered: bool) -> None:
@@ -196,13 +229,19 @@ class _Loop:
         content = {"policy": state["weights"], "ema": state["averaged"], "step": row["step"], "epoch": row["epoch"]}
         # copied now: the loop goes on while the thread writes
         onward, best_epoch = resume_content(state, run.progress, run.card), run.progress.best[1]
+        kept = {best_epoch} if best_epoch is not None else set()
+        kept |= self._evaluations.kept if self._evaluations is not None else set()
 
         def write() -> None:
             path = save_model(
                 run.run_dir, content | run.card, epoch=row["epoch"] if numbered else None,
-                keep_last=train.last_k_checkpoints, keep_epoch=best_epoch, safetensors=train.safetensors,
+                keep_last=train.last_k_checkpoints, keep_epochs=kept, safetensors=train.safetensors,
             )  # fmt: skip
+            if numbered and row["epoch"] == best_epoch:
+                mark_best(run.run_dir, row["epoch"])
             self._left_rows.append(run.tracker.row("checkpoint", **row, path=str(path)))
+            if "to_evaluate" in row:
+                self._left_due.append(Due(row["epoch"], row["step"]))
             run.tracker.sync()
             save_resume(run.run_dir, onward)
             log.info("saved %s", path)
@@ -229,9 +268,25 @@ class _Loop:
         self.writer.wait()
         if self.writer.failure is not None:
             raise self.writer.failure
-        self._end(self.run.total_steps, "finished")
-        log.info("finished after %d steps: %s", self.run.total_steps, self.run.run_dir)
+        self.trained, end = True, self.run.total_steps
+        self._tell(*self._evaluated())
+        if self._evaluations is not None:
+            if not self._evaluations.wait(self._tell, until=lambda: self.signals.asked is not None):
+                return self._stop_evaluating(signal.Signals(self.signals.asked or signal.SIGTERM))
+            self._evaluations.conclude()
+        self._end(end, "finished")
+        log.info("finished after %d steps: %s", end, self.run.run_dir)
         return 0
+
+    def _stop_evaluating(self, asked: signal.Signals) -> int:
+        """A signal asked for it, once everything is trained and saved."""
+        assert self._evaluations is not None, "rank 0 evaluates"
+        self._end(self.run.total_steps, asked.name)
+        log.info(
+            "stopped by %s: trained to the end, %d checkpoint(s) not evaluated; go on with train.resume=auto suffix=%s",
+            asked.name, self._evaluations.waiting, self.run.cfg.suffix,
+        )  # fmt: skip
+        return 128 + int(asked)
 
     def _end(self, step: int, reason: str) -> None:
         self._tell(self.run.tracker.row("end", step=step, reason=reason))

@@ -8,7 +8,7 @@ from typing import Any
 from ppt_kit.errors import UserError
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.pretrained import NAMES, check_behind_encoders, in_short, take_parts
-from ppt_kit.schema import TrainConfig
+from ppt_kit.train_keys import TrainConfig
 
 
 def begin_with(policy: PPTPolicy, content: Mapping[str, Any], options: TrainConfig) -> list[str]:

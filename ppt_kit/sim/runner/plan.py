@@ -14,6 +14,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.files import check_place
 from ppt_kit.models.actor import check_execution
 from ppt_kit.models.policy import PPTPolicy
+from ppt_kit.sim.card import check_card, made_with_id
 from ppt_kit.sim.env import close_env, code_of
 from ppt_kit.sim.episodes import EpisodePlan
 from ppt_kit.sim.recorded import recorded, tasks_of
@@ -47,6 +48,7 @@ def plan_of(policy: PPTPolicy, options: PartOptions) -> EpisodePlan:
     if options.out_dir is not None:
         check_place(Path(options.out_dir), key="out_dir")
         check_summary(Path(options.out_dir) / f"{options.log_name}.json")
+        check_card(Path(options.out_dir))
     checkpoint = Path(str(policy.card["path"]))
     plan = EpisodePlan(
         env=spec, domain=domain, execution=options.execution, zero_keys=tuple(options.zero_keys),
@@ -82,6 +84,7 @@ def common_of(policy: PPTPolicy, plan: EpisodePlan, *, control: str | None = Non
         "weights": weights_id(policy, plan.domain) if acts else NOBODY, "domain": plan.domain,
         "task": plan.env["task"], "options": f"{who}{steps}{told} simulator={short_id(described)}",
         "zero_keys": list(plan.zero_keys), "control": control, "epoch": policy.card.get("epoch") if acts else None,
+        "made_with": made_with_id(),
     }  # fmt: skip
 
 

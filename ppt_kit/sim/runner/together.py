@@ -71,8 +71,8 @@ def error_row(seed: int, error: str, trace: str | None) -> dict:
     """The row of an episode that could not be run."""
     return {
         "seed": seed, "success": None, "success_last": None, "success_step": None, "steps": 0, "return": None,
-        "error": error, "traceback": trace, "subtasks": {}, "scores": {}, "actions_sha256": None, "video": None,
-        "policy_ms": None, "policy_share": None, "episode_s": None,
+        "error": error, "traceback": trace, "subtasks": {}, "scores": {}, "actions_sha256": None, "trace": None,
+        "video": None, "policy_ms": None, "policy_share": None, "episode_s": None,
     }  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def _row(episode: Episode) -> dict:
         "seed": episode.seed, "success": episode.success, "success_last": episode.success_last,
         "success_step": episode.success_step, "steps": episode.steps, "return": episode.total_reward,
         "error": None, "traceback": None, "subtasks": episode.subtasks, "scores": episode.scores,
-        "actions_sha256": episode.actions_sha256, "video": None,
+        "actions_sha256": episode.actions_sha256, "trace": episode.trace, "video": None,
         "policy_ms": 1e3 * episode.latency_s / episode.calls if episode.calls else None,
         "policy_share": episode.policy_s / episode.total_s, "episode_s": episode.total_s,
     }  # fmt: skip
