@@ -433,7 +433,7 @@ def test_the_first_real_traceback_is_the_last_thing_on_the_screen(small_data, tm
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(breaker.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 1, done.stderr[-3000:]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 110
     tracebacks = [
         line for line in done.stderr.splitlines() if line.startswith(("OSError", "RuntimeError", "torch.distributed"))
     ]

@@ -1184,8 +1184,9 @@ def assert_one_line(made, folder, words, says, run):
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
-    images = {"actions": np.zeros((5_000, 2), np.float32), "obs/images/eye": np.zeros((5_000, 64, 64, 3), np.uint8)}
-    to_zarr(in_memory(tmp_path / "x", images, (2_500, 2_500)), tmp_path / "a.zarr")
+    # long enough that a busy machine has seen its first file before the last is written
+    images = {"actions": np.zeros((15_000, 2), np.float32), "obs/images/eye": np.zeros((15_000, 64, 64, 3), np.uint8)}
+    to_zarr(in_memory(tmp_path / "x", images, (7_500, 7_500)), tmp_path / "a.zarr")
     words = [sys.executable, SCRIPT, "source=a.zarr", "target=b", "to=lerobot", "codec=h264", "fps=10"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as script:
