@@ -99,6 +99,9 @@ class _Stock:
         from ppt_kit.sim.simulators.metaworld import CROP_BOX
 
         model, camera = self.env.model, self.env.data.cam(CAMERA)
+        if self.env.mujoco_renderer.viewer is not None:
+            # it makes its context the current one when it is made, and never again: ours took its place
+            self.env.mujoco_renderer.viewer.make_context_current()
         near, far = model.vis.map.znear * model.stat.extent, model.vis.map.zfar * model.stat.extent
         metres = near / (1 - self.env.render() * (1 - near / far))
         pose = np.eye(4)
