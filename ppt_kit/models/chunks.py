@@ -73,6 +73,10 @@ class Execution:
             )
 
 
+# step it was asked at, step it is executed from, its actions (Ta, Da)
+Chunk = tuple[int, int, np.ndarray]
+
+
 class ChunkExecutor:
     """The next action of one environment, one control step at a time: `add` a chunk where one `is_due`, then `pop`.
 
@@ -93,8 +97,8 @@ class ChunkExecutor:
         """Forgets the chunks: a new episode starts."""
         self.step = 0
         self._executed: deque[np.ndarray] = deque(maxlen=self.horizon.now)
-        # (step it was asked at, step it is executed from, its actions), the oldest first
-        self._chunks: deque[tuple[int, int, np.ndarray]] = deque()
+        # the oldest first
+        self._chunks: deque[Chunk] = deque()
 
     @property
     def is_due(self) -> bool:
@@ -103,17 +107,10 @@ class ChunkExecutor:
 
     def known(self, action_dim: int) -> np.ndarray | None:
         """(Ta, Da) float32 what the chunk that is due must hold, NaN where it is free; None = all is free."""
-        now, ahead = self.horizon.now, self.execution.delay if self.execution.real_time_chunking else 0
-        if not (self.history or ahead):
-            return None
-        known = np.full((self.horizon.action, action_dim), np.nan, np.float32)
-        if self.history and self._executed:
-            known[now - len(self._executed) : now] = self._executed
-        if self._chunks:
-            asked, _, chunk = self._chunks[-1]
-            following = chunk[self.step - asked + now :][:ahead]
-            known[now : now + len(following)] = following
-        return known
+        return known_of(
+            self._chunks[-1] if self._chunks else None, self._executed if self.history else None, step=self.step,
+            action_dim=action_dim, horizon=self.horizon, execution=self.execution,
+        )  # fmt: skip
 
     def add(self, chunk: np.ndarray) -> None:
         """Takes the (Ta, Da) chunk that was due."""
@@ -134,6 +131,34 @@ class ChunkExecutor:
         while self.step - chunks[0][0] + now >= self.horizon.action:
             chunks.popleft()
         return [chunk[self.step - asked + now] for asked, usable, chunk in chunks if usable <= self.step]
+
+
+def known_of(
+    latest: Chunk | None,
+    executed: Sequence[np.ndarray] | None,
+    *,
+    step: int,
+    action_dim: int,
+    horizon: Horizon,
+    execution: Execution,
+) -> np.ndarray | None:
+    """(Ta, Da) float32 what the chunk that is asked for at `step` must hold, NaN where it is free; None = all is free.
+
+    Args:
+        latest: the chunk before; None = there is none.
+        executed: actions (Da,) of the frames before; None = they are not told.
+    """
+    now, ahead = horizon.now, execution.delay if execution.real_time_chunking else 0
+    if executed is None and not ahead:
+        return None
+    known = np.full((horizon.action, action_dim), np.nan, np.float32)
+    if executed:
+        known[now - len(executed) : now] = executed
+    if latest is not None:
+        asked, _, chunk = latest
+        following = chunk[step - asked + now :][:ahead]
+        known[now : now + len(following)] = following
+    return known
 
 
 def _average(actions: Sequence[np.ndarray]) -> np.ndarray:

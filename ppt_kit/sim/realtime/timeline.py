@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppt_kit.horizon import Horizon
-from ppt_kit.models.chunks import Execution
+from ppt_kit.models.chunks import Chunk, Execution, known_of
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Timeline:
         self, horizon: Horizon, execution: Execution, *, rest: np.ndarray | None = None, history: bool = False
     ):
         self.horizon, self.execution, self.rest, self.history = horizon, execution, rest, history
-        # (step it was asked for at, step it is executed from, its actions), the oldest first
-        self._chunks: deque[tuple[int, int, np.ndarray]] = deque()
+        # the oldest first
+        self._chunks: deque[Chunk] = deque()
         self._executed: deque[np.ndarray] = deque(maxlen=horizon.now)
         self._last: np.ndarray | None = None
         self._pending: int | None = None
@@ -71,17 +71,10 @@ class Timeline:
 
     def known(self, step: int, action_dim: int) -> np.ndarray | None:
         """(Ta, Da) float32 what the chunk that is asked for at this step must hold, NaN where free; None = all is."""
-        now, ahead = self.horizon.now, self.execution.delay if self.execution.real_time_chunking else 0
-        if not (self.history or ahead):
-            return None
-        known = np.full((self.horizon.action, action_dim), np.nan, np.float32)
-        if self.history and self._executed:
-            known[now - len(self._executed) : now] = self._executed
-        if self._chunks:
-            asked, _, chunk = self._chunks[-1]
-            following = chunk[step - asked + now :][:ahead]
-            known[now : now + len(following)] = following
-        return known
+        return known_of(
+            self._chunks[-1] if self._chunks else None, self._executed if self.history else None, step=step,
+            action_dim=action_dim, horizon=self.horizon, execution=self.execution,
+        )  # fmt: skip
 
     def pop(self, step: int) -> Due:
         """What is executed at this step; steps are asked in order, some may be left out."""
