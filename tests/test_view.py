@@ -111,8 +111,8 @@ def test_what_a_policy_does_not_see_is_not_rendered_and_the_rest_is_the_same_to_
     env, whole = (make_env(data.domains["corner2"].source()["env"]) for _ in range(2))
     rendered = []
     for name in ("depth", "rgb"):
-        draw = getattr(env, f"_{name}")
-        setattr(env, f"_{name}", lambda camera, draw=draw, name=name: rendered.append(name) or draw(camera))
+        draw = getattr(env._scene, name)
+        setattr(env._scene, name, lambda camera, draw=draw, name=name: rendered.append(name) or draw(camera))
     try:
         show_only(env, view.needs())
         reading, all_of_it = env.reset(7), whole.reset(7)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ppt_kit.cameras import crop, farthest_points
 from ppt_kit.errors import UserError
 from ppt_kit.sim.simulators.metaworld_tasks import TASKS as KNOWN
 from ppt_kit.sim.simulators.rendering import choose_renderer
@@ -22,15 +21,18 @@ import mujoco  # noqa: E402
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
 from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
 
+from ppt_kit.sim.simulators.mujoco_camera import (  # noqa: E402
+    CameraOptions,
+    MujocoCameras,
+    camera_names,
+    check_number,
+)
 from ppt_kit.sim.simulators.scene import SceneCameras  # noqa: E402
 
 TASKS = sorted(name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS)
 CROP_BOX = np.array([[-0.55, 0.3, 0.005], [0.55, 1.1, 0.6]])  # m: the table, without its surface and the walls
-MOST = 1_000_000  # points, pixels, steps: what a machine could hold
 CORNER2_POSITION = (0.6, 0.295, 0.8)  # m: where DP3 moves the camera to; the stock place leaves 530 points in the box
 MARKERS = ("auto", "all", "none")
-# save_images -> kinds of pictures that are given
-PICTURES: dict[Any, tuple[str, ...]] = {True: ("depths", "images"), False: (), "rgb": ("images",), "depth": ("depths",)}
 
 
 @dataclass(eq=False, repr=False)
@@ -79,16 +81,19 @@ class MetaWorldEnv:
             self._env.model, self._env.data, size=self.image_size, upright=self.upright,
             draw_sites=draws_marker(self.task, self.goal_marker),
         )  # fmt: skip
-        self._cameras = _camera_names(self.camera, self._scene, option="camera", task=self.task)
-        self.camera = ",".join(self._cameras)
-        self._cloud_cameras = self._cameras
+        known = self._scene.names
+        names = cloud_names = camera_names(self.camera, known, option="camera", task=self.task)
+        self.camera = ",".join(names)
         if self.cloud_camera is not None:
-            self._cloud_cameras = _camera_names(self.cloud_camera, self._scene, option="cloud_camera", task=self.task)
-            self.cloud_camera = ",".join(self._cloud_cameras)
-        if "corner2" in (*self._cameras, *self._cloud_cameras):
+            cloud_names = camera_names(self.cloud_camera, known, option="cloud_camera", task=self.task)
+            self.cloud_camera = ",".join(cloud_names)
+        self._cameras = MujocoCameras(self._scene, CameraOptions(
+            names, cloud_names, self.num_points, self.use_color, self.save_images, CROP_BOX
+        ))  # fmt: skip
+        self._first_camera = names[0]
+        if "corner2" in (*names, *cloud_names):
             self._env.model.cam("corner2").pos = CORNER2_POSITION
         self._raw = np.zeros(39)
-        self._shown: frozenset[str] | None = None
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         self._env.seed(seed)
@@ -109,80 +114,28 @@ class MetaWorldEnv:
             return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
 
     def render(self, size: int = 256) -> np.ndarray:
-        return self._scene.portrait(self._cameras[0], size)
+        return self._scene.portrait(self._first_camera, size)
 
     def spec(self) -> dict[str, Any]:
         return {"simulator": "metaworld", **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     def camera_info(self) -> dict[str, np.ndarray]:
         """As SimEnv says, of the cameras that stay where they are: one pose would be wrong of those on the hand."""
-        return {
-            f"{name}/{what}": value
-            for name in self._cameras
-            if self._scene.is_fixed(name)
-            for what, value in self._scene.calibration(name).items()
-        }
+        return self._cameras.calibration()
 
     def show_only(self, columns: Collection[str]) -> None:
-        self._shown = frozenset(columns)
+        self._cameras.show_only(columns)
 
     def close(self) -> None:
         self._scene.close()
         self._env.close()
 
     def _observe(self) -> dict[str, np.ndarray]:
-        reading = {
+        numbers = {
             "obs/eef_pos": self._raw[:3].astype(np.float32),
             "obs/normalized_gripper_pos": self._raw[3:4].astype(np.float32),
         }
-        cloud = self._cloud_columns()
-        of_cloud = {"depths": bool(cloud), "images": "obs/pointcloud/colors" in cloud}
-        # each picture that anybody wants is drawn once
-        depth, rgb = (
-            {name: draw(name) for name in self._seen_by(kind, of_cloud=of_cloud[kind])}
-            for kind, draw in (("depths", self._depth), ("images", self._rgb))
-        )
-        reading |= self._cloud(cloud, depth, rgb) if cloud else {}
-        for name in self._pictured("images"):
-            reading[f"obs/images/{name}"] = self._scene.stored(name, rgb[name])
-        for name in self._pictured("depths"):
-            reading[f"obs/depths/{name}"] = self._scene.stored(name, depth[name])[..., None]
-        return reading
-
-    def _cloud_columns(self) -> list[str]:
-        columns = ["obs/pointcloud/pos", *(["obs/pointcloud/colors"] if self.use_color else [])]
-        return [name for name in columns if self.num_points and self._shows(name)]
-
-    def _seen_by(self, kind: str, *, of_cloud: bool) -> list[str]:
-        """The cameras of which a kind of picture is drawn."""
-        return list(dict.fromkeys([*self._pictured(kind), *(self._cloud_cameras if of_cloud else [])]))
-
-    def _pictured(self, kind: str) -> list[str]:
-        """The cameras whose pictures of a kind are given."""
-        given = self._cameras if kind in PICTURES[self.save_images] else []
-        return [name for name in given if self._shows(f"obs/{kind}/{name}")]
-
-    def _shows(self, column: str) -> bool:
-        return self._shown is None or column in self._shown
-
-    def _depth(self, camera: str) -> np.ndarray:
-        return self._scene.depth(camera)
-
-    def _rgb(self, camera: str) -> np.ndarray:
-        return self._scene.rgb(camera)
-
-    def _cloud(
-        self, columns: list[str], depth: dict[str, np.ndarray], rgb: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        points = {name: self._scene.points(name, depth[name]) for name in self._cloud_cameras}
-        inside = {name: crop(points[name], CROP_BOX) for name in self._cloud_cameras}
-        position = np.concatenate([points[name][inside[name]] for name in self._cloud_cameras])
-        chosen = farthest_points(position, self.num_points)
-        cloud = {"obs/pointcloud/pos": position[chosen]}
-        if "obs/pointcloud/colors" in columns:
-            color = np.concatenate([rgb[name].reshape(-1, 3)[inside[name]] for name in self._cloud_cameras])
-            cloud["obs/pointcloud/colors"] = color[chosen]
-        return cloud
+        return numbers | self._cameras.readings()
 
     def _refresh_markers(self) -> None:
         """After a reset the markers stand where the last episode had them, and cameras where the model's pose was."""
@@ -194,7 +147,7 @@ class MetaWorldEnv:
         if not isinstance(self.task, str):
             raise UserError(f"task={self.task!r}: takes a name.")
         for name, least in (("image_size", 16), ("num_points", 0), ("max_steps", 1)):
-            _check_number(name, getattr(self, name), least)
+            check_number(name, getattr(self, name), least)
         for name, flag in (("use_color", self.use_color), ("upright", self.upright)):
             if not isinstance(flag, bool) and (name, flag) != ("upright", None):
                 raise UserError(f"{name}={flag!r}: takes true or false.")
@@ -215,22 +168,6 @@ def draws_marker(task: str, goal_marker: str) -> bool:
     return goal_marker == "all" or (goal_marker == "auto" and KNOWN[task].needs_marker)
 
 
-def _camera_names(given: Any, scene: SceneCameras, *, option: str, task: str) -> list[str]:
-    """Of "corner2,corner3", or of a list."""
-    names = given.split(",") if isinstance(given, str) else given
-    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{option}={given!r}: takes a name, or several, e.g. {option}=corner2,corner3.")
-    names = [name.strip() for name in names]
-    for name in names:
-        if name not in scene.names:
-            near = difflib.get_close_matches(name, scene.names, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise UserError(f"{option}={name}: {task} has {', '.join(scene.names)}.{hint}")
-    if len(set(names)) < len(names):
-        raise UserError(f"{option}={','.join(names)}: names a camera twice. Name each once.")
-    return names
-
-
 def _check_word(name: str, value: Any, words: tuple[str, ...]) -> None:
     """True and false are taken too."""
     if not isinstance(value, bool) and value not in words:
@@ -239,11 +176,6 @@ def _check_word(name: str, value: Any, words: tuple[str, ...]) -> None:
             f"{name}={value!r}: takes {', '.join(words)}{', true, false' if name == 'save_images' else ''}."
             + (f" Did you mean {near[0]}?" if near else "")
         )
-
-
-def _check_number(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
-        raise UserError(f"{name}={value!r}: takes a whole number from {least} to {MOST}.")
 
 
 def _typed(value: Any) -> str:

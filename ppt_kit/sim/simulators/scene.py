@@ -24,7 +24,8 @@ class SceneCameras:
     """The cameras of one scene, each by its name.
 
     What `rgb` and `depth` give is as the camera hangs, and the points are its pixels row by row; what `stored` gives of
-    them, and `calibration` describes, is turned where the camera hangs upside down.
+    them, and `calibration` describes, is turned where the camera hangs upside down. All that is fast: without shadows
+    and smooth edges, which `film` has.
 
     Args:
         size: height and width of a picture (pixels).
@@ -32,7 +33,9 @@ class SceneCameras:
         draw_sites: sites are drawn into pictures and depth.
     """
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, *, size: int, upright: bool, draw_sites: bool):
+    def __init__(
+        self, model: mujoco.MjModel, data: mujoco.MjData, *, size: int, upright: bool = False, draw_sites: bool = True
+    ):
         self.size, self.upright = size, upright
         self._model, self._data = model, data
         self._index = {model.cam(index).name: index for index in range(model.ncam)}
@@ -41,10 +44,7 @@ class SceneCameras:
         self._scene = mujoco.MjvOption()
         if not draw_sites:
             self._scene.sitegroup[:] = 0
-        # shadows and smoothed edges cost more than everything else
-        model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = max(size, 640)
-        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._renderers: dict[tuple[int, bool], mujoco.Renderer] = {}
 
     @property
     def names(self) -> list[str]:
@@ -88,6 +88,10 @@ class SceneCameras:
         picture = self._drawn(name, size)
         return _half_turned(picture) if self._hangs[name] else picture
 
+    def film(self, name: str, size: int) -> np.ndarray:
+        """(size, size, 3) uint8 for people, with shadows and smooth edges."""
+        return self._drawn(name, size, fine=True)
+
     def close(self) -> None:
         """Frees the renderers; what is drawn next makes new ones."""
         for renderer in self._renderers.values():
@@ -97,19 +101,15 @@ class SceneCameras:
     def _is_turned(self, name: str) -> bool:
         return self.upright and bool(self._hangs[name])
 
-    def _drawn(self, name: str, size: int) -> np.ndarray:
-        renderer = self._renderer(size)
+    def _drawn(self, name: str, size: int, *, fine: bool = False) -> np.ndarray:
+        renderer = self._renderer(size, fine=fine)
         renderer.update_scene(self._data, camera=self._index[name], scene_option=self._scene)
         return renderer.render()
 
-    def _renderer(self, size: int) -> mujoco.Renderer:
-        if size not in self._renderers:
-            with rendering():
-                renderer = _Renderer(self._model, size, size)
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                renderer.scene.flags[flag] = 0
-            self._renderers[size] = renderer
-        return self._renderers[size]
+    def _renderer(self, size: int, *, fine: bool = False) -> mujoco.Renderer:
+        if (size, fine) not in self._renderers:
+            self._renderers[size, fine] = _new_renderer(self._model, size, fine=fine)
+        return self._renderers[size, fine]
 
     def _intrinsics(self, name: str) -> np.ndarray:
         fovy = float(self._model.cam_fovy[self._index[name]])
@@ -125,3 +125,14 @@ class SceneCameras:
 
 def _half_turned(picture: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picture[::-1, ::-1])
+
+
+def _new_renderer(model: mujoco.MjModel, size: int, *, fine: bool) -> mujoco.Renderer:
+    # read when a renderer is made, and never again
+    model.vis.quality.offsamples, model.vis.quality.shadowsize = (4, 2048) if fine else (0, 0)
+    model.vis.global_.offwidth = model.vis.global_.offheight = max(size, 640)
+    with rendering():
+        renderer = _Renderer(model, size, size)
+    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        renderer.scene.flags[flag] = fine
+    return renderer

@@ -17,7 +17,14 @@ choose_renderer()
 
 import mujoco  # noqa: E402
 
-from ppt_kit.sim.simulators.mujoco_camera import MOST, CameraOptions, MujocoCameras  # noqa: E402
+from ppt_kit.sim.simulators.mujoco_camera import (  # noqa: E402
+    PICTURES,
+    CameraOptions,
+    MujocoCameras,
+    camera_names,
+    check_number,
+)
+from ppt_kit.sim.simulators.scene import SceneCameras  # noqa: E402
 from ppt_kit.sim.simulators.ur5.arm import NUM_JOINTS  # noqa: E402
 from ppt_kit.sim.simulators.ur5.expert import Expert  # noqa: E402
 from ppt_kit.sim.simulators.ur5.kitchen import Kitchen  # noqa: E402
@@ -68,11 +75,12 @@ class UR5Env:
             self.max_steps = self._task.max_steps
         self.description = self._task.description
         self._kitchen = Kitchen(VARIATIONS[self.variation])
-        options = CameraOptions(
-            self.camera, self.image_size, self.num_points, self.use_color, self.save_images, crop_box=CROP_BOX
-        )
-        self._cameras = MujocoCameras(self._kitchen.model, self._kitchen.data, options)
-        self.camera = ",".join(self._cameras.names)
+        self._scene = SceneCameras(self._kitchen.model, self._kitchen.data, size=self.image_size)
+        names = camera_names(self.camera, self._scene.names, option="camera", task=self.task)
+        self.camera = ",".join(names)
+        self._cameras = MujocoCameras(self._scene, CameraOptions(
+            names, names, self.num_points, self.use_color, self.save_images, CROP_BOX
+        ))  # fmt: skip
         self._begin(0)
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
@@ -110,7 +118,7 @@ class UR5Env:
         return {"simulator": "ur5", **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     def render(self, size: int = 256) -> np.ndarray:
-        return self._cameras.film("film", size)
+        return self._scene.film("film", size)
 
     def camera_info(self) -> dict[str, np.ndarray]:
         return self._cameras.calibration()
@@ -119,7 +127,7 @@ class UR5Env:
         self._cameras.show_only(columns)
 
     def close(self) -> None:
-        self._cameras.close()
+        self._scene.close()
 
     @property
     def door(self) -> float:
@@ -148,9 +156,16 @@ class UR5Env:
             raise UserError(f"variation={self.variation!r}: there are {', '.join(map(str, VARIATIONS))}.")
         if self.actions not in ACTIONS:
             raise UserError(f"actions={self.actions!r}: takes {', '.join(ACTIONS)}.")
-        steps = self.max_steps
-        if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST):
-            raise UserError(f"max_steps={steps!r}: takes a whole number from 1 to {MOST}.")
+        if self.max_steps is not None:
+            check_number("max_steps", self.max_steps, 1)
+        check_number("image_size", self.image_size, 16)
+        check_number("num_points", self.num_points, 0)
+        if not isinstance(self.use_color, bool):
+            raise UserError(f"use_color={self.use_color!r}: takes true or false.")
+        if not isinstance(self.save_images, (bool, str)) or self.save_images not in PICTURES:
+            raise UserError(f"save_images={self.save_images!r}: takes true, false, rgb or depth.")
+        if self.use_color and not self.num_points:
+            raise UserError("use_color=true, but num_points=0: there is no cloud to colour. Set num_points above 0.")
 
 
 def _quaternion(axes: np.ndarray) -> np.ndarray:
