@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, run_script
 
 from ppt_kit.errors import UserError
+from ppt_kit.sim.simulators.rendering import choose_renderer
 
 
 @pytest.fixture
@@ -35,6 +36,8 @@ def test_the_published_figures_have_the_published_means(bench):
 
 
 def test_the_published_tasks_are_the_simulators(bench):
+    # imported first, it would leave the choice of a renderer to mujoco, for every test that follows
+    choose_renderer()
     from metaworld import ALL_V3_ENVIRONMENTS
 
     assert {f"{task}-v3" for task in bench.published()["task"]} == set(ALL_V3_ENVIRONMENTS)
