@@ -18,6 +18,7 @@ from ppt_kit.sim.compare.running import run_seeds
 from ppt_kit.sim.compare.several import MethodComparison
 from ppt_kit.sim.compare.sides import Load, Side, check_alike, common_seeds, side_of
 from ppt_kit.sim.compare.statistics.betting import can_still_decide, is_decided
+from ppt_kit.sim.compare.statistics.quantiles import check_confidence
 from ppt_kit.sim.runner.options import EvaluateOptions, num_processes
 from ppt_kit.sim.runner.options import asked as of_options
 
@@ -189,8 +190,7 @@ def _check_each_once(sides: Sequence[Side]) -> None:
 
 
 def _check(confidence: float, margin: float | None) -> None:
-    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0.5 <= confidence < 1:
-        raise UserError(f"confidence={confidence!r}: takes a number from 0.5 to below 1, e.g. 0.95.")
+    check_confidence(confidence)
     if margin is not None and (isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < 1):
         raise UserError(f"margin={margin!r}: takes a difference of success rates between 0 and 1, e.g. 0.05, or None.")
 

@@ -126,6 +126,7 @@ def test_rows_of_before_stopped_at_their_success():
         ({}, {"checkpoints": "best"}, "takes final, last-5 or best-5"),
         ({}, {"success": "first"}, "takes any or last"),
         ({}, {"max_steps": 0}, "max_steps=0: takes a whole number"),
+        ({}, {"confidence": 2}, "confidence=2: takes a number from 0.5 to below 1"),
         ({"error": "x"}, {}, "t: none of its 1 episodes could be run"),
     ],
 )  # fmt: skip

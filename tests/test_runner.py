@@ -16,6 +16,7 @@ from ppt_kit.config import load_config
 from ppt_kit.data.formats import open_store
 from ppt_kit.errors import UserError
 from ppt_kit.schema import EvaluateConfig
+from ppt_kit.sim.results import Evaluation, checkpoint_table
 from ppt_kit.sim.rows import TIMED
 from ppt_kit.sim.runner.options import num_processes
 
@@ -436,3 +437,13 @@ def test_success_over_checkpoints_is_drawn_at_their_epochs_with_intervals():
     # Wilson: 2 of 10 and 6 of 10
     assert np.isclose(band[:, 1].min(), 0.0567, atol=1e-3)
     assert np.isclose(band[:, 1].max(), 0.8318, atol=1e-3)
+
+
+def test_runs_with_a_dot_in_their_names_are_two_runs():
+    """A name as lr0.1 is a folder's: not a file of the folder around it."""
+    made = {
+        "domain": "a", "task": "lift", "control": None, "zero_keys": [], "success": True, "error": None, "policy_ms": None,
+    }  # fmt: skip
+    checkpoints = ("models/door/lr0.1", "models/door/lr0.01", "models/door/lr0.1/model_10.pth")
+    rows = [{**made, "checkpoint": name, "epoch": 10, "seed": 0} for name in checkpoints]
+    assert list(checkpoint_table(Evaluation(rows))["run"]) == ["lr0.1", "lr0.01", "lr0.1"]

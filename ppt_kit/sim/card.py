@@ -21,7 +21,7 @@ from ppt_kit.files import write_text
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.sim.env import code_of
 from ppt_kit.sim.results import NOBODY
-from ppt_kit.sim.rows import IDENTITY, locked, short_id
+from ppt_kit.sim.rows import IDENTITY, locked, short_id, weight_bytes
 from ppt_kit.sim.runner.options import PartOptions
 
 CARD = "card.json"
@@ -186,8 +186,7 @@ def part_hashes(policy: PPTPolicy) -> dict[str, str]:
     digests: dict[str, Any] = {}
     for name, value in sorted(policy.state_dict().items()):
         digest = digests.setdefault(".".join(name.split(".")[:2]), hashlib.sha256())
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(weight_bytes(name, value))
     return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
 

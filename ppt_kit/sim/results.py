@@ -13,7 +13,7 @@ import pandas as pd
 
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_text
-from ppt_kit.sim.rows import TIMED
+from ppt_kit.sim.rows import TIMED, run_of
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -112,7 +112,7 @@ def checkpoint_table(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) 
     frame = _gathered(results)
     table = success_table(frame)
     epochs = dict(zip(frame["checkpoint"], frame["epoch"] if "epoch" in frame else [None] * len(frame)))
-    runs = [Path(name).parent.name if Path(name).suffix else Path(name).name for name in table["checkpoint"]]
+    runs = [run_of(name).name for name in table["checkpoint"]]
     return table.assign(run=runs, epoch=[epochs[name] for name in table["checkpoint"]])
 
 
@@ -204,8 +204,8 @@ def write_summary(result: Evaluation, rows_file: Path, *, where: str = "", ran: 
 
 def _short_name(checkpoint: str) -> str:
     """run, or run/model_10.pth."""
-    path = Path(checkpoint)
-    return f"{path.parent.name}/{path.name}" if path.suffix else path.name
+    path, run = Path(checkpoint), run_of(checkpoint)
+    return run.name if path == run else f"{run.name}/{path.name}"
 
 
 def _said(control: str) -> str:

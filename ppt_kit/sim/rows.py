@@ -99,6 +99,12 @@ class RowFile:
             ) from None
 
 
+def run_of(checkpoint: str | Path) -> Path:
+    """The run folder that a checkpoint is of: a file is one of it, a folder is it, also when its name has a dot."""
+    path = Path(checkpoint)
+    return path.parent if path.suffix == ".pth" else path
+
+
 def weights_id(policy: PPTPolicy, domain: str) -> str:
     """Twelve hex digits of what acts: every weight, the configuration of its parts, and how it sees the domain.
 
@@ -106,12 +112,17 @@ def weights_id(policy: PPTPolicy, domain: str) -> str:
     """
     digest = hashlib.sha256()
     for name, value in policy.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(weight_bytes(name, value))
     parts = (policy.card.get("config") or {}).get("policy")
     described = {"parts": parts, "horizon": str(policy.horizon), "view": policy.card["views"][domain]}
     digest.update(json.dumps(described, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:12]
+
+
+def weight_bytes(name: str, value: torch.Tensor) -> bytes:
+    """What a hash of weights takes of one of them: name, shape, type and every bit."""
+    head = f"{name} {tuple(value.shape)} {value.dtype}".encode()
+    return head + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def short_id(described: Mapping[str, Any]) -> str:

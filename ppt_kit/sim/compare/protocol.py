@@ -14,7 +14,9 @@ import pandas as pd
 
 from ppt_kit.errors import UserError
 from ppt_kit.sim.compare.read import control_of, rows_in
+from ppt_kit.sim.compare.statistics.quantiles import check_confidence
 from ppt_kit.sim.compare.statistics.training import mean_interval
+from ppt_kit.sim.rows import run_of
 
 SUCCESS = ("any", "last")
 FINAL, LAST, BEST = "final", "last", "best"
@@ -63,6 +65,7 @@ def protocol(
     Raises:
         UserError: there are fewer checkpoints than it counts, or episodes were too short, or ended at their success.
     """
+    check_confidence(confidence)
     count = _count(checkpoints, success=success, max_steps=max_steps)
     groups: dict[tuple, list[dict]] = {}
     for row in rows_in(results):
@@ -87,12 +90,6 @@ def succeeded(row: Mapping[str, Any], *, success: str = "any", max_steps: int | 
             raise _too_short(row, limit)
         return False
     return success == "any" or _holds_at(row, limit, step, is_asked=max_steps is not None)
-
-
-def run_of(row: Mapping[str, Any]) -> str:
-    """The run folder that a row's checkpoint is of."""
-    path = Path(row["checkpoint"])
-    return str(path.parent if path.suffix == ".pth" else path)
 
 
 def epoch_of(row: Mapping[str, Any]) -> float:
@@ -120,7 +117,7 @@ def _counted(rows: list[dict], count: Count, *, confidence: float) -> dict[str, 
     ran = [row for row in rows if row.get("error") is None]
     runs: dict[str, list[dict]] = {}
     for row in ran:
-        runs.setdefault(run_of(row), []).append(row)
+        runs.setdefault(str(run_of(row["checkpoint"])), []).append(row)
     if not runs:
         raise UserError(f"{rows[0]['task']}: none of its {len(rows)} episodes could be run ({rows[0].get('error')}).")
     by_goal = [_of_run(name, each, count) for name, each in runs.items()]

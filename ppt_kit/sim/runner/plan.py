@@ -19,7 +19,7 @@ from ppt_kit.sim.env import close_env, code_of
 from ppt_kit.sim.episodes import EpisodePlan
 from ppt_kit.sim.recorded import recorded, tasks_of
 from ppt_kit.sim.results import NOBODY, check_summary
-from ppt_kit.sim.rows import short_id, weights_id
+from ppt_kit.sim.rows import run_of, short_id, weights_id
 from ppt_kit.sim.runner.controls import ACTING, SCENE, acting, chosen, other_sentence, zeroed_by
 from ppt_kit.sim.runner.options import EvaluateOptions, PartOptions, check_kinds
 
@@ -128,7 +128,7 @@ def _under(name: str, policy: PPTPolicy, options: EvaluateOptions) -> PartOption
 
 def _stem(options: EvaluateOptions, task: str, checkpoint: Path) -> str:
     """How the names of videos begin."""
-    parts = [options.log_name, task, *([checkpoint.stem] if checkpoint.suffix else [])]
+    parts = [options.log_name, task, *([checkpoint.stem] if checkpoint != run_of(checkpoint) else [])]
     stem = "_".join(parts) + "".join(f"_no-{name}" for name in options.zero_keys)
     # a task is called as its simulator likes, a file is not
     return re.sub(r"[^\w.+-]", "-", stem)[:LONGEST]
@@ -137,7 +137,8 @@ def _stem(options: EvaluateOptions, task: str, checkpoint: Path) -> str:
 def _caption(options: EvaluateOptions, task: str, checkpoint: Path) -> str:
     """Two lines that say what is filmed."""
     zeroed = "".join(f" without {name}" for name in options.zero_keys)
-    name = f"{checkpoint.parent.name}/{checkpoint.stem}" if checkpoint.suffix else checkpoint.name
+    run = run_of(checkpoint)
+    name = run.name if checkpoint == run else f"{run.name}/{checkpoint.stem}"
     return f"{task}{zeroed}\n{name}"
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+
+from ppt_kit.errors import UserError
 
 # points of a Gauss-Legendre rule: the integrals below are right to 1e-12 with it
 POINTS = 80
@@ -60,3 +63,13 @@ def log_factorials(largest: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _rule() -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(POINTS)
+
+
+def check_confidence(confidence: Any) -> None:
+    """Refuses what is no confidence of an interval or a decision.
+
+    Raises:
+        UserError: so it is.
+    """
+    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0.5 <= confidence < 1:
+        raise UserError(f"confidence={confidence!r}: takes a number from 0.5 to below 1, e.g. 0.95.")
