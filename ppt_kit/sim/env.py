@@ -180,7 +180,7 @@ def code_of(spec: Mapping[str, Any]) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else None
 
 
-def is_over(env: SimEnv) -> bool:
+def is_over(env: Any) -> bool:
     """Whether the simulator has ended the episode: nothing moves any more."""
     return bool(getattr(env, "over", False))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,40 +108,48 @@ def check_seen(view: View, env: SimEnv, plan: EpisodePlan, *, seed: int) -> None
     if plan.control is not None:
         # who acts looks at nothing
         return
+    check_reading(
+        view, reading, env, sentence=plan.sentence, domain=plan.domain, source=name,
+        remedy="Evaluate in the simulator and with the options that the data was recorded with.",
+    )  # fmt: skip
+
+
+def check_reading(
+    view: View, reading: Mapping[str, Any], env: Any, *, sentence: str | None, domain: str, source: str, remedy: str
+) -> None:
+    """Whether first readings have what a policy sees, in its sizes.
+
+    Args:
+        env: gives them.
+        sentence: what the policy is told; None = what the environment says.
+        source, remedy: how the environment is called, and what is said to be typed.
+    Raises:
+        UserError: something is missing, or has another size.
+    """
     missing = [column for column in view.needs() if column not in reading]
     if view.made_from is not None and not hasattr(env, "camera_info"):
         missing.append("camera_info()")
-    if view.language and plan.sentence is None and not hasattr(env, "description"):
+    if view.language and sentence is None and not hasattr(env, "description"):
         missing.append("description")
     if missing:
         raise UserError(
-            f"the policy of {plan.domain} sees {', '.join(missing)}, which {name} does not give; "
-            f"it gives {', '.join(reading)}. "
-            "Evaluate in the simulator and with the options that the data was recorded with."
+            f"the policy of {domain} sees {', '.join(missing)}, which {source} does not give; "
+            f"it gives {', '.join(reading) or 'nothing'}. {remedy}"
         )
-    _check_widths(view, reading, plan)
+    for sees, gives in _other_sizes(view, reading):
+        raise UserError(f"the policy of {domain} sees {sees}, {source} gives {gives}. {remedy}")
 
 
-def _check_widths(view: View, reading: Mapping[str, Any], plan: EpisodePlan) -> None:
+def _other_sizes(view: View, reading: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the policy sees and what is given instead, in words."""
     for column, width in view.state.items():
         given = int(np.size(reading[column]))
         if given != width:
-            raise UserError(
-                f"the policy of {plan.domain} sees {width} numbers of {column}, {plan.env['simulator']} gives {given}. "
-                "Evaluate in the simulator and with the options that the data was recorded with."
-            )
+            yield f"{width} numbers of {column}", str(given)
     cloud = view.cloud.get("pos")
     if cloud is not None and view.made_from is None and np.shape(reading[cloud])[1:] != (3,):
-        raise UserError(
-            f"the policy of {plan.domain} sees points (P, 3) of {cloud}, {plan.env['simulator']} gives an array "
-            f"{np.shape(reading[cloud])}. Evaluate in the simulator and with the options that the data was recorded "
-            "with."
-        )
+        yield f"points (P, 3) of {cloud}", f"an array {np.shape(reading[cloud])}"
     for column in (*view.rgb.values(), *view.depth.values()):
-        (height, width), given = view.sizes[column], np.shape(reading[column])
-        if given[:2] != (height, width):
-            raise UserError(
-                f"the policy of {plan.domain} sees {height} x {width} pixels of {column}, {plan.env['simulator']} "
-                f"gives an array {given}. Evaluate in the simulator and with the options that the data was recorded "
-                "with."
-            )
+        (height, width), shape = view.sizes[column], np.shape(reading[column])
+        if shape[:2] != (height, width):
+            yield f"{height} x {width} pixels of {column}", f"an array {shape}"

@@ -102,7 +102,7 @@ class Going:
         if self.showing.view is None:
             return {}
         with self._timed():
-            frame = _seen(self.showing.view, self.env, self._reading, self.showing.sentence)
+            frame = seen_of(self.showing.view, self.env, self._reading, self.showing.sentence)
             self._shown = frame | {name: _zeroed(frame[name]) for name in self.showing.zero_keys}
             return self._shown
 
@@ -172,8 +172,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _seen(view: View, env: SimEnv, reading: Mapping[str, Any], sentence: str | None) -> dict[str, Any]:
-    """obs of one frame, as the training data's were."""
+def seen_of(view: View, env: Any, reading: Mapping[str, Any], sentence: str | None) -> dict[str, Any]:
+    """obs of one frame, as the training data's were.
+
+    Args:
+        env: gives camera_info() and description where they are needed.
+        sentence: what the policy is told; None = env.description.
+    """
     frame = view.live(copied(reading), env.camera_info() if view.made_from else None)
     if not view.language:
         return frame

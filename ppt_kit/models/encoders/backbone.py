@@ -71,6 +71,8 @@ class PictureEncoder(Encoder):
         else:
             try:
                 net = self.made(random, pretrained=False)
+            except UserError:
+                raise
             # transformers and torch raise many kinds; each is about these sizes
             except Exception as error:
                 told = " ".join(str(error).split())[:160]

@@ -17,18 +17,19 @@ from ppt_kit.models.actor import Frame, Moment, check_execution, next_chunks, wi
 from ppt_kit.models.chunks import Execution
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.signals import stops_raise
-from ppt_kit.sim.env import copied
+from ppt_kit.sim.env import copied, is_over
+from ppt_kit.sim.episodes import check_reading
 from ppt_kit.sim.realtime.clock import Clock, WallClock
 from ppt_kit.sim.realtime.env import Env, brought_to_rest, check_env, observed
 from ppt_kit.sim.realtime.sampling import Answer, Sampler, ThreadSampler
 from ppt_kit.sim.realtime.timeline import Timeline
 from ppt_kit.sim.realtime.timing import Ran, Tick
+from ppt_kit.sim.rollout import seen_of
 
 # chunks that are made before a run to measure how long one takes; the first, which warms up, does not count
 MEASURED = 4
 # of the first chunk, which is waited for: weights are moved, kernels chosen (s)
 FIRST_S = 120.0
-DEFAULT_STEPS = 4  # of a chunk that are executed, where nobody says
 
 
 class PolicyRunner:
@@ -135,10 +136,7 @@ class PolicyRunner:
 
     def frame(self, reading: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """obs of one frame, as the training data's were."""
-        seen = self.view.live(reading, self.env.camera_info() if self.view.made_from else None)
-        if not self.view.language:
-            return seen
-        return {**seen, "language": self.env.description if self.sentence is None else self.sentence}
+        return seen_of(self.view, self.env, reading, self.sentence)
 
     def _measured(self, reading: Mapping[str, np.ndarray]) -> Execution:
         horizon, latencies = self.policy.horizon, []
@@ -156,7 +154,7 @@ class PolicyRunner:
                 f"{held} actions: it must hold twice as many. Set hz lower, num_steps of the execution lower, or train "
                 "with a higher dataset.action_horizon."
             )
-        steps = min(max(delay, DEFAULT_STEPS), held - delay)
+        steps = min(max(delay, Execution().execute_steps), held - delay)
         return Execution(execute_steps=steps, delay=delay, real_time_chunking=inpaints)
 
     def waited(self) -> Answer:
@@ -173,21 +171,10 @@ class PolicyRunner:
     def _checked(self, reading: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The first readings, once they have what the policy sees."""
         given = copied(reading)
-        missing = [column for column in self.view.needs() if column not in given]
-        missing += ["camera_info()"] if self.view.made_from and not hasattr(self.env, "camera_info") else []
-        told = self.sentence is not None or hasattr(self.env, "description")
-        missing += ["description"] if self.view.language and not told else []
-        if missing:
-            raise UserError(
-                f"the policy of {self.domain} sees {', '.join(missing)}, which {type(self.env).__name__} does not "
-                f"give; it gives {', '.join(given) or 'nothing'}. Name its readings as the data's columns are."
-            )
-        for column, width in self.view.state.items():
-            if given[column].size != width:
-                raise UserError(
-                    f"the policy of {self.domain} sees {width} numbers of {column}, {type(self.env).__name__} gives "
-                    f"{given[column].size}."
-                )
+        check_reading(
+            self.view, given, self.env, sentence=self.sentence, domain=self.domain, source=type(self.env).__name__,
+            remedy="Name its readings as the data's columns are, and give them in the data's sizes.",
+        )  # fmt: skip
         return given
 
     @contextmanager
@@ -229,7 +216,7 @@ class _Going:
             if tick.success and stop_at_success:
                 self.ran.ended = "success"
                 return
-            if getattr(self.runner.env, "over", False):
+            if is_over(self.runner.env):
                 self.ran.ended = "the environment"
                 return
             step = self._next(step)
