@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppt_kit.notebook.plots import Plot
+from ppt_kit.notebook.plots import BLUE, GREY, Plot
 from ppt_kit.sim.compare.result import STILL_OPEN, Comparison
 from ppt_kit.sim.compare.several import MethodComparison
-
-BLUE, GREY = "#3b7dd8", "#b9b9b9"
 
 
 def plot_comparison(result: Comparison | MethodComparison) -> Plot:

@@ -54,17 +54,15 @@ def _evaluate(request: Mapping[str, Any]) -> dict[str, Any]:
 def _rates(policy: Any, domain: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What metrics.jsonl says of one domain; success is null where no episode could be run."""
     from ppt_kit.sim.evaluate import run_evaluation
-    from ppt_kit.sim.results import wilson_interval
+    from ppt_kit.sim.results import success_table
     from ppt_kit.sim.runner.options import EvaluateOptions
 
-    rows = run_evaluation(policy, EvaluateOptions(domain=domain, **options)).rows
-    ran = [row for row in rows if row["error"] is None]
-    wins = sum(bool(row["success"]) for row in ran)
-    low, high = wilson_interval(wins, len(ran))
+    result = run_evaluation(policy, EvaluateOptions(domain=domain, **options))
+    line = success_table(result).to_dict("records")[0]
     return {
-        "task": rows[0]["task"], "success": wins / len(ran) if ran else None, "n": len(ran), "low_95": low,
-        "high_95": high, "errors": len(rows) - len(ran),
-        "error": next((row["error"] for row in rows if row["error"] is not None), None),
+        "task": line["task"], "success": line["rate"] if line["episodes"] else None, "n": line["episodes"],
+        "low_95": line["low_95"], "high_95": line["high_95"], "errors": line["errors"],
+        "error": next((row["error"] for row in result.rows if row["error"] is not None), None),
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from benches.in_turn import ratio
 from benches.trial import markdown, trained
 from ppt_kit.keys import key
 
@@ -42,7 +43,7 @@ class Measured:
 
 
 def evaluation(cfg: DictConfig) -> int:
-    """Prints the table; each line's ratio is to the first, measured in the same round."""
+    """Prints the table; each line's ratio is to the first, the median over rounds."""
     import ppt_kit as ppt
 
     policy = ppt.load_policy(cfg.run or _run(cfg))
@@ -85,13 +86,13 @@ def _measure(policy: Any, cfg: DictConfig, n_procs: int, batch: int, *, into: Me
 
 def _line(way: tuple[int, int], ways: dict[tuple[int, int], Measured]) -> list[str]:
     ours, first = ways[way], next(iter(ways.values()))
-    ratio = max(a / b for a, b in zip(first.seconds, ours.seconds))
+    faster = 1 / ratio(list(zip(first.seconds, ours.seconds)))
     alone = next(measured for other, measured in ways.items() if other[1] == way[1])
     same = all(a["actions_sha256"] == b["actions_sha256"] for a, b in zip(ours.rows, alone.rows))
     ran = [row for row in ours.rows if row["error"] is None]
     mean = {name: sum(row[name] for row in ran) / max(len(ran), 1) for name in ("policy_ms", "policy_share")}
     return [
-        str(way[0]), str(way[1]), f"{sum(row['steps'] for row in ours.rows) / min(ours.seconds):.1f}", f"{ratio:.2f}",
+        str(way[0]), str(way[1]), f"{sum(row['steps'] for row in ours.rows) / min(ours.seconds):.1f}", f"{faster:.2f}",
         f"{min(ours.cpu_s):.1f}", f"{mean['policy_ms']:.1f}", f"{100 * mean['policy_share']:.0f} %",
         "yes" if same else "NO",
     ]  # fmt: skip

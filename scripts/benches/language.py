@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from benches.trial import Ledger, markdown, rate, run_name, trained
+from benches.trial import Ledger, counts, markdown, rate, run_name, trained
 from ppt_kit.errors import UserError
 from ppt_kit.keys import key
 
@@ -21,7 +21,7 @@ HEARS = [
 
 @dataclass
 class LanguageBench:
-    """One policy for several tasks, told the right sentence and another task's; what is done is not run again."""
+    """One policy for several tasks, told the right sentence, another task's and none; what is done is not run again."""
 
     # the faucet's two look the same until it is said which way
     tasks: list[str] = key(
@@ -41,7 +41,7 @@ class LanguageBench:
 
 
 def language(cfg: DictConfig) -> int:
-    """Trains once, evaluates each task twice; prints and writes the table after each."""
+    """Trains once; each task is told its sentence, another's and none. Prints and writes the table after each."""
     import ppt_kit as ppt
 
     tasks = list(cfg.tasks)
@@ -81,14 +81,14 @@ def _counted(cfg: DictConfig, policy: Any, trial: dict[str, Any]) -> dict[str, i
     other = make_env({"simulator": cfg.simulator, "task": trial["other"]})
     others_words = other.description
     close_env(other)
-    counted = {}
+    counted = {"errors": 0}
     for column, sentence in (("told", None), ("told_other", others_words), ("told_nothing", "")):
         rows = ppt.evaluate(
             policy, domain=trial["task"], episodes=cfg.episodes, seed=cfg.eval_seed, sentence=sentence,
             log_name=column, out_dir=Path(trial["run_dir"]) / "eval",
         ).rows  # fmt: skip
-        counted[column] = sum(row["success"] is True for row in rows)
-        counted["errors"] = counted.get("errors", 0) + sum(row["error"] is not None for row in rows)
+        counted[column], errors = counts(rows)
+        counted["errors"] += errors
     return counted
 
 

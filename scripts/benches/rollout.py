@@ -1,12 +1,10 @@
-"""Steps of the simulator that show a cloud, against Meta-World's own rendering; and evaluating in several processes."""
+"""Steps of the simulator that show a cloud, against Meta-World's own rendering."""
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ CAMERA = "corner2"
 
 @dataclass
 class RolloutBench:
-    """Steps a second with clouds, ours and by env.render(); with parallel=true evaluating in processes too."""
+    """Steps a second with clouds, ours and by env.render()."""
 
     task: str = key("button-press-topdown", "task of Meta-World")
     num_points: int = key(512, "points of a cloud", low=1)
@@ -28,10 +26,6 @@ class RolloutBench:
     stock_sizes: list[int] = key([480, 128], "those of env.render(), measured each; 480 is its default")
     block: int = key(20, "steps measured at a time, ours and the stock path's in turn", low=1)
     rounds: int = key(10, "such pairs", low=2)
-    parallel: bool = key(False, "evaluate a policy in one process and in n_procs, too")
-    n_procs: int = key(2, "processes of parallel=true", low=2)
-    episodes: int = key(24, "episodes of parallel=true", low=2)
-    max_steps: int = key(200, "their length (control steps)", low=1)
 
 
 def rollout(cfg: DictConfig) -> int:
@@ -50,8 +44,6 @@ def rollout(cfg: DictConfig) -> int:
     print("x: median over pairs measured in turn. clouds differ by: median distance of a point to the other cloud.")
     _tell_parts(env)
     env.close()
-    if cfg.parallel:
-        _tell_parallel(cfg)
     return 0
 
 
@@ -161,41 +153,3 @@ def _seconds(part: Callable[[], Any], *, calls: int = 50) -> float:
     for _ in range(calls):
         part()
     return (time.perf_counter() - began) / calls
-
-
-def _tell_parallel(cfg: DictConfig) -> None:
-    """A policy that has learnt nothing acts until an episode is over: all are of one length."""
-    import ppt_kit as ppt
-
-    with tempfile.TemporaryDirectory() as folder:
-        policy = _untrained(cfg, Path(folder))
-        # what is imported, and read from the disk, is there for both
-        ppt.evaluate(policy, episodes=1, max_steps=5)
-        seconds: dict[int, float] = {}
-        rows: dict[int, list[dict]] = {}
-        for n_procs in (1, cfg.n_procs):
-            began = time.perf_counter()
-            options = {"episodes": cfg.episodes, "max_steps": cfg.max_steps, "n_procs": n_procs}
-            rows[n_procs] = ppt.evaluate(policy, **options).rows
-            seconds[n_procs] = time.perf_counter() - began
-    digests = [[row["actions_sha256"] for row in each] for each in rows.values()]
-    steps = sum(row["steps"] for row in rows[1])
-    print(
-        f"evaluating {cfg.episodes} episodes, {steps} steps: one process {steps / seconds[1]:.1f} steps/s, "
-        f"{cfg.n_procs} processes {steps / seconds[cfg.n_procs]:.1f} with their start, "
-        f"x {seconds[1] / seconds[cfg.n_procs]:.2f}; actions {'the same' if digests[0] == digests[1] else 'DIFFER'}"
-    )
-
-
-def _untrained(cfg: DictConfig, folder: Path) -> Any:
-    import ppt_kit as ppt
-
-    options = {"num_points": cfg.num_points, "image_size": cfg.image_size}
-    ppt.collect(cfg.task, episodes=2, dataset_path=str(folder), **options)
-    words = (
-        f"dataset_path={folder}", f"domains={cfg.task}", f"output_dir={folder / 'models'}", "suffix=run",
-        f"dataset.num_points={cfg.num_points}", "train.total_iters=1", "wandb.mode=disabled",
-    )  # fmt: skip
-    run = ppt.UnifiedTrainer(ppt.load_config("quickstart", *words), mode="single")
-    run.run()
-    return ppt.load_policy(run.run_dir)

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from benches.published import evaluate_checkpoints, saves, seeds_of, side_by_side, task_names, tell
-from benches.trial import Ledger, group_names, markdown, rate, run_name, trained
+from benches.trial import Ledger, counts, group_names, markdown, rate, run_name, trained
 from ppt_kit.keys import key
 
 
@@ -90,8 +90,8 @@ def _result(cfg: DictConfig, trial: dict[str, Any]) -> dict[str, Any]:
     counted: dict[str, Any] = {"errors": 0}
     for column, zero_keys in (("successes", []), ("control", blind)):
         rows = ppt.evaluate(policy, **options, zero_keys=zero_keys, n_procs=cfg.n_procs, out_dir=run_dir / "eval").rows
-        counted[column] = sum(row["success"] is True for row in rows)
-        counted["errors"] += sum(row["error"] is not None for row in rows)
+        counted[column], errors = counts(rows)
+        counted["errors"] += errors
     return counted | {
         "minutes": minutes, "parameters": sum(p.numel() for p in policy.parameters()), "zeroed": blind,
         "run_dir": str(run_dir),

@@ -66,6 +66,11 @@ def trained(config: str, words: Sequence[str]) -> tuple[Path, float]:
     return run.run_dir, round(float((steps / metrics["steps_per_s"]).sum() / 60), 2)
 
 
+def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """(successes, errors) of evaluated episodes."""
+    return sum(row["success"] is True for row in rows), sum(row["error"] is not None for row in rows)
+
+
 def rate(successes: int, trials: int) -> str:
     """A share in %, and its 95 % Wilson interval."""
     low, high = wilson_interval(successes, trials)
