@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-python3}
 }
 echo "installing the pinned packages into .venv (2-4 minutes the first time) ..."
 # torch's pin stands in the same command as deepspeed: a range would let pip take a newer torch
-.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[sim,gym,notebook,backbones,diffusion,test]' torch==2.13.0 \
+.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[sim,gym,notebook,backbones,diffusion,slurm,test]' torch==2.13.0 \
   > .venv/install.log 2>&1 &
 installing=$!
 while kill -0 "$installing" 2>/dev/null; do
@@ -56,5 +56,12 @@ if ! has_pusht; then
   fi
   has_pusht || echo "note: PushT cannot be used here, its tests are skipped. On Debian or Ubuntu: sudo apt-get install libgl1 libglib2.0-0"
 fi
+# a person's machine may do without: its tests say so and are skipped; CI has none to skip
+has_chromium() { command -v chromium chromium-browser google-chrome > /dev/null 2>&1; }
+if ! has_chromium && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+  echo "installing a browser for the tests of the notebooks (apt-get install chromium) ..."
+  { apt-get update -qq && apt-get install -y -qq chromium; } >> .venv/apt.log 2>&1 || true
+fi
+has_chromium || echo "note: no Chromium here, the tests that drive a browser are skipped. On Debian or Ubuntu: sudo apt-get install chromium"
 touch .venv/ready
 echo "ready in $SECONDS s"
