@@ -39,6 +39,7 @@ _WHERE = {
     "read_metrics": "tracking",
     "Env": "sim.realtime.env",
     "PolicyRunner": "sim.realtime.runner",
+    "ThreadSampler": "sim.realtime.sampling",
     "collect": "sim.collect",
     "tasks": "sim.simulators.tasks",
     "evaluate": "sim.evaluate",

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -304,30 +304,42 @@ def _check_weights(weights: Mapping, run_dir: str | Path) -> None:
 def checkpoints(run_dir: str | Path) -> pd.DataFrame:
     """The checkpoints of a run that exist: epoch, step, path, size_mb, and the losses known when they were written.
 
-    And success, where they were evaluated beside training: the mean over the domains.
+    And success, where they were evaluated beside training: the mean over the domains, once it is known in each.
     """
     run_dir = Path(run_dir)
     rows, val_loss = [], None
     written: dict[str, dict] = {}
-    rates: dict[Any, list[float]] = {}
-    for row in read_rows(run_dir / METRICS) if (run_dir / METRICS).is_file() else []:
+    said = read_rows(run_dir / METRICS) if (run_dir / METRICS).is_file() else []
+    evaluated = [row for row in said if row.get("kind") == "eval"]
+    rates = mean_success(evaluated, {row.get("domain") for row in evaluated})
+    for row in said:
         if row.get("kind") == "val":
             val_loss = row.get("loss")
         if row.get("kind") == "checkpoint":
             written[Path(row["path"]).name] = row | {"val_loss": val_loss}
-        if row.get("kind") == "eval" and row.get("success") is not None:
-            rates.setdefault(row.get("epoch"), []).append(row["success"])
     for path in numbered_models(run_dir):
         row, epoch = written.get(path.name, {}), int(path.stem.removeprefix("model_"))
-        known = rates.get(epoch)
         rows.append(
             {
                 "epoch": epoch, "step": row.get("step"), "loss": row.get("loss"), "val_loss": row.get("val_loss"),
-                "success": sum(known) / len(known) if known else None,
+                "success": rates.get(epoch),
                 "size_mb": round(path.stat().st_size / 1e6, 2), "path": str(path),
             }
         )  # fmt: skip
     return pd.DataFrame(rows, columns=["epoch", "step", "loss", "val_loss", "success", "size_mb", "path"])
+
+
+def mean_success(rows: Iterable[Mapping[str, Any]], domains: Collection[Any]) -> dict[int, float]:
+    """Epoch -> mean success over the domains, of those that were evaluated in all of them.
+
+    Args:
+        rows: of metrics.jsonl, kind "eval".
+    """
+    rates: dict[int, dict[Any, float]] = {}
+    for row in rows:
+        if row.get("success") is not None:
+            rates.setdefault(row["epoch"], {})[row.get("domain")] = row["success"]
+    return {epoch: sum(of.values()) / len(of) for epoch, of in rates.items() if set(of) >= set(domains)}
 
 
 def _write_safetensors(content: dict, path: Path) -> None:

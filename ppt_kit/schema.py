@@ -220,7 +220,9 @@ class CollectConfig:
         None, "store pictures of each camera: true = rgb and metric depth, or rgb, or depth; null = false in metaworld"
     )
     camera: Any = key(
-        None, "camera of the scene, or several as a,b; null = corner2 in metaworld, which is moved closer, as DP3 does"
+        None,
+        "camera of the scene, or several as a,b; null = in metaworld corner2, moved closer as DP3 does; corner4 where "
+        "that does not see the goal",
     )
     image_size: int | None = key(
         None, "height and width of the camera image (pixels); null = 128 in metaworld", low=16, high=4096

@@ -64,3 +64,4 @@ class TrainConfig:
         None, "longest of their episodes (control steps); null = as recorded", low=1, high=1_000_000
     )
     eval_execute_steps: int = key(4, "actions executed of each chunk in them", low=1, high=1000)
+    eval_timeout_s: float = key(600.0, "longest time of one of them (s), beyond which it is an error", low=1)

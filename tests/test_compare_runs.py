@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,10 @@ class Lottery:
     def step(self, action):
         if self.seed == int(os.environ.get("BROKEN", -1)):
             raise RuntimeError("out of order")
+        dies = Path(os.environ.get("DIES", "-"))
+        if self.seed == FIRST + 1 and action[0] > 0 and dies.exists():
+            dies.write_text(dies.read_text()[1:])
+            os._exit(7) if dies.read_text() else dies.unlink()
         return self.reset(self.seed), 0.0, self.seed < 200 or wins(self.seed, self.up if action[0] > 0 else self.down)
 
     def expert_action(self):
@@ -186,6 +191,26 @@ def test_an_episode_that_cannot_be_run_is_left_out_and_said(policies, monkeypatc
     monkeypatch.setenv("BROKEN", str(FIRST))
     with pytest.raises(UserError, match=f"none of 1 pairs could be run: seed {FIRST}, a: RuntimeError"):
         ppt.compare(policies["up"], policies["down"], episodes=1)
+
+
+@pytest.mark.parametrize(("lives", "errors", "attempts"), [("xx", 0, 2), ("xxx", 1, 2)])
+def test_an_episode_whose_process_died_is_run_again_as_often_as_is_asked(
+    policies, monkeypatch, tmp_path, lives, errors, attempts
+):
+    (tmp_path / "lives").write_text(lives)
+    monkeypatch.setenv("DIES", str(tmp_path / "lives"))
+    result = ppt.compare(
+        policies["up"],
+        policies["down"],
+        episodes=4,
+        until_decided=False,
+        n_procs=2,
+        retries=1,
+        out_dir=tmp_path / "eval",
+    )
+    assert result.errors == errors
+    rows = [json.loads(line) for path in (tmp_path / "eval").glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert sorted(row["attempts"] for row in rows if row["seed"] == FIRST + 1)[-1] == attempts
 
 
 # ------------------------------------------------------------------ several training runs

@@ -46,6 +46,7 @@ class Env:
         if mood == "slow": time.sleep(0.3)
         if mood == "raises": raise RuntimeError("the hand is stuck")
         if mood == "dies": os._exit(7)
+        if mood == "hangs": time.sleep(1000)
         self.won = self.won or bool(action[0] > self.bar)
         return self.reading(), 0.0, self.won
     def spec(self): return {"simulator": "my_lab.sim:Env", "task": self.task}
@@ -142,11 +143,14 @@ def test_two_domains_have_a_row_each_and_the_best_is_by_their_mean(lab):
 
 
 @pytest.mark.parametrize(
-    ("mood", "said"), [("raises", "RuntimeError: the hand is stuck"), ("dies", "exit code 7")], ids=["raises", "dies"]
+    ("mood", "said"),
+    [("raises", "RuntimeError: the hand is stuck"), ("dies", "exit code 7"), ("hangs", "it took longer than 1 s")],
+    ids=["raises", "dies", "hangs"],
 )
 def test_an_evaluation_that_crashes_is_a_warning_and_is_tried_again_by_the_run_that_goes_on(lab, mood, said):
     (lab / "mood").write_text(mood)
-    run = trainer("train.total_epochs=2", "train.eval_interval=2")
+    words = ["train.total_epochs=2", "train.eval_interval=2", "train.eval_episodes=2"]
+    run = trainer(*words, "train.eval_timeout_s=1")
     assert run.run() == 0
     (row,) = evaluated(run.run_dir).to_dict("records")
     assert said in row["error"]
@@ -154,9 +158,9 @@ def test_an_evaluation_that_crashes_is_a_warning_and_is_tried_again_by_the_run_t
     assert said in (run.run_dir / "train.log").read_text()
     assert not (run.run_dir / "model_best.pth").exists()
     (lab / "mood").unlink()
-    assert trainer("train.total_epochs=2", "train.eval_interval=2", "train.resume=auto").run() == 0
+    assert trainer(*words, "train.resume=auto").run() == 0
     (row,) = evaluated(run.run_dir).to_dict("records")
-    assert (row["epoch"], row["n"], row["success"] >= 0) == (2, 5, True)
+    assert (row["epoch"], row["n"], row["success"] >= 0) == (2, 2, True)
     assert load_model(run.run_dir / "model_best.pth")["epoch"] == 2
 
 

@@ -13,7 +13,7 @@ import pickle
 import signal
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -41,14 +41,23 @@ Work = tuple[Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]], Callable[[], 
 
 @dataclass(frozen=True)
 class Died:
-    """What there is of a task whose worker is gone: how it ended, and where it was as far as that is known."""
+    """What there is of a task whose worker is gone: how it ended, and where it was as far as that is known.
+
+    is_last: it is not run again.
+    """
 
     how: str
     traceback: str | None = None
+    is_last: bool = True
 
 
 def work_in_processes(
-    begin: Callable[[], Work], groups: Sequence[Sequence[Any]], *, n_procs: int, timeout_s: float | None = None
+    begin: Callable[[], Work],
+    groups: Sequence[Sequence[Any]],
+    *,
+    n_procs: int,
+    timeout_s: float | None = None,
+    retries: int = 0,
 ) -> Generator[tuple[Any, Any], None, None]:
     """(task, its result) as soon as there is one; a Died instead of a result where the worker died in it.
 
@@ -60,11 +69,12 @@ def work_in_processes(
             run again in a worker of its own: only the one that it dies of is lost.
         groups: of tasks, no task twice.
         timeout_s: longest time of a task; a worker that takes longer is killed. None = no limit.
+        retries: how often a task whose worker died in it is begun again, at once; each death is told.
     Raises:
         UserError: it cannot be sent to a worker, or no worker could begin.
     """
     with tempfile.TemporaryDirectory(prefix="ppt_kit-workers-") as folder:
-        crew = _Crew(_pickled(begin), groups, timeout_s=timeout_s, folder=Path(folder))
+        crew = _Crew(_pickled(begin), groups, timeout_s=timeout_s, retries=retries, folder=Path(folder))
         try:
             for _ in range(min(n_procs, len(groups))):
                 crew.hire()
@@ -92,8 +102,11 @@ class _Worker:
 class _Crew:
     """The workers, and what is left to do."""
 
-    def __init__(self, begin: bytes, groups: Sequence[Sequence[Any]], *, timeout_s: float | None, folder: Path):
-        self.begin, self.timeout_s, self.folder = begin, timeout_s, folder
+    def __init__(
+        self, begin: bytes, groups: Sequence[Sequence[Any]], *, timeout_s: float | None, retries: int, folder: Path
+    ):
+        self.begin, self.timeout_s, self.retries, self.folder = begin, timeout_s, retries, folder
+        self.deaths = Counter[Any]()
         self.waiting, self.workers = deque(list(group) for group in groups), dict[Connection, _Worker]()
         self.context = multiprocessing.get_context("spawn")
         self.trouble, self.hired = "", 0
@@ -210,8 +223,11 @@ class _Crew:
         if worker.queue:
             self.waiting.appendleft(worker.queue)
         trace = _read(worker.trace)
+        self.deaths.update(lost)
+        again = [task for task in lost if self.deaths[task] <= self.retries]
+        self.waiting.extendleft([task] for task in again)
         for task in lost:
-            yield task, Died(how, trace)
+            yield task, Died(how, trace, is_last=task not in again)
         if len(self.waiting) > sum(not each.busy for each in self.workers.values()):
             self.hire()
 

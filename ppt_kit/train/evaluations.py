@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ppt_kit.checkpoint import BEST, mark_best, model_of, prune
+from ppt_kit.checkpoint import BEST, mark_best, mean_success, model_of, prune
 from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.errors import UserError
 from ppt_kit.models.chunks import Execution
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# what the process that looks whether an episode begins gets to import what it needs (s)
+BEGINNING_S = 120.0
 # in the run folder: rows, summary and card of these evaluations, and what their processes printed
 FOLDER, PRINTED = Path("eval/training"), "training.log"
 
@@ -126,7 +128,7 @@ class Evaluations:
         common = {
             "episodes": options.eval_episodes, "n_procs": options.eval_procs, "seed": options.eval_seed,
             "max_steps": options.eval_max_steps, "execute_steps": options.eval_execute_steps,
-            "out_dir": str(self._run_dir / FOLDER),
+            "out_dir": str(self._run_dir / FOLDER), "episode_timeout_s": options.eval_timeout_s,
         }  # fmt: skip
         request = {"checkpoint": str(path), "domains": self._domains, "options": common}
         try:
@@ -223,9 +225,10 @@ def problem_with_simulators(cfg: Config, dataset: MultiTrajDataset) -> str | Non
     with tempfile.TemporaryDirectory() as elsewhere:
         child = Beside({"check": shown, "seed": train.eval_seed}, log_file=Path(elsewhere) / "check.log")
         try:
-            while not child.ended:
+            while not child.ended and child.seconds < train.eval_timeout_s + BEGINNING_S:
                 time.sleep(POLL_S)
-            error = child.result()["error"]
+            late = f"an episode did not begin within {child.seconds:.0f} s"
+            error = child.result()["error"] if child.ended else late
         finally:
             child.kill()
     return f"train.eval_interval={train.eval_interval}: {error}" if error else None
@@ -247,11 +250,8 @@ def _left(run_dir: Path, domains: Sequence[str]) -> tuple[list[dict], list[Due]]
 
 def _means(rows: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> dict[Due, float]:
     """Checkpoint -> mean success over the domains, of those that were evaluated in all of them."""
-    rates: dict[Due, dict[str, float]] = {}
-    for row in rows:
-        if row.get("success") is not None:
-            rates.setdefault(Due(row["epoch"], row["step"]), {})[row["domain"]] = row["success"]
-    return {due: sum(of.values()) / len(of) for due, of in rates.items() if set(of) >= set(domains)}
+    steps = {row["epoch"]: row["step"] for row in rows}
+    return {Due(epoch, steps[epoch]): mean for epoch, mean in mean_success(rows, domains).items()}
 
 
 def _say(row: Mapping[str, Any], path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +22,8 @@ from ppt_kit.sim.runner.options import EvaluateOptions
 from ppt_kit.sim.runner.together import Places, error_row
 from ppt_kit.sim.workers import BEGUN, Died, Work, work_in_processes
 from ppt_kit.tracking import bar_pace
+
+log = logging.getLogger(__name__)
 
 # (which side, seed)
 Task = tuple[int, int]
@@ -99,12 +103,19 @@ def _in_processes(
     limit = LONGEST_S if options.episode_timeout_s is None else options.episode_timeout_s
     work = work_in_processes(
         partial(_begin, parts, options.retries), [[task] for task in tasks], n_procs=min(options.n_procs, len(tasks)),
-        timeout_s=limit,
+        timeout_s=limit, retries=options.retries,
     )  # fmt: skip
+    deaths = Counter[Task]()
     with contextlib.closing(work) as results:
         for task, result in results:
-            died = isinstance(result, Died)
-            yield task, error_row(task[1], result.how, result.traceback) | {"attempts": 1} if died else result
+            if not isinstance(result, Died):
+                yield task, result | {"attempts": result["attempts"] + deaths[task]}
+                continue
+            deaths[task] += 1
+            if result.is_last:
+                yield task, error_row(task[1], result.how, result.traceback) | {"attempts": deaths[task]}
+            else:
+                log.warning("seed %d: %s; it is run again", task[1], result.how)
 
 
 def _begin(parts: Runnable, retries: int) -> Work:

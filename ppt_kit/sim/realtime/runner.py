@@ -117,7 +117,7 @@ class PolicyRunner:
         if steps is not None and steps < 1:
             raise UserError(f"max_steps={steps}: takes a whole number above 0, or None.")
         held = _rest(rest, self.policy.specs[self.domain].action_dim)
-        with self._brought_to_rest(), closing(self.sampler):
+        with self._brought_to_rest(self.ran), closing(self.sampler):
             reading = self._checked(self.env.reset(seed))
             if self._execution is None:
                 self._execution = self._measured(reading)
@@ -131,7 +131,7 @@ class PolicyRunner:
         Raises:
             UserError: a chunk does not hold the actions of the time that one takes.
         """
-        with self._brought_to_rest(), closing(self.sampler):
+        with self._brought_to_rest(Ran(self.hz)), closing(self.sampler):
             return self._measured(self._checked(self.env.reset(seed)))
 
     def frame(self, reading: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -178,14 +178,14 @@ class PolicyRunner:
         return given
 
     @contextmanager
-    def _brought_to_rest(self) -> Iterator[None]:
+    def _brought_to_rest(self, ran: Ran) -> Iterator[None]:
         with stops_raise():
             failed = True
             try:
                 yield
                 failed = False
             except BaseException as error:
-                self.ran.ended = type(error).__name__
+                ran.ended = type(error).__name__
                 raise
             finally:
                 brought_to_rest(self.env, failed=failed)

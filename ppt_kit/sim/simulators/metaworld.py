@@ -33,6 +33,11 @@ TASKS = sorted(name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS)
 CROP_BOX = np.array([[-0.55, 0.3, 0.005], [0.55, 1.1, 0.6]])  # m: the table, without its surface and the walls
 CORNER2_POSITION = (0.6, 0.295, 0.8)  # m: where DP3 moves the camera to; the stock place leaves 530 points in the box
 MARKERS = ("auto", "all", "none")
+# tasks whose marker Meta-World draws where the object begins, and not where it is to go
+MISPLACED = ("pick-out-of-hole",)
+MARGIN = 0.004  # m: depth is not exact
+# corner2, where it is moved to, does not have the goals of these in its picture
+CAMERAS = {"stick-pull": "corner4", "stick-push": "corner4"}
 
 
 @dataclass(eq=False, repr=False)
@@ -42,6 +47,7 @@ class MetaWorldEnv:
     Args:
         task: with or without the -v3.
         camera: one or several of the scene, as "corner2,corner3" or a list; corner2 is moved closer, as DP3 does.
+            "auto" = corner2, but corner4 in stick-pull and stick-push, whose goals corner2 does not see.
         cloud_camera: those whose depth the cloud is made from, all points together; None = all of `camera`.
         image_size: height and width of their pictures (pixels).
         num_points: of a cloud; 0 = no cloud, and without pictures nothing is rendered.
@@ -57,7 +63,7 @@ class MetaWorldEnv:
     """
 
     task: str
-    camera: str | Sequence[str] = "corner2"
+    camera: str | Sequence[str] = "auto"
     cloud_camera: str | Sequence[str] | None = None
     image_size: int = 128
     num_points: int = 512
@@ -77,11 +83,14 @@ class MetaWorldEnv:
             self.goal_marker = "all" if self.goal_marker else "none"
         self.description = self.task.replace("-", " ")
         self._expert = _new_expert(self.task)
+        self._has_marker = draws_marker(self.task, self.goal_marker)
         self._scene = SceneCameras(
             self._env.model, self._env.data, size=self.image_size, upright=self.upright,
-            draw_sites=draws_marker(self.task, self.goal_marker),
+            draw_sites=self._has_marker,
         )  # fmt: skip
         known = self._scene.names
+        if self.camera == "auto":
+            self.camera = CAMERAS.get(self.task, "corner2")
         names = cloud_names = camera_names(self.camera, known, option="camera", task=self.task)
         self.camera = ",".join(names)
         if self.cloud_camera is not None:
@@ -101,10 +110,15 @@ class MetaWorldEnv:
         # some experts remember the last episode
         self._expert = _new_expert(self.task)
         self._refresh_markers()
+        if self._has_marker:
+            # one that stands in the table's hole is under the floor of what is cut out
+            self._cameras.keep([(at, self._env.model.site(name).size[0] + MARGIN) for name, at in self._markers()])
         return self._observe()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool]:
         self._raw, reward, _, _, info = self._env.step(np.clip(np.asarray(action, np.float32), -1, 1))
+        if self.task in MISPLACED:
+            self._place_markers()
         return self._observe(), float(reward), bool(info["success"])
 
     def expert_action(self) -> np.ndarray:
@@ -140,8 +154,17 @@ class MetaWorldEnv:
     def _refresh_markers(self) -> None:
         """After a reset the markers stand where the last episode had them, and cameras where the model's pose was."""
         mujoco.mj_forward(self._env.model, self._env.data)
-        for name, position in self._env._target_site_config:
-            self._env._set_pos_site(name, np.asarray(position))
+        self._place_markers()
+
+    def _place_markers(self) -> None:
+        for name, position in self._markers():
+            self._env._set_pos_site(name, position)
+
+    def _markers(self) -> list[tuple[str, np.ndarray]]:
+        """(name of its site, where it belongs) of each."""
+        if self.task in MISPLACED:
+            return [("goal", np.asarray(self._env._target_pos))]
+        return [(name, np.asarray(position)) for name, position in self._env._target_site_config]
 
     def _check_options(self) -> None:
         if not isinstance(self.task, str):

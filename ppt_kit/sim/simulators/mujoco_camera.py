@@ -46,10 +46,16 @@ class MujocoCameras:
     def __init__(self, scene: SceneCameras, options: CameraOptions):
         self._scene, self._options = scene, options
         self._shown: frozenset[str] | None = None
+        self._kept: list[tuple[np.ndarray, float]] = []
 
     def show_only(self, columns: Collection[str]) -> None:
         """As SimEnv says."""
         self._shown = frozenset(columns)
+
+    def keep(self, spheres: Sequence[tuple[np.ndarray, float]]) -> None:
+        """What is drawn within these is in the cloud, also out of the crop box: (centre (3,) m, radius m) each."""
+        low, high = self._options.crop_box
+        self._kept = [(at, r) for at, r in spheres if (at - r < low).any() or (at + r > high).any()]
 
     def readings(self) -> dict[str, np.ndarray]:
         """The columns of SimEnv's readings that are shown of these cameras."""
@@ -93,13 +99,20 @@ class MujocoCameras:
     ) -> dict[str, np.ndarray]:
         names, options = self._options.cloud_cameras, self._options
         points = {name: self._scene.points(name, depth[name]) for name in names}
-        inside = {name: crop(points[name], options.crop_box) for name in names}
+        inside = {name: self._inside(points[name]) for name in names}
         position = np.concatenate([points[name][inside[name]] for name in names])
         chosen = farthest_points(position, options.num_points)
         cloud = {CLOUD: position[chosen]}
         if COLORS in columns:
             cloud[COLORS] = np.concatenate([rgb[name].reshape(-1, 3)[inside[name]] for name in names])[chosen]
         return cloud
+
+    def _inside(self, points: np.ndarray) -> np.ndarray:
+        """Indices of the points (P, 3) that are in the cloud, increasing."""
+        inside = crop(points, self._options.crop_box)
+        for centre, radius in self._kept:
+            inside = np.union1d(inside, np.flatnonzero(np.linalg.norm(points - centre, axis=1) < radius))
+        return inside
 
 
 def camera_names(given: Any, known: Sequence[str], *, option: str, task: str) -> list[str]:
