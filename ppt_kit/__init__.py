@@ -2,8 +2,8 @@
 
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
-    ground   errors lfs horizon keys randomness cameras upgrade signals  what everybody may know
-    words    files torch_file parts model_keys train_keys spec schema checks words config    a typed configuration
+    ground   errors lfs horizon keys randomness cameras upgrade signals tables  what everybody may know
+    words    files torch_file parts model_keys train_keys spec schema checks words config help    a typed configuration
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim                                   weights | processes | episodes and success
     run      train | verify targets comparing        one run, to its last step | evaluating many, replaying
@@ -16,6 +16,7 @@ deepspeed nor wandb nor mujoco. CONTRIBUTING.md has the paths of a batch and of 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 _WHERE = {
@@ -63,6 +64,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"ppt_kit has no {name!r}; it has {', '.join(__all__)}")
+    if "IPython" in sys.modules and "ppt_kit.notebook.display" not in sys.modules:
+        importlib.import_module("ppt_kit.notebook.display").install()
     return getattr(importlib.import_module(f"ppt_kit.{_WHERE[name]}"), name)
 
 

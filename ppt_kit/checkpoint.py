@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +29,7 @@ from ppt_kit.keys import leaves_of
 from ppt_kit.models.encoders import remade
 from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.schema import Config
+from ppt_kit.tables import Table
 from ppt_kit.torch_file import check_parts, read_tensors, save_tensors
 from ppt_kit.tracking import METRICS, read_rows
 from ppt_kit.upgrade import upgraded_engine, upgraded_model
@@ -301,7 +301,7 @@ def _check_weights(weights: Mapping, run_dir: str | Path) -> None:
             )
 
 
-def checkpoints(run_dir: str | Path) -> pd.DataFrame:
+def checkpoints(run_dir: str | Path) -> Table:
     """The checkpoints of a run that exist: epoch, step, path, size_mb, and the losses known when they were written.
 
     And success, where they were evaluated beside training: the mean over the domains, once it is known in each.
@@ -326,7 +326,7 @@ def checkpoints(run_dir: str | Path) -> pd.DataFrame:
                 "size_mb": round(path.stat().st_size / 1e6, 2), "path": str(path),
             }
         )  # fmt: skip
-    return pd.DataFrame(rows, columns=["epoch", "step", "loss", "val_loss", "success", "size_mb", "path"])
+    return Table(rows, columns=["epoch", "step", "loss", "val_loss", "success", "size_mb", "path"])
 
 
 def mean_success(rows: Iterable[Mapping[str, Any]], domains: Collection[Any]) -> dict[int, float]:

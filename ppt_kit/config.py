@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
-from ppt_kit.keys import default_of, fits, leaves_of, show, type_name
+from ppt_kit.keys import fits, leaves_of, show, type_name
 from ppt_kit.schema import BEFORE_STEMS, DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAMED, Config
 from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, parse_words, refuse_twins, set_word, unknown
 
@@ -114,18 +114,6 @@ def typed(cfg: Any) -> Any:
         return cfg
     known = OmegaConf.is_config(cfg) and dataclasses.is_dataclass(OmegaConf.get_type(cfg))
     return OmegaConf.to_object(cfg if known else from_mapping(cfg))
-
-
-def describe_keys(schema: type = Config, *, defaults: DictConfig | None = None) -> str:
-    """One line a key: name, default, what it means. `defaults` replaces the schema's own."""
-    rows = []
-    for dotted, (kind, leaf) in leaves_of(schema).items():
-        value = OmegaConf.select(defaults, dotted) if defaults is not None else default_of(leaf)
-        choices = "|".join(show(choice) for choice in leaf.metadata["choices"])
-        meaning = leaf.metadata["doc"] + (f" [{choices}]" if choices else "")
-        rows.append((dotted, show(value), type_name(kind), meaning))
-    widths = [min(44, max(len(row[i]) for row in rows)) for i in range(3)]
-    return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {doc}" for a, b, c, doc in rows)
 
 
 def _compose(name: str, folder: Path, group_words: list[str]) -> DictConfig:

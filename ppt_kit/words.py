@@ -126,7 +126,8 @@ def unknown(dotted: str, leaves: dict) -> str:
     if dotted in groups:
         one = next(name for name in leaves if name.startswith(f"{dotted}."))
         return f"{dotted} is a group of keys. Set one of them, e.g. {one}."
-    return f"unknown key {_short(dotted)}." + (f" Did you mean {near[0]}?" if near else "") + " --help lists the keys."
+    hint = f"Did you mean {near[0]}?" if near else "--help lists the keys, and in a notebook load_config() shows them."
+    return f"unknown key {_short(dotted)}. {hint}"
 
 
 def nodes_of(node: yaml.Node | None) -> Iterator[yaml.Node]:

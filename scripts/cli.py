@@ -80,7 +80,8 @@ def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:
 
 
 def _help_text(*, schema: type, about: str, config_name: str) -> str:
-    from ppt_kit.config import describe_keys, load_config
+    from ppt_kit.config import load_config
+    from ppt_kit.help import describe_keys
 
     script = sys.argv[0]
     files = " [--config-name=NAME] [--config-path=FOLDER]" if config_name else ""
@@ -88,5 +89,5 @@ def _help_text(*, schema: type, about: str, config_name: str) -> str:
     source = f" (config {config_name})" if config_name else ""
     return (
         f"{about}\n\nusage: python {script}{files} [key=value | --key=value …]\n\n"
-        f"keys, defaults{source}, types:\n{describe_keys(schema, defaults=defaults)}"
+        f"keys with their defaults{source}:\n{describe_keys(schema, defaults=defaults)}"
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ppt_kit.checks import domain_names, part_names
-from ppt_kit.config import PACKAGE_CONFIGS, describe_keys, from_file, load_config
+from ppt_kit.config import PACKAGE_CONFIGS, from_file, load_config
 from ppt_kit.errors import UserError
+from ppt_kit.help import describe_keys
 from ppt_kit.keys import leaves_of
 from ppt_kit.models.heads import HEADS
 from ppt_kit.schema import CollectConfig, Config, EvaluateConfig
@@ -167,9 +168,14 @@ def test_domains_in_every_form():
 
 @pytest.mark.parametrize("schema", [Config, CollectConfig, EvaluateConfig])
 def test_help_has_a_line_for_every_key(schema):
-    lines = describe_keys(schema).splitlines()
-    assert [line.split()[0] for line in lines] == list(leaves_of(schema))
-    assert all(len(line.split()) > 4 for line in lines)
+    for width in (40, 80, 400):
+        lines = describe_keys(schema, width=width).splitlines()
+        assert [line.split("=")[0].strip() for line in lines if line[2] != " "] == list(leaves_of(schema))
+        # what is typed is in one piece, however long
+        assert max(len(line) for line in lines if "={" not in line) <= 110
+    told = " ".join(describe_keys(schema, width=80).split())
+    for dotted, (_, leaf) in leaves_of(schema).items():
+        assert " ".join(leaf.metadata["doc"].split()) in told, dotted
 
 
 @pytest.mark.parametrize("word", ["optimizer.lr=nan", "dataset.val_ratio=nan", "augment.cloud_jitter_m=inf"])

@@ -103,6 +103,14 @@ class MultiTrajDataset:
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
+    def __repr__(self) -> str:
+        lines = [
+            f"  {name}: {len(self.episodes[name])} of {len(domain.store.episode_ends)} episodes ({self.split}), "
+            f"{', '.join(self.specs[name].modalities)}, action {self.specs[name].action_dim}"
+            for name, domain in self.domains.items()
+        ]
+        return "\n".join([f"{len(self)} windows, To={self.horizon.observation}, Ta={self.horizon.action}", *lines])
+
     def __getitem__(self, index: int) -> dict:
         """One window: the contract without the leading B."""
         return _map(self.__getitems__([index]), lambda value: value[0])

@@ -16,6 +16,7 @@ from ppt_kit.data.disk.rows import bytes_under, spread
 from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import Column, ConvertedColumn, EpisodeStore, NotFinite, decoded_part
 from ppt_kit.data.uses import uses_of
+from ppt_kit.tables import Table, shown
 
 # of a column, to give its range; of a larger one an eighth of this
 BYTES_READ = 1 << 30
@@ -35,7 +36,20 @@ SHOWN = (
 Source = MultiTrajDataset | str | Path | Mapping[str, str | Path]
 
 
-def describe(dataset: Source) -> pd.DataFrame:
+class Description(Table):
+    """What `describe` gives: a notebook shows what is of a whole domain above the table, and of a column in it."""
+
+    def _repr_html_(self) -> str:
+        if not set(SHOWN) <= set(self.columns) or list(self.index.names) != ["domain", "key"]:
+            return shown(self)
+        lines = [_said(str(name), part.iloc[0]) for name, part in self.groupby(level="domain", sort=False)]
+        table = pd.DataFrame(self.reset_index())
+        names = ["domain"] if len(lines) > 1 else []
+        columns = [*names, "key", "used", "shape", "dtype", "min", "max", "nans", "infs"]
+        return shown(table[columns], above=lines)
+
+
+def describe(dataset: Source) -> Description:
     """What a dataset holds, one line a stored column.
 
     Ranges and counts of values that are not finite are those of `rows_read` rows: all, unless the column is large or
@@ -62,7 +76,7 @@ def describe(dataset: Source) -> pd.DataFrame:
             nothing = {"shape": (), "dtype": "", "min": np.nan, "max": np.nan, "nans": pd.NA, "infs": pd.NA}
             where = {"rows_read": 0, "stored_as": key, "layout": "", "used": f"no: {why}"}
             lines.append({"domain": name, "key": key, **_store_line(store), **nothing, **where})
-    return pd.DataFrame(lines).set_index(["domain", "key"])[list(SHOWN)]
+    return Description(pd.DataFrame(lines).set_index(["domain", "key"])[list(SHOWN)])
 
 
 def doctor(dataset: Source, *, batch_size: int = 64) -> pd.DataFrame:
@@ -83,9 +97,16 @@ def doctor(dataset: Source, *, batch_size: int = 64) -> pd.DataFrame:
     for batch in batches:
         data.__getitems__(batch)
     seconds = (time.perf_counter() - began) / BATCHES
-    table = pd.DataFrame(lines)
+    table = Table(lines)
     print(_report(data, table, batch_size=batch_size, seconds=seconds))
     return table
+
+
+def _said(name: str, line: Any) -> str:
+    """What is known of a domain, in one sentence."""
+    told = f"; {line.languages} sentence(s), e.g. “{line.language}”" if line.languages else ""
+    lengths = f"{line.length_min} to {line.length_max}, median {line.length_median:g}"
+    return f"{name}: {line.format}, {line.episodes} episodes, {line.steps} steps ({lengths} each){told}"
 
 
 def _store_line(store: EpisodeStore) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
@@ -98,8 +99,10 @@ def plot_episode(dataset: MultiTrajDataset | str | Path, index: int = 0) -> Plot
     figure = Plot(figsize=(6 + 2.6 * len(pictures), 5), layout="constrained")
     figure.suptitle(_title(numbers), fontsize=10)
     grid = figure.add_gridspec(2, 1 + len(pictures), width_ratios=[6, *[2.6] * len(pictures)])
+    spec = data.specs[numbers["domain"]]
     for row, (name, values) in enumerate((("state", numbers["obs"].get("state")), ("action", numbers["action"]))):
-        _draw_curves(figure.add_subplot(grid[row, 0]), values, name=name, is_last=row == 1)
+        axes = figure.add_subplot(grid[row, 0])
+        _draw_curves(axes, values, name=name, parts=spec.layout(name), is_last=row == 1)
     for column, (name, frames) in enumerate(pictures.items(), start=1):
         for row, when in enumerate(("first", "last")):
             is_cloud = name.startswith("cloud")
@@ -149,10 +152,19 @@ def _title(episode: dict) -> str:
     return f"{episode['domain']}, episode {episode['episode']}, {len(episode['action'])} steps{words}"
 
 
-def _draw_curves(axes: Any, values: np.ndarray | None, *, name: str, is_last: bool) -> None:
-    """(T, D) numbers over control steps; an empty frame where there are none."""
+def _draw_curves(
+    axes: Any, values: np.ndarray | None, *, name: str, parts: dict[str, tuple[int, int]], is_last: bool
+) -> None:
+    """(T, D) numbers over control steps, each named by its stored key; an empty frame where there are none."""
     if values is not None:
-        axes.plot(values)
+        shade = colormaps["viridis"].resampled(values.shape[1])
+        for key, (first, end) in parts.items():
+            for place in range(first, end):
+                label = key.rsplit("/", 1)[-1] + (f"[{place - first}]" if end - first > 1 else "")
+                axes.plot(values[:, place], color=shade(place), label=label, linewidth=1.2)
+        axes.legend(
+            frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + values.shape[1] // 9
+        )
     axes.set_ylabel(name)
     axes.set_xlabel("control step" if is_last else "")
 

@@ -14,6 +14,7 @@ import pandas as pd
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_text
 from ppt_kit.sim.rows import TIMED, run_of
+from ppt_kit.tables import Table
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -25,7 +26,7 @@ SHARED = ("checkpoint", "domain", "task", "options", "control", "seed")
 FLOORS = {"hold": "acting", "blind": "seeing", "replay": "reacting"}
 
 
-@dataclass
+@dataclass(repr=False)
 class Evaluation:
     """The episodes of one evaluation.
 
@@ -58,11 +59,14 @@ class Evaluation:
         """Files of the filmed episodes."""
         return [Path(row["video"]) for row in self.rows if row["video"]]
 
+    def __repr__(self) -> str:
+        return f"{len(self.rows)} episodes\n{success_table(self).to_string(index=False)}" if self.rows else "no episode"
+
     def _repr_html_(self) -> str:
-        return success_table(self)._repr_html_()  # type: ignore[operator]
+        return success_table(self)._repr_html_() if self.rows else "no episode"
 
 
-def success_table(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> pd.DataFrame:
+def success_table(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> Table:
     """One line per checkpoint, task and control: episodes, errors, successes, rate and its 95 % Wilson interval.
 
     Episodes that could not be run count as errors, not as failures: the rate is over the others. `control` is - where
@@ -86,7 +90,7 @@ def success_table(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> 
                 "rate": wins / ran.sum() if ran.any() else math.nan, "low_95": low, "high_95": high,
             }
         )  # fmt: skip
-    table = pd.DataFrame(lines)
+    table = Table(lines)
     if any(line["control"] in FLOORS for line in lines):
         table["note"] = [_note(line, lines) for line in lines]
     return table

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pandas as pd
 
+from ppt_kit.tables import shown
+
 PERCENTILES = (50, 95, 99)
 
 
@@ -111,7 +113,7 @@ class Ran:
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{self}</p>" + self.timing._repr_html_()  # type: ignore[operator]
+        return f"<p>{self}</p>" + shown(self.timing)
 
 
 def _neighbours(ticks: Sequence[Tick]) -> list[tuple[float, float]]:

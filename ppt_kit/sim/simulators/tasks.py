@@ -5,15 +5,14 @@ from __future__ import annotations
 import difflib
 from importlib import import_module
 
-import pandas as pd
-
 from ppt_kit.errors import UserError
+from ppt_kit.tables import Table
 
 # simulator -> the module whose rows() has one mapping a task
 TABLES = {"metaworld": "ppt_kit.sim.simulators.metaworld_tasks"}
 
 
-def tasks(simulator: str = "metaworld") -> pd.DataFrame:
+def tasks(simulator: str = "metaworld") -> Table:
     """One line a task: how hard it is, what tells its goal, whether the marker is drawn by default, the expert's rate.
 
     Of metaworld: task, level, goal_shown_by (scene, fixed or marker), marker (drawn or hidden, with goal_marker=auto),
@@ -28,4 +27,4 @@ def tasks(simulator: str = "metaworld") -> pd.DataFrame:
             f"simulator={simulator}: there is no table of its tasks; there is one of {', '.join(TABLES)}."
             + (f" Did you mean {near[0]}?" if near else "")
         )
-    return pd.DataFrame(import_module(TABLES[simulator]).rows())
+    return Table(import_module(TABLES[simulator]).rows())

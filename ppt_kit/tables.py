@@ -1,0 +1,83 @@
+"""Tables that fit a notebook's cell: paths shortened, numbers rounded, the whole of each under the pointer."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+LONGEST = 44  # characters of a cell
+ROWS = 60  # of a longer table the first and the last are shown
+STYLE = (
+    "<style>.ppt-table{max-width:100%;overflow-x:auto}.ppt-table table{font-size:90%}.ppt-table td,.ppt-table th"
+    "{text-align:left!important;white-space:nowrap}.ppt-table td.n,.ppt-table th.n{text-align:right!important}"
+    ".ppt-table p{margin:.3em 0}</style>"
+)
+
+
+class Table(pd.DataFrame):
+    """A DataFrame; only what a notebook shows of it is another."""
+
+    @property
+    def _constructor(self) -> type[Table]:
+        return Table
+
+    def _repr_html_(self) -> str:
+        return shown(self)
+
+
+def shown(frame: pd.DataFrame, *, above: Sequence[str] = ()) -> str:
+    """A table as HTML.
+
+    Args:
+        above: sentences that stand over it.
+    """
+    frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame.columns]
+    head = "".join(f"<th{_side(each)}>{html.escape(str(name))}</th>" for name, each in zip(frame.columns, numeric))
+    rows = [_row(values, numeric) for values in frame.itertuples(index=False, name=None)]
+    if len(rows) > ROWS:
+        left = f'<tr><td colspan="{len(frame.columns)}">… {len(rows) - ROWS} more …</td></tr>'
+        rows = [*rows[: ROWS // 2], left, *rows[-ROWS // 2 :]]
+    said = "".join(f"<p>{html.escape(line)}</p>" for line in above)
+    body = "".join(rows)
+    return (
+        f'{STYLE}<div class="ppt-table">{said}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def brief(value: Any) -> str:
+    """A value in a cell: a path by its end, a number by four digits, what is missing by a dash."""
+    if isinstance(value, (tuple, list)):
+        return (
+            "×".join(map(str, value)) if all(isinstance(each, int) for each in value) else ", ".join(map(brief, value))
+        )
+    if value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and np.isnan(value)):
+        return "–"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    text = str(value)
+    if len(text) <= LONGEST:
+        return text
+    if "/" in text and " " not in text:
+        parts = text.split("/")
+        kept = next((parts[-count:] for count in (3, 2) if len("/".join(parts[-count:])) < LONGEST), parts[-1:])
+        return f"…/{'/'.join(kept)}"[: 2 * LONGEST]
+    return f"{text[: LONGEST - 1]}…"
+
+
+def _row(values: Sequence[Hashable], numeric: Sequence[bool]) -> str:
+    return f"<tr>{''.join(_cell(value, is_number) for value, is_number in zip(values, numeric))}</tr>"
+
+
+def _cell(value: Any, is_number: bool) -> str:
+    text, whole = brief(value), str(value)
+    title = f' title="{html.escape(whole)}"' if text.endswith("…") or text.startswith("…") else ""
+    return f"<td{_side(is_number)}{title}>{html.escape(text)}</td>"
+
+
+def _side(is_number: bool) -> str:
+    return ' class="n"' if is_number else ""
