@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import lab, lab_server  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("WANDB_MODE", "disabled")
