@@ -6,7 +6,7 @@ The map: a room imports from its own line and from lines above it; a | stands be
     words    files torch_file parts model_keys train_keys spec schema checks words config help    a typed configuration
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim                                   weights | processes | episodes and success
-    run      train | verify targets comparing        one run, to its last step | evaluating many, replaying
+    run      train | verify targets comparing | runs    one run, to its end | evaluating many, replaying | sweeps
     face     notebook __main__ __init__                                what people see
 
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
@@ -35,6 +35,7 @@ _WHERE = {
     "Actor": "models.actor",
     "Execution": "models.chunks",
     "UnifiedTrainer": "train.trainer",
+    "sweep": "runs.sweep",
     "load_policy": "checkpoint",
     "checkpoints": "checkpoint",
     "read_metrics": "tracking",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -74,7 +75,15 @@ class Job:
 
     @classmethod
     def start(
-        cls, cfg: DictConfig, run_dir: str | Path, *, world_size: int, num_devices: int, detached: bool = False
+        cls,
+        cfg: DictConfig,
+        run_dir: str | Path,
+        *,
+        world_size: int,
+        num_devices: int,
+        detached: bool = False,
+        quiet: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> Job:
         """Starts the ranks, each with `cfg`, and returns at once.
 
@@ -83,11 +92,13 @@ class Job:
             num_devices: accelerators visible here; 0 on a CPU machine.
             detached: the job outlives this process, and its output goes to a file; otherwise it saves and leaves when
                 this process ends, and writes to this one's output.
+            quiet: its output goes to a file although it is not detached.
+            env: the environment of its processes; None = this one's.
         Raises:
             UserError: a job trains in this folder already, more ranks than devices, or RANK and WORLD_SIZE, set by
                 hand, contradict each other.
         """
-        share = local_share(os.environ, world_size=world_size, num_devices=num_devices)
+        share = local_share(env or os.environ, world_size=world_size, num_devices=num_devices)
         run_dir, folder = Path(run_dir), (Path(run_dir) / FOLDER).absolute()
         refuse_second(run_dir)
         forget_told(folder)
@@ -95,7 +106,7 @@ class Job:
         write_whole(folder / CONFIG, lambda beside: OmegaConf.save(cfg, beside))
         (folder / OUTPUT).unlink(missing_ok=True)
         command = [sys.executable, "-m", "ppt_kit", SUPERVISE, str(folder)]
-        child = _spawn(command, output=folder / OUTPUT if detached else None)
+        child = _spawn(command, output=folder / OUTPUT if detached or quiet else None, env=env)
         record = Record(
             pid=child.pid, started=psutil.Process(child.pid).create_time(), host=socket.gethostname(),
             ranks=share, command=command, parent=None if detached else os.getpid(),
@@ -162,7 +173,7 @@ class Job:
         return read_rows(path) if path.exists() else []
 
     def output(self) -> str:
-        """What a detached job has printed so far; of another it is where its starter's output is."""
+        """What a detached or quiet job has printed so far; of another it is where its starter's output is."""
         path = self.run_dir / FOLDER / OUTPUT
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
@@ -201,13 +212,13 @@ def _supervisor_of(record: Record) -> psutil.Process | None:
         return None
 
 
-def _spawn(command: list[str], *, output: Path | None) -> subprocess.Popen:
+def _spawn(command: list[str], *, output: Path | None, env: Mapping[str, str] | None) -> subprocess.Popen:
     """A supervising process, which waits for its record; in a session of its own, where no terminal's signal comes."""
     if output is None:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=env)
     with open(output, "wb") as file:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=env
         )
 
 

@@ -1,0 +1,149 @@
+"""What a run folder says of its run: how far it is, how it ended, what it reached; also while it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppt_kit.errors import UserError
+from ppt_kit.files import json_row
+from ppt_kit.jobs.failures import first_failure
+from ppt_kit.jobs.job import Job
+from ppt_kit.jobs.record import CONFIG, FOLDER, OUTPUT, RECORD, Record, read_record
+from ppt_kit.signals import STOP_CODES
+from ppt_kit.tracking import METRICS, read_rows
+
+WAITING, RUNNING, FINISHED, STOPPED, FAILED = "waiting", "running", "finished", "stopped", "failed"
+# bytes at the end of metrics.jsonl in which its last row is looked for
+TAIL = 1 << 14
+# without a new row a run that nobody can ask is taken to have stopped
+SILENT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What the rows of a run say it reached; None where it was not measured.
+
+    Attributes:
+        loss: of the last training row.
+        val_loss: the lowest.
+        success: the highest of its checkpoints, on average over its domains.
+    """
+
+    epoch: int | None = None
+    loss: float | None = None
+    val_loss: float | None = None
+    success: float | None = None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun in a folder."""
+    return any((folder / name).is_file() for name in (METRICS, "config.yaml", f"{FOLDER}/{CONFIG}"))
+
+
+def config_file(run_dir: Path) -> Path | None:
+    """The configuration of a run, which one that has just been launched has in launch/ alone."""
+    files = (run_dir / "config.yaml", run_dir / FOLDER / CONFIG)
+    return next((file for file in files if file.is_file()), None)
+
+
+def last_row(run_dir: Path) -> dict | None:
+    """The newest whole row of metrics.jsonl, without reading what is before it."""
+    try:
+        with open(run_dir / METRICS, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL))
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    rows = (json_row(line) for line in reversed(lines) if line.endswith(b"\n"))
+    return next((row for row in rows if row is not None), None)
+
+
+def living_job(run_dir: Path) -> Job | None:
+    """The launched job that trains in a folder now."""
+    if not (run_dir / FOLDER / RECORD).is_file():
+        return None
+    with contextlib.suppress(UserError):
+        job = Job.attach(run_dir)
+        return job if job.running else None
+    return None
+
+
+def state_of(run_dir: Path) -> tuple[str, str]:
+    """(one of the states, the last line of its error or nothing).
+
+    Whether one lives that was not launched, as in a notebook, or on another host, its file of rows tells.
+    """
+    if living_job(run_dir) is not None:
+        return RUNNING, ""
+    row = last_row(run_dir) or {}
+    if row.get("kind") == "end" and row.get("reason") == "finished":
+        return FINISHED, ""
+    record = read_record(run_dir / FOLDER)
+    elsewhere = record is None or (record.host != socket.gethostname() and record.exit_code is None)
+    if row and elsewhere and row.get("kind") != "end" and _seconds_since(run_dir / METRICS) < SILENT_S:
+        return RUNNING, ""
+    if record is not None and record.exit_code not in (None, 0, *STOP_CODES):
+        return FAILED, error_of(run_dir, record)
+    return (STOPPED, "") if is_run(run_dir) else (WAITING, "")
+
+
+def error_of(run_dir: Path, record: Record) -> str:
+    """One line of why a launched run failed: the last of the first rank's traceback, or of what was printed."""
+    told = first_failure(run_dir, started=record.started).splitlines()
+    output = run_dir / FOLDER / OUTPUT
+    printed = output.read_text(encoding="utf-8", errors="replace").splitlines() if output.is_file() else []
+    lines = [line.strip() for line in told or printed if line.strip()]
+    last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+    code = record.exit_code or 0
+    if told or not 128 < code < 128 + signal.NSIG:
+        return last or f"exit code {code}"
+    # nothing of its own was raised: the system ended it, as it does for want of memory
+    return f"ended by {signal.Signals(code - 128).name}" + (f"; the last it printed: {last}" if last else "")
+
+
+def reached(rows: Sequence[Mapping[str, Any]]) -> Reached:
+    """Of the rows of metrics.jsonl."""
+    of = lambda kind, name: [row[name] for row in rows if row.get("kind") == kind and _is_number(row.get(name))]
+    losses, checked, epochs = of("train", "loss"), of("val", "loss"), of("train", "epoch")
+    rates: dict[Any, dict[str, float]] = {}
+    for row in rows:
+        if row.get("kind") == "eval" and _is_number(row.get("success")):
+            rates.setdefault(row.get("epoch"), {})[str(row.get("domain"))] = row["success"]
+    # one that could not be evaluated in a domain says nothing about the mean over all of them
+    most = max((len(each) for each in rates.values()), default=0)
+    means = [sum(each.values()) / most for each in rates.values() if len(each) == most]
+    return Reached(
+        epoch=epochs[-1] if epochs else None, loss=losses[-1] if losses else None,
+        val_loss=min(checked, default=None), success=max(means, default=None),
+    )  # fmt: skip
+
+
+def rows_of(run_dir: Path) -> list[dict]:
+    """The rows of metrics.jsonl so far; none where there is no file yet."""
+    return read_rows(run_dir / METRICS) if (run_dir / METRICS).is_file() else []
+
+
+def minutes_of(run_dir: Path) -> float:
+    """Of its newest launch: until now, or until the last that it wrote; 0 where it was not launched."""
+    record = read_record(run_dir / FOLDER)
+    if record is None:
+        return 0.0
+    written = [path.stat().st_mtime for name in (METRICS, f"{FOLDER}/{RECORD}") if (path := run_dir / name).is_file()]
+    end = time.time() if living_job(run_dir) is not None else max(written, default=record.started)
+    return max(0.0, end - record.started) / 60
+
+
+def _seconds_since(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
