@@ -200,13 +200,12 @@ def wait_for(condition, *, seconds=120):
 def test_a_sweep_that_was_ended_goes_on_with_the_same_words(how, small_data, tmp_path):
     words = latest(
         *SMALL_WORDS, f"dataset_path={small_data}", "domains=a", f"output_dir={tmp_path}", "suffix=two",
-        "train.total_epochs=400", "train.total_iters=250", "train.val_interval=0",
-        "sweep.train.total_iters=[3,250]", "save_interval=1000",
+        "train.total_epochs=400", "train.val_interval=0", "save_interval=1000",
     )  # fmt: skip
-    words = [word for word in words if not word.startswith("train.total_iters")]
-    command = [sys.executable, str(ROOT / "scripts/sweep.py"), *words]
+    cfg, over = ppt.load_config("quickstart", *words), {"train.total_iters": [3, 250]}
+    command = [sys.executable, str(ROOT / "scripts/sweep.py"), *words, "sweep.train.total_iters=[3,250]"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    short, long = (tmp_path / f"sweeps/two/a/total_iters-{number}" for number in (3, 250))
+    short, long = (run.run_dir for run in plan_runs(cfg, over)[1])
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as first:
@@ -214,9 +213,8 @@ def test_a_sweep_that_was_ended_goes_on_with_the_same_words(how, small_data, tmp
         job = living_job(long)
         environ = psutil.Process(job.record.pid).environ()
         assert environ["OMP_NUM_THREADS"] == "1"
-        refused = run_script(*command[1:], cwd=ROOT, env=env)
-        assert refused.returncode == 2
-        assert "another process runs this sweep" in refused.stderr
+        with pytest.raises(UserError, match="another process runs this sweep"):
+            ppt.sweep(cfg, over)
         first.send_signal(how)
         out, err = first.communicate(timeout=120)
     if how == signal.SIGTERM:
@@ -235,12 +233,4 @@ def test_a_sweep_that_was_ended_goes_on_with_the_same_words(how, small_data, tmp
     saved = [row["step"] for row in rows if row["kind"] == "checkpoint"]
     assert len(saved) == 2
     assert 5 < saved[0] < 250
-    assert (
-        progress_of(
-            plan_runs(
-                ppt.load_config("quickstart", *[w for w in words if not w.startswith("sweep.")]),
-                {"train.total_iters": [3, 250]},
-            )[1][1]
-        )
-        == 1.0
-    )
+    assert progress_of(plan_runs(cfg, over)[1][1]) == 1.0
