@@ -202,19 +202,20 @@ def test_a_sweep_that_was_ended_goes_on_with_the_same_words(how, small_data, tmp
         *SMALL_WORDS, f"dataset_path={small_data}", "domains=a", f"output_dir={tmp_path}", "suffix=two",
         "train.total_epochs=400", "train.val_interval=0", "save_interval=1000",
     )  # fmt: skip
-    cfg, over = ppt.load_config("quickstart", *words), {"train.total_iters": [3, 250]}
-    command = [sys.executable, str(ROOT / "scripts/sweep.py"), *words, "sweep.train.total_iters=[3,250]"]
+    cfg, over = ppt.load_config("quickstart", *words), {"train.total_iters": [3, 600]}
+    command = [sys.executable, str(ROOT / "scripts/sweep.py"), *words, "sweep.train.total_iters=[3,600]"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     short, long = (run.run_dir for run in plan_runs(cfg, over)[1])
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as first:
+        wait_for(lambda: (short / "launch/job.json").exists())
+        with pytest.raises(UserError, match="another process runs this sweep"):
+            ppt.sweep(cfg, over)
         wait_for(lambda: (long / "metrics.jsonl").exists() and len(read_rows(long / "metrics.jsonl")) > 5)
         job = living_job(long)
         environ = psutil.Process(job.record.pid).environ()
         assert environ["OMP_NUM_THREADS"] == "1"
-        with pytest.raises(UserError, match="another process runs this sweep"):
-            ppt.sweep(cfg, over)
         first.send_signal(how)
         out, err = first.communicate(timeout=120)
     if how == signal.SIGTERM:
@@ -228,9 +229,9 @@ def test_a_sweep_that_was_ended_goes_on_with_the_same_words(how, small_data, tmp
     assert (short / "launch/job.json").read_bytes() == before
     assert state_of(long) == ("finished", "")
     rows = read_rows(long / "metrics.jsonl")
-    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 251))
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 601))
     # it had saved, and went on from there
     saved = [row["step"] for row in rows if row["kind"] == "checkpoint"]
     assert len(saved) == 2
-    assert 5 < saved[0] < 250
+    assert 5 < saved[0] < 600
     assert progress_of(plan_runs(cfg, over)[1][1]) == 1.0

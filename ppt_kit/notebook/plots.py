@@ -15,6 +15,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
+from ppt_kit.notebook.success import bars_height, draw_bars
 from ppt_kit.sim.results import Evaluation, checkpoint_table, success_table
 from ppt_kit.tracking import read_metrics
 
@@ -49,11 +50,17 @@ def plot_metrics(metrics: pd.DataFrame | str | Path | Iterable[str | Path]) -> P
     return figure
 
 
-def plot_success(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> Plot:
-    """Success rates with their 95 % Wilson intervals, one bar per checkpoint, task and control."""
+def plot_success(results: Evaluation | pd.DataFrame | Iterable[Evaluation], *, width: float = 6.4) -> Plot:
+    """Success rates, one bar per checkpoint, task and control, with n and their 95 % Wilson intervals in numbers.
+
+    Controls are hatched in grey and named as controls.
+
+    Args:
+        width: of the figure in inches, e.g. 3.3 for one column of a paper.
+    """
     table = success_table(results)
-    figure = Plot(figsize=(max(4.5, 0.9 * len(table)), 3.6), layout="constrained")
-    _draw_success(figure.add_subplot(), table)
+    figure = Plot(figsize=(width, bars_height(table, width=width)), layout="constrained")
+    draw_bars(figure.add_subplot(), table, width=width)
     return figure
 
 
@@ -78,10 +85,11 @@ def plot_checkpoints(results: Iterable[Evaluation] | pd.DataFrame) -> Plot:
 
 def plot_report(run_dir: str | Path, results: Evaluation | Iterable[Evaluation]) -> Plot:
     """Loss curve and success rates side by side."""
-    figure = Plot(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    table = success_table(results)
+    figure = Plot(figsize=(11, max(3.8, bars_height(table, width=5))), layout="constrained")
+    left, right = figure.subplots(1, 2)
     _draw_loss(left, read_metrics(run_dir), label="")
-    _draw_success(right, success_table(results))
+    draw_bars(right, table, width=5)
     return figure
 
 
@@ -234,26 +242,3 @@ def _draw_over_epochs(axes: Any, group: pd.DataFrame, *, label: str, is_control:
     axes.fill_between(
         group["epoch"], group["low_95"], group["high_95"], color=line.get_color(), alpha=0.15, linewidth=0
     )
-
-
-def _two_lines(control: str) -> str:
-    """zeroed pointcloud: as narrow as a bar."""
-    return "\n".join(reversed(control.split(" ", 1)))
-
-
-def _draw_success(axes: Any, table: pd.DataFrame) -> None:
-    # a control is grey, and says what it is
-    behind = [f"\n{task}" if table["task"].nunique() > 1 else "" for task in table["task"]]
-    told = [_two_lines(str(control)) + task for control, task in zip(table["control"], behind)]
-    names = [task if control == "-" else said for task, control, said in zip(table["task"], table["control"], told)]
-    colors = [BLUE if control == "-" else GREY for control in table["control"]]
-    rate = table["rate"].fillna(0).to_numpy()
-    spread = np.stack([np.maximum(rate - table["low_95"], 0), np.maximum(table["high_95"] - rate, 0)])
-    axes.bar(range(len(rate)), rate, yerr=spread, capsize=5, color=colors)
-    # names of many bars would run into one another
-    slant = {"rotation": 25, "ha": "right"} if len(rate) > 3 else {}
-    axes.set_xticks(range(len(rate)), names, fontsize=8, **slant)
-    for place, row in enumerate(table.itertuples()):
-        axes.annotate(f"{row.successes}/{row.episodes}", (place, 0.02), ha="center", fontsize=9)
-    axes.set_ylim(0, 1.05)
-    axes.set_ylabel("success rate, 95 % interval")
