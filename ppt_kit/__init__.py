@@ -56,6 +56,7 @@ _WHERE = {
     "plot_checkpoints": "notebook.plots",
     "show_videos": "notebook.plots",
     "plot_comparison": "notebook.comparison",
+    "compare_runs": "notebook.runs.compare",
     "live": "notebook.live",
 }
 __all__ = sorted(_WHERE)

@@ -1,0 +1,111 @@
+"""Figures that fit into one column of a paper, told apart without colour, each with the line that gives its data."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import pandas as pd
+
+from ppt_kit.errors import UserError
+from ppt_kit.notebook.plots import Plot
+
+# inches: one column of a conference paper
+COLUMN = 3.3
+# Okabe and Ito's, which differ for colour-blind eyes: dark ones and light ones in turn, for grey print
+COLOURS = ("#0072b2", "#e69f00", "#000000", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
+STROKES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SMALL, PLAIN = 7, 8
+
+
+class Look(NamedTuple):
+    """Of one line among several."""
+
+    colour: str
+    stroke: str
+    marker: str
+
+
+class PaperFigure(Plot):
+    """A figure that says where its numbers come from.
+
+    Attributes:
+        data: what is drawn, as a table.
+        code: one line of pandas that gives `data`, with `runs` as what `compare_runs` gave.
+    """
+
+    data: pd.DataFrame
+    code: str
+
+    def savefig(self, *args: Any, **kwargs: Any) -> None:
+        """As matplotlib's; words stay words in PDF and SVG."""
+        with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
+            super().savefig(*args, **kwargs)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=200)
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        # shown at twice the width that it has on paper
+        width = 2 * 96 * self.get_size_inches()[0]
+        picture = base64.b64encode(self._repr_png_()).decode()
+        return (
+            f'<img style="width:{width:.0f}px;max-width:100%;background:white" src="data:image/png;base64,{picture}">'
+            f'<pre style="white-space:pre-wrap;font-size:85%;opacity:.75">{html.escape(self.code)}</pre>'
+        )
+
+
+def paper_figure(*, width: float, height: float, data: pd.DataFrame, code: str) -> PaperFigure:
+    """An empty figure of `width` times `height` inches."""
+    figure = PaperFigure(figsize=(width, height), layout="constrained")
+    figure.data, figure.code = data, code
+    return figure
+
+
+def looks(count: int) -> list[Look]:
+    """One for each of `count` lines, no two alike in stroke and marker, nor in colour and stroke.
+
+    Raises:
+        UserError: so many cannot be told apart.
+    """
+    most = len(COLOURS) * len(STROKES)
+    if count > most:
+        raise UserError(f"{count} lines: {most} can be told apart. Give fewer runs, or by=[…] with fewer keys.")
+    return [
+        Look(COLOURS[each % 7], STROKES[(each % 7 + each // 7) % len(STROKES)], MARKERS[each % 7])
+        for each in range(count)
+    ]
+
+
+def plain_axes(axes: Any, *, x: str, y: str) -> None:
+    """Small words, no box, a light grid."""
+    axes.set_xlabel(x, fontsize=PLAIN)
+    axes.set_ylabel(y, fontsize=PLAIN)
+    axes.tick_params(labelsize=SMALL, length=2.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def legend_below(figure: Any, handles: Sequence[Any], *, width: float) -> None:
+    """The lines' names under the axes, in as many columns as fit."""
+    names = [handle.get_label() for handle in handles]
+    # a letter of this size is about a twentieth of an inch; beside it the line
+    fits = int(width // (0.05 * max(map(len, names)) + 0.55)) if names else 1
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=max(1, min(fits, len(names))), frameon=False,
+        fontsize=SMALL, handlelength=2.6, columnspacing=1.2,
+    )  # fmt: skip
+
+
+def legend_height(names: Sequence[str], *, width: float) -> float:
+    """Inches that `legend_below` takes."""
+    fits = max(1, int(width // (0.05 * max(map(len, names), default=1) + 0.55)))
+    return 0.15 * -(-len(names) // fits) + 0.1
