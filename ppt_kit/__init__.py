@@ -57,6 +57,7 @@ _WHERE = {
     "show_videos": "notebook.plots",
     "plot_comparison": "notebook.comparison",
     "compare_runs": "notebook.runs.compare",
+    "pick_runs": "notebook.runs.picker",
     "live": "notebook.live",
 }
 __all__ = sorted(_WHERE)

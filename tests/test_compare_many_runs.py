@@ -112,8 +112,7 @@ def test_the_rates_beside_training_have_their_intervals(runs):
     assert (line["low_95"], line["high_95"]) == wilson_interval(12, 20)
 
 
-@pytest.mark.parametrize("y", ["loss", "val_loss", "success", "lr"])
-@pytest.mark.parametrize("width", [3.3, 6.4])
+@pytest.mark.parametrize(("y", "width"), [("loss", 3.3), ("val_loss", 6.4), ("success", 3.3), ("lr", 6.4)])
 def test_curves_are_the_data_of_their_line_of_pandas(y, width, runs, tmp_path):
     figure = runs.curves(y, smooth=5, width=width)
     assert figure.get_size_inches()[0] == width

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ppt_kit.errors import UserError
 from ppt_kit.keys import show
@@ -16,6 +17,7 @@ from ppt_kit.notebook.runs.paper import (
     PaperFigure,
     legend_below,
     legend_height,
+    logarithmic,
     looks,
     paper_figure,
     plain_axes,
@@ -58,12 +60,23 @@ def curves_of(
         handles.append(Line2D([], [], label=name, **_style(look)))
     smoothed = f"\n(smoothed over {smooth} rows)" if smooth > 1 and y != SUCCESS else ""
     plain_axes(axes, x="epoch" if x == "epoch" else "optimizer step", y=f"{LABELS.get(y, y)}{smoothed}")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if y == SUCCESS:
         axes.set_ylim(-0.02, 1.05)
     elif (data["min"] > 0).all():
-        axes.set_yscale("log")
-    legend_below(figure, handles, width=width)
+        logarithmic(axes)
+    legend_below(figure, handles, title=_title(data["count"], y), width=width)
     return figure
+
+
+def _title(counts: pd.Series, y: str) -> str:
+    """What a line and its band are."""
+    fewest, most = int(counts.min()), int(counts.max())
+    if most == 1:
+        return "band: 95 % interval" if y == SUCCESS else ""
+    runs = f"{most} runs" if fewest == most else f"{fewest} to {most} runs"
+    alone = "; of one run its 95 % interval" if y == SUCCESS and fewest == 1 else ""
+    return f"mean of {runs}, band: lowest to highest{alone}"
 
 
 def _metric(metrics: pd.DataFrame, y: str, by: Sequence[str], smooth: int) -> tuple[pd.DataFrame, str]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ppt_kit.errors import UserError
 from ppt_kit.notebook.runs.curves import LABELS, words_of
-from ppt_kit.notebook.runs.paper import COLOURS, COLUMN, SMALL, PaperFigure, paper_figure, plain_axes
+from ppt_kit.notebook.runs.paper import COLOURS, COLUMN, SMALL, PaperFigure, logarithmic, paper_figure, plain_axes
 from ppt_kit.runs.grid import short_name
 
 # panels beside one another in a column's width
@@ -43,16 +43,16 @@ def draw_effects(
         plain_axes(axes, x=short_name(key, keys), y=LABELS.get(metric, metric) if place % across == 0 else "")
         axes.grid(axis="x", visible=False)
         if metric != "success" and (ran[metric] > 0).all():
-            axes.set_yscale("log")
+            logarithmic(axes)
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
     return figure
 
 
 def _is_wide(values: pd.Series, *, room: float) -> bool:
-    """Whether the names of values would run into one another in so many inches: a letter is a seventeenth of one."""
+    """Whether the names of values would run into one another in so many inches: a letter is a fourteenth of one."""
     longest = max(len(words_of(value)) for value in values)
-    return (longest + 1) * len(values) / 17 > room
+    return (longest + 1) * len(values) / 14 > room
 
 
 def _draw_panel(axes: Any, ran: pd.DataFrame, lines: pd.DataFrame, *, metric: str, upright: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ppt_kit.errors import UserError
 from ppt_kit.notebook.plots import Plot
@@ -94,18 +95,29 @@ def plain_axes(axes: Any, *, x: str, y: str) -> None:
     axes.set_axisbelow(True)
 
 
-def legend_below(figure: Any, handles: Sequence[Any], *, width: float) -> None:
-    """The lines' names under the axes, in as many columns as fit."""
+def logarithmic(axes: Any) -> None:
+    """The y axis in powers of ten, with plain numbers at it."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="y", which="minor", length=1.5)
+
+
+def legend_below(figure: Any, handles: Sequence[Any], *, title: str, width: float) -> None:
+    """The lines' names under the axes, in as many columns as fit; `title` says what a line and its band are."""
     names = [handle.get_label() for handle in handles]
-    # a letter of this size is about a twentieth of an inch; beside it the line
-    fits = int(width // (0.05 * max(map(len, names)) + 0.55)) if names else 1
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=max(1, min(fits, len(names))), frameon=False,
-        fontsize=SMALL, handlelength=2.6, columnspacing=1.2,
+        handles=handles, loc="outside lower center", ncols=min(_columns(names, width=width), len(names)), frameon=False,
+        fontsize=SMALL, handlelength=2.6, columnspacing=1.2, title=title or None, title_fontsize=SMALL,
     )  # fmt: skip
 
 
 def legend_height(names: Sequence[str], *, width: float) -> float:
     """Inches that `legend_below` takes."""
-    fits = max(1, int(width // (0.05 * max(map(len, names), default=1) + 0.55)))
-    return 0.15 * -(-len(names) // fits) + 0.1
+    return 0.15 * -(-len(names) // _columns(names, width=width)) + 0.25
+
+
+def _columns(names: Sequence[str], *, width: float) -> int:
+    # a letter of this size is about a twentieth of an inch; beside it the line
+    return max(1, int(width // (0.05 * max(map(len, names), default=1) + 0.55)))
