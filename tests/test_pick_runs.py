@@ -17,17 +17,10 @@ def models(tmp_path):
     folder = tmp_path / "models/press"
     for lr, head in itertools.product(LEARNING_RATES, HEADS):
         words = (f"optimizer.lr={lr}", f"policy.head.kind={head}")
-        run = write_run(folder / f"{head}-lr-{lr}", *words, rows=rows_of_a_run(lr, head, 0))
-        for epoch in (4, 6):
-            row = {
-                "kind": "checkpoint",
-                "step": 10 * epoch,
-                "epoch": epoch,
-                "loss": 0.1 / epoch,
-                "path": f"model_{epoch}.pth",
-            }
-            with open(run / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+        run, epochs = folder / f"{head}-lr-{lr}", (4, 6)
+        saved = [("checkpoint", {"step": 10 * n, "epoch": n, "loss": 0.1, "path": f"model_{n}.pth"}) for n in epochs]
+        write_run(run, *words, rows=[*rows_of_a_run(lr, head, 0), *saved])
+        for epoch in epochs:
             # what is in it is read by load_policy alone
             (run / f"model_{epoch}.pth").write_bytes(b"weights")
     return folder
@@ -49,7 +42,7 @@ def test_what_is_ticked_can_be_compared(models):
     assert picker.picked == ["mlp-lr-0.001", "flow-lr-0.001"]
 
 
-@pytest.mark.parametrize("theme", [None, "JupyterLab Dark"])
+@pytest.mark.parametrize("theme", [None, pytest.param("JupyterLab Dark", marks=pytest.mark.long)])
 def test_runs_are_picked_with_the_mouse_and_the_keyboard(theme, lab, models, tmp_path):
     page = lab.open(["import ppt_kit as ppt", f"picker = ppt.pick_runs('{models}/*')\npicker"], theme=theme)
     page.wait_for_selector(".ppt-picker tbody tr")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import ROOT, run_script
 
-SCRIPTS = ["train.py", "eval_sim.py", "collect_demos.py", "quickstart.py"]
+SCRIPTS = ["train.py", "sweep.py", "eval_sim.py", "collect_demos.py", "quickstart.py"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

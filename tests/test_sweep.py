@@ -49,6 +49,35 @@ def test_a_mistake_is_refused_before_anything_starts(over, options, says, small_
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "sweep.optimizer.lr=[1e-3,3e-4]"),
+        (["sweep.optimizer.lrr=[1e-3]"], "Did you mean optimizer.lr"),
+        (["--sweep.seed=3"], "takes a list of values"),
+        (["sweep.seed=[]"], "nothing to sweep over"),
+        (["sweep.seed=[0,0]"], "is given twice"),
+        (["sweep.seed=[0,1]", "metric=sucess"], "Did you mean success"),
+        (["sweep.seed=[0,1]", "domains=nowhere"], "collect_demos.py task=nowhere"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_shell_is_one_line(words, says, tmp_path, run_here):
+    done = run_here(str(ROOT / "scripts/sweep.py"), *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_words_of_the_shell_are_those_of_a_cell(small_cfg, tmp_path):
+    from ppt_kit.runs.keys import SweepConfig
+
+    cfg = ppt.load_config("", "sweep.optimizer.betas=[[0.9,0.95],[0.9,0.99]]", "sweep.policy.head=[mlp,flow]", "--sweep.seed=[0,1]", schema=SweepConfig)  # fmt: skip
+    in_a_cell = {"optimizer.betas": [[0.9, 0.95], [0.9, 0.99]], "policy/head": ["mlp", "flow"], "seed": range(2)}
+    shell, cell = (plan_runs(small_cfg(), over)[1] for over in (cfg.sweep, in_a_cell))
+    assert sorted((run.name, str(run.cfg)) for run in shell) == sorted((run.name, str(run.cfg)) for run in cell)
+
+
 def test_runs_are_all_combinations_seeds_fastest_and_named_by_what_differs(small_cfg, tmp_path):
     cfg = small_cfg("suffix=null")
     folder, planned = plan_runs(cfg, {"seed": range(2), "optimizer.lr": np.array([1e-3, 3e-4])})
@@ -58,8 +87,8 @@ def test_runs_are_all_combinations_seeds_fastest_and_named_by_what_differs(small
     assert [(run.cfg.optimizer.lr, run.cfg.seed) for run in planned] == [(1e-3, 0), (1e-3, 1), (3e-4, 0), (3e-4, 1)]
     assert folder.parent == tmp_path / "models/sweeps"
     assert planned[0].run_dir == folder / "a/lr-0.001_seed-0"
-    # nested words are the same words; others are another sweep
-    assert plan_runs(cfg, {"optimizer": {"lr": [1e-3, 3e-4]}, "seed": [0, 1]})[0] == folder
+    # nested words are the same words, in whichever order; others are another sweep
+    assert plan_runs(cfg, {"optimizer": {"lr": [3e-4, 1e-3]}, "seed": [1, 0]})[0] == folder
     assert plan_runs(cfg, {"optimizer.lr": [1e-3], "seed": [0, 1]})[0] != folder
     assert (
         plan_runs(small_cfg("suffix=null", "batch_size=4"), {"seed": [0, 1], "optimizer.lr": [1e-3, 3e-4]})[0] != folder
@@ -235,3 +264,22 @@ def test_a_sweep_that_was_ended_goes_on_with_the_same_words(how, small_data, tmp
     assert len(saved) == 2
     assert 5 < saved[0] < 600
     assert progress_of(plan_runs(cfg, over)[1][1]) == 1.0
+
+
+@pytest.mark.long
+def test_in_a_notebook_a_sweep_is_one_line_and_a_table(lab, small_data, tmp_path):
+    words = latest(*SMALL_WORDS, f"dataset_path={small_data}", "domains=a", f"output_dir={tmp_path}", "train.total_iters=3")  # fmt: skip
+    page = lab.open(
+        [
+            f"import ppt_kit as ppt\ncfg = ppt.load_config('quickstart', *{words!r})",
+            "result = ppt.sweep(cfg, {'optimizer.lr': [1e-3, 3e-4]}, jobs=2)\nresult",
+        ]
+    )
+    outputs = lab.outputs(1)
+    # tqdm's bar, and what the cell ends in: no log of a run
+    assert [each["output_type"] for each in outputs] == ["display_data", "execute_result"]
+    assert "<table" in "".join(outputs[1]["data"]["text/html"])
+    lab.screenshot(tmp_path / "sweep.png")
+    assert "2 done of 2" in " ".join(page.inner_text(".jp-OutputArea-output:has(.jupyter-widgets)").split())
+    assert lab.ask("result.exit_code") == 0
+    assert lab.ask("len(ppt.compare_runs(result))") == 2

@@ -52,7 +52,7 @@ class PlannedRun:
 
 
 def plan_runs(cfg: Any, over: Mapping[str, Any]) -> tuple[Path, list[PlannedRun]]:
-    """The folder of a sweep, and its runs in the order of the lists, the last key changing fastest.
+    """The folder of a sweep, and its runs: keys by letter, the last changing fastest, which is the seed if it is one.
 
     The folder is <output_dir>/sweeps/<suffix>; without a suffix its name says what is swept, with a hash of all that
     decides the runs: the same words find it again.
@@ -65,11 +65,14 @@ def plan_runs(cfg: Any, over: Mapping[str, Any]) -> tuple[Path, list[PlannedRun]
         UserError: an unknown key, no list, an empty one, a value twice, or a configuration that is not valid.
     """
     base = from_mapping(cfg)
-    # seeds are repetitions: they change fastest, whichever words came first
-    given = sorted(_flat(over).items(), key=lambda item: item[0] == SEED)
+    # whichever words came first; seeds are repetitions, and change fastest
+    given = sorted(_flat(over).items(), key=lambda item: (item[0] == SEED, item[0]))
     lists = {key: _listed(base, key, values) for key, values in given}
     if not lists:
-        raise UserError('nothing is swept over. Give lists by their keys, e.g. {"optimizer.lr": [1e-3, 3e-4]}.')
+        raise UserError(
+            "nothing is swept over. Give lists by their keys, e.g. sweep.optimizer.lr=[1e-3,3e-4], in a cell "
+            '{"optimizer.lr": [1e-3, 3e-4]}.'
+        )
     short = _short_keys(list(lists))
     combinations = [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
     folder = Path(base.output_dir) / FOLDER / (base.suffix or _sweep_name(base, lists, short))
@@ -222,8 +225,10 @@ def _slug(value: Any) -> str:
 def _sweep_name(base: DictConfig, lists: Mapping[str, list], short: Mapping[str, str]) -> str:
     plain = cast(dict, OmegaConf.to_container(base, resolve=True))
     decides = {**plain, "suffix": None, "output_dir": None, "train": {**plain["train"], "resume": None}}
-    # what is swept over has no value of its own in the base
-    return f"{'_'.join(short.values())[:LONGEST_NAME]}-{_digest([decides, lists])}"
+    swept = {
+        key: sorted(json.dumps(value, sort_keys=True, default=str) for value in values) for key, values in lists.items()
+    }
+    return f"{'_'.join(short.values())[:LONGEST_NAME]}-{_digest([decides, swept])}"
 
 
 def _digest(value: Any) -> str:

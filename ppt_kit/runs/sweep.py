@@ -68,19 +68,18 @@ class Sweep:
         return int(not (self.table["state"] == FINISHED).all())
 
     def __str__(self) -> str:
-        keys = self._keys()
-        shown = self.table.drop(columns="run").rename(columns={key: short_name(key, keys) for key in keys})
-        shown = shown.dropna(axis="columns", how="all")
-        if not len(self.failed):
-            shown = shown.drop(columns="error", errors="ignore")
-        text = shown.to_string(index=False, float_format="%.4g", max_colwidth=60, na_rep="-")
+        text = self._shown().to_string(index=False, float_format="%.4g", max_colwidth=60, na_rep="-")
         return f"{text}\n{self._said()}"
 
     def _repr_html_(self) -> str:
-        style = self.table.drop(columns="run").to_html(
-            index=False, na_rep="-", float_format=lambda value: f"{value:.4g}"
-        )
-        return f"{style}<p>{html.escape(self._said())}</p>"
+        text = self._shown().to_html(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}")
+        return f"{text}<p>{html.escape(self._said())}</p>"
+
+    def _shown(self) -> pd.DataFrame:
+        """The table without folders and empty columns, keys by their last names."""
+        keys = self._keys()
+        named = self.table.drop(columns="run").rename(columns={key: short_name(key, keys) for key in keys})
+        return named.dropna(axis="columns", how="all").fillna({"error": "-"})
 
     def _keys(self) -> list[str]:
         columns = [str(name) for name in self.table]
@@ -131,6 +130,7 @@ def sweep(cfg: DictConfig, over: Mapping[str, Any], *, jobs: int | None = None, 
         with stops_raise(), book.bar():
             try:
                 run_queue(planned, slots, on_start=book.starts, on_end=book.ended, on_poll=book.shows)
+                book.shows([])
             except KeyboardInterrupt as stop:
                 done = int((book.write().table["state"] == FINISHED).sum())
                 kept = f"{folder}: {done} of {len(planned)} runs are finished, the others saved; the same words go on"

@@ -84,7 +84,7 @@ def _metric(metrics: pd.DataFrame, y: str, by: Sequence[str], smooth: int) -> tu
     kind, column = ("val", "loss") if y == VAL_LOSS else ("train", y)
     rows = metrics[metrics["kind"] == kind]
     if column not in rows or rows[column].isna().all():
-        numbers = [name for name in metrics.select_dtypes("number") if name not in ("step", "epoch", *by)]
+        numbers = [str(name) for name in metrics.select_dtypes("number") if name not in ("step", "epoch", *by)]
         raise UserError(f"{y}: no run has rows with it. There is {', '.join([*numbers, VAL_LOSS, SUCCESS])}.")
     groups = [*by, "step"]
     rows = rows.dropna(subset=[column])

@@ -80,7 +80,8 @@ function render({ model, el }) {
       return element("th", { title: key, "aria-sort": sorted ? (look.down ? "descending" : "ascending") : "none" },
         element("button", { type: "button", onclick: () => sortBy(key) }, name, mark));
     });
-    head.replaceChildren(element("tr", {}, element("th"), ...cells, element("th")));
+    head.replaceChildren(element("tr", {}, element("th"), ...cells,
+      element("th", { class: "ppt-files" }, "checkpoints")));
   }
 
   function drawRow(row) {

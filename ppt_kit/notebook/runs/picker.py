@@ -44,8 +44,8 @@ class RunPicker(anywidget.AnyWidget):
     _esm = HERE / "picker.js"
     _css = HERE / "picker.css"
 
-    columns = traitlets.List().tag(sync=True)
-    rows = traitlets.List().tag(sync=True)
+    columns: Any = traitlets.List().tag(sync=True)
+    rows: Any = traitlets.List().tag(sync=True)
     picked = traitlets.List(traitlets.Unicode()).tag(sync=True)
     checkpoint = traitlets.Unicode("").tag(sync=True)
 
