@@ -1,12 +1,13 @@
 """python -m ppt_kit CONFIG: one rank of a run (the launcher's variables say which).
 
---supervise FOLDER is its launch, --evaluate a checkpoint that is measured while the run trains on.
+--supervise FOLDER is its launch, --evaluate a checkpoint that is measured while the run trains on; jobs lists launches.
 """
 
 import sys
 from pathlib import Path
 
-USAGE = "usage: python -m ppt_kit CONFIG.yaml, under a launcher; to train type python scripts/train.py --help"
+USAGE = """usage: python -m ppt_kit jobs [OUTPUT_DIR], the launched runs below a folder
+       python -m ppt_kit CONFIG.yaml, under a launcher; to train type python scripts/train.py --help"""
 
 
 def main() -> int:
@@ -26,10 +27,27 @@ def main() -> int:
         return supervise(Path(words[1]))
     if words == [EVALUATE]:
         return evaluate_request()
+    if words[:1] == ["jobs"] and len(words) <= 2:
+        return _list_jobs(*words[1:])
     if len(words) != 1 or words[0].startswith("-"):
         print(USAGE, file=sys.stderr)
         return 0 if words in (["-h"], ["--help"]) else 2
     return _rank(Path(words[0]))
+
+
+def _list_jobs(*output_dir: str) -> int:
+    from ppt_kit.errors import UserError
+    from ppt_kit.jobs.listing import jobs
+
+    try:
+        table = jobs(*output_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        table.drop(columns="run_dir").to_string(index=False, na_rep="") if len(table) else "nothing was launched here"
+    )
+    return 0
 
 
 def _rank(config_file: Path) -> int:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
+from ppt_kit.config import from_file
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
-from ppt_kit.jobs.decide import local_share
-from ppt_kit.jobs.failures import first_failure, forget_told
+from ppt_kit.jobs.decide import Share, local_share
+from ppt_kit.jobs.failures import Failure, failure_of, first_failure, forget_told, log_of, tail
+from ppt_kit.jobs.launcher import launcher_command
 from ppt_kit.jobs.parents import SUPERVISE, lives
 from ppt_kit.jobs.ranks import STOP_GRACE_S, exit_code
-from ppt_kit.jobs.record import CONFIG, FOLDER, OUTPUT, RECORD, Record, read_record
+from ppt_kit.jobs.record import CONFIG, FOLDER, KILLED_MARK, LOGS, OUTPUT, RECORD, Record, read_record
+from ppt_kit.jobs.slurm import Queue, executor_of, submit
+from ppt_kit.jobs.state import State, newest_rows, state_of_ended
 from ppt_kit.signals import on_stop_signals
 from ppt_kit.tracking import METRICS, read_rows
 
@@ -59,19 +66,18 @@ def run_job(cfg: DictConfig, run_dir: Path, *, world_size: int, num_devices: int
 
 
 class Job:
-    """The ranks of a run on this host, and the process that supervises them.
+    """The ranks of a run, and the process that supervises them.
 
     `Job.start` makes one, `Job.attach` finds one that another process started.
 
     Attributes:
-        run_dir: the run folder; launch/ in it holds config.yaml, job.json and, of a detached job, output.log.
+        run_dir: the run folder; launch/ in it holds config.yaml, job.json and, of a job that prints to files, logs/.
+        record: what is written down about the newest launch.
     """
 
     def __init__(self, run_dir: Path, record: Record, *, child: subprocess.Popen | None = None):
-        self.run_dir, self.record = run_dir, record
-        # this process's own child has to be asked how it ended, or it stays in the system's table
-        self._child = child
-        self._supervisor = _supervisor_of(record)
+        self.run_dir = run_dir
+        self._reach(record, child)
 
     @classmethod
     def start(
@@ -82,51 +88,49 @@ class Job:
         world_size: int,
         num_devices: int,
         detached: bool = False,
-        quiet: bool = False,
-        env: Mapping[str, str] | None = None,
-    ) -> Job:
+        own_logs: bool = False,
+        hostfile: str | None = None,
+        slurm: dict | None = None,
+    ) -> Self:
         """Starts the ranks, each with `cfg`, and returns at once.
 
         Args:
             world_size: ranks over all nodes.
-            num_devices: accelerators visible here; 0 on a CPU machine.
-            detached: the job outlives this process, and its output goes to a file; otherwise it saves and leaves when
-                this process ends, and writes to this one's output.
-            quiet: its output goes to a file although it is not detached.
-            env: the environment of its processes; None = this one's.
+            num_devices: accelerators visible here; 0 on a CPU machine. With `hostfile` or `slurm`: ranks of a node.
+            detached: the job outlives this process; otherwise it saves and leaves when this process ends.
+            own_logs: each rank prints to a file of its own, as those of a detached job do; otherwise where this
+                process prints.
+            hostfile: the `deepspeed` launcher starts the ranks, on the hosts of this file.
+            slurm: a queue starts them; submitit's words, see `ppt_kit.jobs.slurm.executor_of`.
         Raises:
             UserError: a job trains in this folder already, more ranks than devices, or RANK and WORLD_SIZE, set by
-                hand, contradict each other.
+                hand, contradict each other; or the queue refuses it.
         """
-        share = local_share(env or os.environ, world_size=world_size, num_devices=num_devices)
-        run_dir, folder = Path(run_dir), (Path(run_dir) / FOLDER).absolute()
-        refuse_second(run_dir)
-        forget_told(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / CONFIG, lambda beside: OmegaConf.save(cfg, beside))
-        (folder / OUTPUT).unlink(missing_ok=True)
-        command = [sys.executable, "-m", "ppt_kit", SUPERVISE, str(folder)]
-        child = _spawn(command, output=folder / OUTPUT if detached or quiet else None, env=env)
+        share = Share(first=0, here=num_devices, total=world_size)
+        if hostfile is None and slurm is None:
+            share = local_share(os.environ, world_size=world_size, num_devices=num_devices)
+        run_dir = Path(run_dir)
         record = Record(
-            pid=child.pid, started=psutil.Process(child.pid).create_time(), host=socket.gethostname(),
-            ranks=share, command=command, parent=None if detached else os.getpid(),
+            pid=0, started=0.0, host=socket.gethostname(), ranks=share, command=[], cwd=os.getcwd(),
+            parent=None if detached or slurm is not None else os.getpid(),
+            own_logs=detached or own_logs or slurm is not None, hostfile=hostfile, slurm=slurm,
         )  # fmt: skip
-        _hand_over(record, folder, child)
+        record, child = _launch(cfg, run_dir, record)
         return cls(run_dir, record, child=child)
 
     @classmethod
-    def attach(cls, run_dir: str | Path) -> Job:
+    def attach(cls, run_dir: str | Path) -> Self:
         """The newest job that was started in a run folder, by whichever process of this host.
 
         Raises:
-            UserError: nothing was launched there, or from another host.
+            UserError: nothing was launched there, or from another host and into no queue.
         """
         record = read_record(Path(run_dir) / FOLDER)
         if record is None:
             raise UserError(
                 f"{run_dir}: nothing was launched there (no {FOLDER}/{RECORD}). Give a launched run's folder."
             )
-        if record.host != socket.gethostname():
+        if record.host != socket.gethostname() and record.slurm is None:
             raise UserError(
                 f"{run_dir}: launched on {record.host}, this is {socket.gethostname()}. Attach to it there."
             )
@@ -134,10 +138,23 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether its ranks may still train."""
+        """Whether its ranks may still train, or wait in a queue to begin."""
+        if self._queue is not None:
+            return bool(self._queue.word())
         if self._child is not None:
             return self._child.poll() is None
         return self._supervisor is not None and lives(self._supervisor)
+
+    @property
+    def state(self) -> State:
+        """What it does, or how it ended, in a word and a line."""
+        if self._queue is not None and self._queue.word() == "queued":
+            return State("queued", f"as job {self._queue.job_id}")
+        if self.running:
+            row = newest_rows(self.run_dir).train
+            return State("running", f"step {row['step']}, epoch {row['epoch']}, loss {row['loss']:.4g}" if row else "")
+        code = None if self._child is None else exit_code(self._child.returncode)
+        return state_of_ended(self.run_dir, self._newest_record() or replace(self.record, exit_code=code))
 
     def wait(self, timeout_s: float | None = None) -> int:
         """The exit code as a shell says it, once all ranks have left; 137 too when nobody was left to write it down.
@@ -158,49 +175,159 @@ class Job:
         try:
             return self.wait(timeout_s)
         except TimeoutError:
+            return self.kill()
+
+    def kill(self) -> int:
+        """Ends the ranks at once: what came after the last checkpoint is lost; the exit code."""
+        if self.running:
+            (self.run_dir / FOLDER / KILLED_MARK).touch()
             self._kill_ranks()
-            return self.wait(STOP_GRACE_S)
+        return self.wait(STOP_GRACE_S)
 
     def send(self, number: int) -> None:
         """Passes a stop signal on to the ranks, if they still run."""
-        if self._supervisor is not None:
+        if self._queue is not None:
+            self._queue.send(number)
+        elif self._supervisor is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._supervisor.send_signal(number)
+
+    def resume(self) -> Self:
+        """Starts the same ranks again, to go on from the newest checkpoint; this object is of the new launch then.
+
+        Raises:
+            UserError: it runs, or `start` refuses it.
+        """
+        refuse_second(self.run_dir)
+        cfg = from_file(self.run_dir / FOLDER / CONFIG)
+        OmegaConf.update(cfg, "train.resume", "auto")
+        again = replace(
+            self.record, host=socket.gethostname(), cwd=self.record.cwd or os.getcwd(),
+            parent=None if self.record.parent is None else os.getpid(), exit_code=None, failed_rank=None, ended=None,
+        )  # fmt: skip
+        self._reach(*_launch(cfg, self.run_dir, again))
+        return self
 
     def rows(self) -> list[dict]:
         """The rows of metrics.jsonl so far."""
         path = self.run_dir / METRICS
         return read_rows(path) if path.exists() else []
 
+    def log(self, rank: int = 0, *, last: int | None = None) -> str:
+        """What a rank has printed in this launch; of a job without files of its own it is where its starter's is.
+
+        Args:
+            rank: of all ranks.
+            last: so many lines of its end; None = all.
+        Raises:
+            UserError: there is no such rank.
+        """
+        total = self.record.ranks.total
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < total:
+            raise UserError(f"rank {rank!r}: this job has {total} rank(s). Give a number from 0 to {total - 1}.")
+        path = log_of(self.run_dir, rank)
+        if path is None:
+            return ""
+        if last is None:
+            return path.read_text(encoding="utf-8", errors="replace")
+        return "\n".join(tail(path).splitlines()[-last:])
+
     def output(self) -> str:
-        """What a detached or quiet job has printed so far; of another it is where its starter's output is."""
+        """What a detached job has printed so far, its supervising process first; "" of another."""
         path = self.run_dir / FOLDER / OUTPUT
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        texts = [path.read_text(encoding="utf-8", errors="replace")] if path.exists() else []
+        return "".join([*texts, *(self.log(rank) for rank in range(self.record.ranks.total))])
+
+    def failure(self) -> Failure | None:
+        """The traceback of the rank that failed first; None where none has."""
+        return failure_of(self.run_dir, self._newest_record() or self.record) if self.state.word == "failed" else None
+
+    @property
+    def command_line(self) -> str:
+        """To copy into a terminal: the `deepspeed` command that starts the same ranks."""
+        config_file = (self.run_dir / FOLDER / CONFIG).absolute()
+        command = launcher_command(config_file, share=self.record.ranks, hostfile=self.record.hostfile)
+        words = " ".join(map(shlex.quote, ["deepspeed", *command[1:]]))
+        return f"cd {shlex.quote(self.record.cwd)} && {words}" if self.record.cwd else words
+
+    def __repr__(self) -> str:
+        word, detail = self.state
+        ranks = self.record.ranks.total
+        return f"<{self.run_dir}: {word}{f' ({detail})' if detail else ''}, {ranks} rank{'s' * (ranks > 1)}>"
+
+    def _reach(self, record: Record, child: subprocess.Popen | None = None) -> None:
+        self.record = record
+        # this process's own child has to be asked how it ended, or it stays in the system's table
+        self._child = child
+        queued = record.slurm is not None and "job_id" in record.slurm
+        self._queue = Queue((self.run_dir / FOLDER).absolute(), record.slurm or {}) if queued else None
+        self._supervisor = _supervisor_of(record)
+
+    def _newest_record(self) -> Record | None:
+        """Of this launch, as it is on the disk; None after a later one."""
+        if self._queue is not None:
+            return self._queue.record()
+        record = read_record(self.run_dir / FOLDER)
+        return record if record is not None and record.pid == self.record.pid else None
 
     def _exit_code(self) -> int:
         if self._child is not None:
             return exit_code(self._child.returncode)
-        record = read_record(self.run_dir / FOLDER)
-        # after a later launch the record is that one's
-        if record is None or record.pid != self.record.pid or record.exit_code is None:
-            return KILLED
-        return record.exit_code
+        record = self._newest_record()
+        return KILLED if record is None or record.exit_code is None else record.exit_code
 
     def _kill_ranks(self) -> None:
         """The supervising process sees them gone, writes it down and leaves too."""
+        if self._queue is not None:
+            self._queue.kill()
+            return
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            for rank in self._supervisor.children() if self._supervisor else ():
+            ranks = self._supervisor.children() if self._supervisor else []
+            for rank in ranks:
+                for process in rank.children(recursive=True) if self.record.hostfile else ():
+                    process.kill()
                 os.killpg(rank.pid, signal.SIGKILL)
+            # it has not come to start them
+            if self._supervisor and not ranks:
+                self._supervisor.kill()
 
 
 def refuse_second(run_dir: Path) -> None:
     """Raises UserError when a job trains in `run_dir` already, unless this process is one of its ranks."""
     record = read_record(run_dir / FOLDER)
-    supervisor = _supervisor_of(record) if record is not None else None
-    if record is not None and supervisor is not None and supervisor not in psutil.Process().parents():
-        raise UserError(
-            f"{run_dir}: a job trains there already (process {record.pid}). Stop it, or choose another suffix=…."
-        )
+    if record is None:
+        return
+    supervisor, by = _supervisor_of(record), f"process {record.pid}"
+    is_busy = supervisor is not None and supervisor not in psutil.Process().parents()
+    if not is_busy and record.exit_code is None and record.slurm is not None and "job_id" in record.slurm:
+        queue = Queue((run_dir / FOLDER).absolute(), record.slurm)
+        by, is_busy = f"job {queue.job_id} of the queue", not queue.is_own and bool(queue.word())
+    if is_busy:
+        raise UserError(f"{run_dir}: a job trains there already ({by}). Stop it, or choose another suffix=….")
+
+
+def _launch(cfg: DictConfig, run_dir: Path, record: Record) -> tuple[Record, subprocess.Popen | None]:
+    """Starts what `record` says, in its folder; the record with what was started, and this process's child."""
+    refuse_second(run_dir)
+    folder, executor = (run_dir / FOLDER).absolute(), None
+    if record.slurm is not None:
+        asked = {name: value for name, value in record.slurm.items() if name != "job_id"}
+        record = replace(record, slurm=asked, started=time.time())
+        executor = executor_of(folder, asked, num_gpus=record.ranks.here)
+    forget_told(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / CONFIG, lambda beside: OmegaConf.save(cfg, beside))
+    for name in (OUTPUT, KILLED_MARK):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / LOGS, ignore_errors=True)
+    (folder / LOGS).mkdir(exist_ok=True)
+    if executor is not None:
+        return submit(executor, record, folder), None
+    command = [sys.executable, "-m", "ppt_kit", SUPERVISE, str(folder)]
+    child = _spawn(command, output=folder / OUTPUT if record.own_logs else None, cwd=record.cwd)
+    record = replace(record, pid=child.pid, started=psutil.Process(child.pid).create_time(), command=command)
+    _hand_over(record, folder, child)
+    return record, child
 
 
 def _supervisor_of(record: Record) -> psutil.Process | None:
@@ -212,14 +339,13 @@ def _supervisor_of(record: Record) -> psutil.Process | None:
         return None
 
 
-def _spawn(command: list[str], *, output: Path | None, env: Mapping[str, str] | None) -> subprocess.Popen:
+def _spawn(command: list[str], *, output: Path | None, cwd: str) -> subprocess.Popen:
     """A supervising process, which waits for its record; in a session of its own, where no terminal's signal comes."""
-    if output is None:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=env)
-    with open(output, "wb") as file:
+    with contextlib.nullcontext() if output is None else open(output, "wb") as file:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=env
-        )
+            command, stdin=subprocess.PIPE, stdout=file, stderr=None if file is None else subprocess.STDOUT,
+            start_new_session=True, cwd=cwd,
+        )  # fmt: skip
 
 
 def _hand_over(record: Record, folder: Path, child: subprocess.Popen) -> None:

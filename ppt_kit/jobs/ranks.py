@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from ppt_kit.jobs.decide import Share
 from ppt_kit.signals import STOP_CODES, end_with_parent, on_stop_signals
@@ -18,13 +19,21 @@ from ppt_kit.signals import STOP_CODES, end_with_parent, on_stop_signals
 STOP_GRACE_S = 20  # what the other ranks get to save once one has left, before they are killed
 
 
-def run_ranks(config_file: Path, *, share: Share, is_left_alone: Callable[[], bool]) -> int:
-    """Starts the ranks as `python -m ppt_kit CONFIG`, passes signals on, and returns the first exit code that is not 0.
+class End(NamedTuple):
+    """How the ranks of a node ended."""
+
+    code: int  # the first that was not 0, as a shell says it
+    rank: int | None = None  # whose it was; None: all left with 0, or it is not known
+
+
+def run_ranks(config_file: Path, *, share: Share, is_left_alone: Callable[[], bool], logs: Path | None = None) -> End:
+    """Starts the ranks as `python -m ppt_kit CONFIG`, passes signals on, and says how they ended.
 
     When one rank fails the others are told to stop, and killed if they do not within STOP_GRACE_S.
 
     Args:
         is_left_alone: asked all the time; once it says so the ranks are told to stop.
+        logs: folder for what each rank prints; None = it prints where this process prints.
     """
     ranks: list[subprocess.Popen] = []
     asked: list[int] = []
@@ -33,10 +42,17 @@ def run_ranks(config_file: Path, *, share: Share, is_left_alone: Callable[[], bo
         try:
             for local in range(share.here):
                 numbers = {"RANK": str(share.first + local), "LOCAL_RANK": str(local)}
-                ranks.append(_start(config_file, common | numbers))
-            return _watch(ranks, asked, is_left_alone)
+                log = logs and logs / log_name(share.first + local)
+                ranks.append(_start(config_file, common | numbers, log=log))
+            code, local_rank = _watch(ranks, asked, is_left_alone)
+            return End(code, None if local_rank is None else share.first + local_rank)
         finally:
             _tell_groups(ranks, signal.SIGKILL)
+
+
+def log_name(rank: int) -> str:
+    """Of the file with what a rank has printed."""
+    return f"rank{rank}.log"
 
 
 def free_port() -> int:
@@ -61,25 +77,35 @@ def _environment(share: Share) -> dict[str, str]:
     }
 
 
-def _start(config_file: Path, env: dict[str, str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "ppt_kit", str(config_file)]
-    return subprocess.Popen(
-        command, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent
-    )
+def _start(config_file: Path, env: dict[str, str], *, log: Path | None) -> subprocess.Popen:
+    # -u: what it prints is in the file while it runs
+    command = [sys.executable, "-u", "-m", "ppt_kit", str(config_file)]
+    with contextlib.nullcontext() if log is None else open(log, "wb") as file:
+        return subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent,
+            stdout=file, stderr=None if file is None else subprocess.STDOUT,
+        )  # fmt: skip
 
 
-def _watch(ranks: list[subprocess.Popen], asked: list[int], is_left_alone: Callable[[], bool]) -> int:
-    """Until the last rank has left; `asked` is emptied of the signals to pass on."""
-    failed_at, code, told = None, 0, False
+def _watch(
+    ranks: list[subprocess.Popen], asked: list[int], is_left_alone: Callable[[], bool]
+) -> tuple[int, int | None]:
+    """Until the last rank has left: the first code that is not 0, and which of `ranks` it was.
+
+    `asked` is emptied of the signals to pass on.
+    """
+    failed_at, code, first, told = None, 0, None, False
     while True:
         # every rank is looked at, not only up to the first that lives
         codes = [rank.poll() for rank in ranks]
         if None not in codes:
-            return code or next((exit_code(got) for got in codes if got), 0)
+            first = first if first is not None else next((at for at, got in enumerate(codes) if got), None)
+            return (0, None) if first is None else (exit_code(codes[first] or 0), first)
         living = [rank for rank in ranks if rank.returncode is None]
-        bad = [got for got in codes if got]
+        bad = [at for at, got in enumerate(codes) if got]
         if bad and failed_at is None:
-            failed_at, code = time.monotonic(), exit_code(bad[0])
+            failed_at, first = time.monotonic(), bad[0]
+            code = exit_code(codes[first] or 0)
             # a rank that was asked to stop: the others were asked too, and are about to leave
             if code not in STOP_CODES:
                 _tell_groups(living, signal.SIGTERM)

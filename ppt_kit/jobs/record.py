@@ -15,6 +15,8 @@ from ppt_kit.jobs.decide import Share
 # in a run folder; it holds:
 FOLDER = "launch"
 RECORD, CONFIG, OUTPUT = "job.json", "config.yaml", "output.log"
+# what each rank prints, and an empty file once somebody has asked for the ranks to be killed
+LOGS, KILLED_MARK = "logs", "killed"
 
 CLOCK_SLACK_S = 2.0  # Linux knows when it was booted, and with it when a process started, to the second
 
@@ -23,13 +25,19 @@ CLOCK_SLACK_S = 2.0  # Linux knows when it was booted, and with it when a proces
 class Record:
     """Of one launch on one node."""
 
-    pid: int  # of the process that supervises the ranks
+    pid: int  # of the process that supervises the ranks; 0: a queue has not started it yet
     started: float  # when it was, s since 1970
     host: str
     ranks: Share
     command: list[str]
     parent: int | None = None  # a process that it must not outlive
     exit_code: int | None = None  # as a shell says it; None: it runs, or was killed
+    failed_rank: int | None = None  # of all ranks the first that left with a code other than 0
+    ended: float | None = None  # when the last rank left, s since 1970
+    cwd: str = ""  # the folder that names in its configuration are relative to; "" = not written down
+    own_logs: bool = False  # each rank prints to a file of its own, not where its starter prints
+    hostfile: str | None = None  # its ranks are started by `deepspeed --hostfile`
+    slurm: dict | None = None  # what the queue was asked for, and the job_id that it gave
 
     @classmethod
     def from_text(cls, text: str) -> Record:

@@ -1,0 +1,126 @@
+"""The launched runs below a folder: what runs, and what ended how."""
+
+from __future__ import annotations
+
+import html
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ppt_kit.errors import UserError
+from ppt_kit.jobs.job import Job
+from ppt_kit.jobs.record import FOLDER, RECORD, Record, read_record
+from ppt_kit.jobs.state import State, newest_rows, state_of_ended
+from ppt_kit.schema import Config
+from ppt_kit.tracking import METRICS
+
+COLUMNS = ("run", "state", "detail", "step", "epoch", "loss", "ranks", "started", "minutes", "host", "pid", "run_dir")
+COLOURS = {
+    "running": "--jp-info-color1", "queued": "--jp-info-color1", "ended": "--jp-success-color1",
+    "stopped": "--jp-warn-color1", "failed": "--jp-error-color1", "killed": "--jp-error-color1",
+    "vanished": "--jp-error-color1",
+}  # fmt: skip
+LONGEST_DETAIL = 100
+
+
+class JobsTable(pd.DataFrame):
+    """A table of jobs, as a notebook shows it: states in colour, long lines cut."""
+
+    @property
+    def _constructor(self) -> type[JobsTable]:
+        return JobsTable
+
+    def _repr_html_(self) -> str:
+        if "state" not in self.columns:
+            return self.to_html()
+        shown = [name for name in self.columns if name not in ("run_dir", "pid", "host")]
+        heads = "".join(f"<th style='text-align:left'>{html.escape(str(name))}</th>" for name in shown)
+        body = "".join(f"<tr>{''.join(_cell(name, row[name]) for name in shown)}</tr>" for _, row in self.iterrows())
+        if not body:
+            body = f"<tr><td colspan='{len(shown)}'>nothing was launched here</td></tr>"
+        return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def jobs(output_dir: str | Path = Config.output_dir) -> JobsTable:
+    """The launched runs below a folder, the newest first.
+
+    Args:
+        output_dir: where run folders are, at any depth; also one run folder.
+    Returns:
+        One line a run: run (its folder below `output_dir`), state (queued, running, ended, stopped, failed, killed,
+        vanished: nobody was left to say how; unknown: on another host), detail, the newest step, epoch and loss,
+        ranks, started, minutes, host, pid of the process that supervises the ranks, run_dir.
+    Raises:
+        UserError: there is no such folder, or a launch's record is damaged.
+    """
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        raise UserError(f"{output_dir}: no such folder. Give the output_dir of your runs, or start one by ppt.launch.")
+    rows = [_row(run_dir, folder) for run_dir in _launched(folder)]
+    table = JobsTable(rows, columns=list(COLUMNS))
+    return table.sort_values("started", ascending=False, ignore_index=True)
+
+
+def _launched(folder: Path) -> Iterator[Path]:
+    """The run folders below one, without looking into them."""
+    for place, names, _ in os.walk(folder):
+        if (Path(place) / FOLDER / RECORD).exists():
+            names.clear()
+            yield Path(place)
+
+
+def _row(run_dir: Path, folder: Path) -> dict[str, Any]:
+    record = read_record(run_dir / FOLDER)
+    assert record is not None, "it was there when it was found"
+    newest = newest_rows(run_dir).train
+    state = _state(run_dir, record)
+    end = record.ended or (time.time() if state.word == "running" else _last_written(run_dir))
+    return {
+        "run": str(run_dir.relative_to(folder)) if run_dir != folder else run_dir.name,
+        "state": state.word,
+        "detail": state.detail,
+        "step": newest.get("step"),
+        "epoch": newest.get("epoch"),
+        "loss": newest.get("loss"),
+        "ranks": record.ranks.total,
+        "started": pd.Timestamp.fromtimestamp(round(record.started)),
+        "minutes": None if end is None else round((end - record.started) / 60, 1),
+        "host": record.host,
+        "pid": record.pid,
+        "run_dir": str(run_dir),
+    }
+
+
+def _last_written(run_dir: Path) -> float | None:
+    """When a run whose end nobody has written down wrote its newest row, s since 1970."""
+    path = run_dir / METRICS
+    return path.stat().st_mtime if path.exists() else None
+
+
+def _state(run_dir: Path, record: Record) -> State:
+    if record.host == socket.gethostname() or record.slurm is not None:
+        return Job(run_dir, record).state
+    if record.exit_code is None:
+        return State("unknown", f"launched on {record.host}: only there it is known whether it runs")
+    return state_of_ended(run_dir, record)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None or value != value:
+        return "<td></td>"
+    if name == "state":
+        colour = COLOURS.get(value, "--jp-ui-font-color2")
+        return f"<td style='text-align:left'><b style='color:var({colour})'>{html.escape(str(value))}</b></td>"
+    if name in ("step", "epoch"):
+        return f"<td>{value:.0f}</td>"
+    if isinstance(value, float):
+        return f"<td>{value:.4g}</td>"
+    text = str(value)
+    title = f" title='{html.escape(text)}'" if len(text) > LONGEST_DETAIL else ""
+    cut = text if len(text) <= LONGEST_DETAIL else f"{text[:LONGEST_DETAIL]}…"
+    return f"<td style='text-align:left'{title}>{html.escape(cut)}</td>"

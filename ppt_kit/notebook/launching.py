@@ -1,0 +1,102 @@
+"""Runs with processes of their own, from a cell: `launch` starts one, `attach` finds it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ppt_kit.config import from_mapping
+from ppt_kit.errors import UserError
+from ppt_kit.jobs.decide import num_visible_devices
+from ppt_kit.jobs.job import Job, refuse_second
+from ppt_kit.jobs.launcher import check_reach, read_hostfile
+from ppt_kit.jobs.slurm import share_of
+from ppt_kit.train.assemble import open_sources
+from ppt_kit.train.trainer import UnifiedTrainer
+
+MOST_RANKS = 1024
+
+
+class ShownJob(Job):
+    """A job that a cell shows as a panel: what it does, its log and curves; Stop, Kill and Resume."""
+
+    @cached_property
+    def panel(self) -> Any:
+        """The widget; one a job, in as many cells as it is shown in."""
+        from ppt_kit.notebook.job_panel.panel import job_panel
+
+        return job_panel(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        text = {"text/plain": repr(self)}
+        try:
+            import anywidget  # noqa: F401
+        except ImportError:
+            # without the notebook's packages it is one line, as in a terminal
+            return text
+        return {**self.panel._repr_mimebundle_(), **text}
+
+
+def launch(
+    cfg: DictConfig | Mapping[str, Any],
+    *,
+    num_gpus: int | None = None,
+    hostfile: str | Path | None = None,
+    slurm: Mapping[str, Any] | None = None,
+    detached: bool = True,
+) -> ShownJob:
+    """Starts a training run in processes of its own, one a GPU, and returns at once; show the job to watch it.
+
+    Args:
+        cfg: what `load_config` gives. What is wrong with it, or with its data, is told here, before anything starts.
+        num_gpus: ranks, of each node where there are several; None = every GPU, or cfg.world_size. Without GPUs they
+            are ranks on the CPU (gloo).
+        hostfile: `name slots=4` a line; the `deepspeed` launcher starts the ranks on these hosts, by pdsh and ssh.
+            The run folder must be on a disk that they share.
+        slurm: hands the run to a queue, with submitit's words: timeout_min (required), nodes, mem_gb, cpus_per_task,
+            slurm_partition, slurm_account, …; {"cluster": "local", "timeout_min": 5} tries it out without a queue.
+        detached: the run outlives this kernel, and `attach` or `jobs` finds it; False = it saves and leaves with it.
+    Raises:
+        UserError: cfg, the data, the hosts, or more ranks than GPUs; or a run trains in that folder already.
+    """
+    cfg = from_mapping(cfg)
+    here = _ranks_of_a_node(cfg, num_gpus, elsewhere=hostfile is not None or slurm is not None)
+    words: dict[str, Any] = {"num_devices": num_visible_devices()}
+    total = here
+    if hostfile is not None and slurm is not None:
+        raise UserError("hostfile and slurm: both choose the nodes. Give one of them.")
+    if hostfile is not None:
+        hosts = read_hostfile(hostfile, num_gpus=num_gpus)
+        check_reach(hosts)
+        total = sum(hosts.values())
+        words = {"num_devices": max(hosts.values()), "hostfile": str(Path(hostfile).absolute())}
+    elif slurm is not None:
+        total = share_of(slurm, num_gpus=here).total
+        words = {"num_devices": here, "slurm": dict(slurm)}
+    OmegaConf.update(cfg, "train_mode", "distributed")
+    OmegaConf.update(cfg, "world_size", total)
+    run = UnifiedTrainer(cfg)
+    refuse_second(run.run_dir)
+    open_sources(run.cfg, run.run_dir)
+    return ShownJob.start(run.cfg, run.run_dir, world_size=total, detached=detached, own_logs=True, **words)
+
+
+def attach(run_dir: str | Path) -> ShownJob:
+    """The newest job that was launched in a run folder, from any process of this host, after a restart too.
+
+    Raises:
+        UserError: nothing was launched there, or from another host and into no queue.
+    """
+    return ShownJob.attach(run_dir)
+
+
+def _ranks_of_a_node(cfg: DictConfig, num_gpus: int | None, *, elsewhere: bool) -> int:
+    if num_gpus is None:
+        return cfg.world_size if cfg.world_size > 1 or elsewhere else max(1, num_visible_devices())
+    if isinstance(num_gpus, bool) or not isinstance(num_gpus, int) or not 1 <= num_gpus <= MOST_RANKS:
+        raise UserError(f"num_gpus={num_gpus!r}: give a number of ranks from 1 to {MOST_RANKS}, or leave it out.")
+    return num_gpus
