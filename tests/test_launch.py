@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
-import psutil
 import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
@@ -18,10 +16,6 @@ from test_jobs import ENDLESS, processes_of, wait_for
 import ppt_kit as ppt
 from ppt_kit.checkpoint import load_resume
 from ppt_kit.errors import UserError
-from ppt_kit.jobs.decide import Share
-from ppt_kit.jobs.failures import failure_of, log_of
-from ppt_kit.jobs.launcher import launcher_command, read_hostfile
-from ppt_kit.jobs.record import Record, read_record
 
 TWO = ("batch_size=4",)
 
@@ -80,3 +74,38 @@ def test_a_killed_kernel_leaves_a_job_that_another_process_finds_and_stops(small
     assert job.state.word == "stopped"
     assert job.state.detail == f"by SIGTERM after step {load_resume(run_dir)['engine']['step']}"
     assert processes_of(run_dir) == []
+
+
+# ------------------------------------------------------------------ in a real JupyterLab
+
+PANEL = """
+import ppt_kit as ppt
+from ppt_kit.config import from_file
+job = ppt.launch(from_file({given!r}), num_gpus=2)
+"""
+
+
+def test_a_job_is_watched_and_stopped_from_its_panel(lab, small_cfg, tmp_path):
+    """Two CPU ranks from a cell: the log streams, the other rank's can be chosen, Stop ends with a checkpoint."""
+    OmegaConf.save(small_cfg(*TWO, *ENDLESS), tmp_path / "given.yaml")
+    page = lab.open([PANEL.format(given=str(tmp_path / "given.yaml")), "job"])
+    run_dir = tmp_path / "models/a/run"
+    shown = page.locator(".ppt-job")
+    word, log = shown.locator(".ppt-job-word"), shown.locator(".ppt-job-log")
+    lab.wait(lambda: word.inner_text() == "running" and "global batch 8" in log.inner_text(), timeout_s=60)
+    lab.wait(lambda: "loss" in shown.locator(".ppt-job-numbers").inner_text(), timeout_s=60)
+    before = shown.locator(".ppt-job-numbers").inner_text()
+    lab.wait(lambda: shown.locator(".ppt-job-numbers").inner_text() != before)
+    assert shown.locator(".ppt-job-command").input_value() == lab.ask("job.command_line")
+    shown.locator(".ppt-job-rank").select_option("1")
+    lab.wait(lambda: lab.ask("job.panel.children[0].rank") == 1 and "global batch" not in log.inner_text())
+    assert shown.locator(".ppt-job-resume").is_disabled()
+    if os.environ.get("SHOTS"):
+        lab.screenshot(os.environ["SHOTS"] + "/running.png")
+    shown.locator(".ppt-job-stop").click()
+    lab.wait(lambda: word.inner_text() == "stopped", timeout_s=60)
+    assert f"step {load_resume(run_dir)['engine']['step']}" in shown.locator(".ppt-job-numbers").inner_text()
+    assert processes_of(run_dir) == []
+    assert not lab.elsewhere
+    if os.environ.get("SHOTS"):
+        lab.screenshot(os.environ["SHOTS"] + "/stopped.png")

@@ -179,10 +179,26 @@ class Job:
 
     def kill(self) -> int:
         """Ends the ranks at once: what came after the last checkpoint is lost; the exit code."""
-        if self.running:
-            (self.run_dir / FOLDER / KILLED_MARK).touch()
-            self._kill_ranks()
+        self.kill_ranks()
         return self.wait(STOP_GRACE_S)
+
+    def kill_ranks(self) -> None:
+        """As `kill`, without waiting: the supervising process sees them gone, writes it down and leaves too."""
+        if not self.running:
+            return
+        (self.run_dir / FOLDER / KILLED_MARK).touch()
+        if self._queue is not None:
+            self._queue.kill()
+            return
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            ranks = self._supervisor.children() if self._supervisor else []
+            for rank in ranks:
+                for process in rank.children(recursive=True) if self.record.hostfile else ():
+                    process.kill()
+                os.killpg(rank.pid, signal.SIGKILL)
+            # it has not come to start them
+            if self._supervisor and not ranks:
+                self._supervisor.kill()
 
     def send(self, number: int) -> None:
         """Passes a stop signal on to the ranks, if they still run."""
@@ -244,11 +260,9 @@ class Job:
 
     @property
     def command_line(self) -> str:
-        """To copy into a terminal: the `deepspeed` command that starts the same ranks."""
-        config_file = (self.run_dir / FOLDER / CONFIG).absolute()
-        command = launcher_command(config_file, share=self.record.ranks, hostfile=self.record.hostfile)
-        words = " ".join(map(shlex.quote, ["deepspeed", *command[1:]]))
-        return f"cd {shlex.quote(self.record.cwd)} && {words}" if self.record.cwd else words
+        """To copy into a terminal: a `deepspeed` command that starts the same ranks; "" of several nodes of a queue."""
+        words = shlex.join(["deepspeed", *self.record.launcher[1:]]) if self.record.launcher else ""
+        return f"cd {shlex.quote(self.record.cwd)} && {words}" if words else ""
 
     def __repr__(self) -> str:
         word, detail = self.state
@@ -276,21 +290,6 @@ class Job:
         record = self._newest_record()
         return KILLED if record is None or record.exit_code is None else record.exit_code
 
-    def _kill_ranks(self) -> None:
-        """The supervising process sees them gone, writes it down and leaves too."""
-        if self._queue is not None:
-            self._queue.kill()
-            return
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            ranks = self._supervisor.children() if self._supervisor else []
-            for rank in ranks:
-                for process in rank.children(recursive=True) if self.record.hostfile else ():
-                    process.kill()
-                os.killpg(rank.pid, signal.SIGKILL)
-            # it has not come to start them
-            if self._supervisor and not ranks:
-                self._supervisor.kill()
-
 
 def refuse_second(run_dir: Path) -> None:
     """Raises UserError when a job trains in `run_dir` already, unless this process is one of its ranks."""
@@ -317,6 +316,9 @@ def _launch(cfg: DictConfig, run_dir: Path, record: Record) -> tuple[Record, sub
     forget_told(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / CONFIG, lambda beside: OmegaConf.save(cfg, beside))
+    if record.slurm is None or record.ranks.here == record.ranks.total:
+        launcher = launcher_command(folder / CONFIG, share=record.ranks, hostfile=record.hostfile)
+        record = replace(record, launcher=launcher)
     for name in (OUTPUT, KILLED_MARK):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / LOGS, ignore_errors=True)

@@ -84,16 +84,15 @@ def launcher_command(config_file: Path, *, share: Share, hostfile: str | None) -
     if sum(hosts.values()) != share.total:
         words.append(f"--num_gpus={share.here}")
     if hostfile is not None:
-        words += [f"--hostfile={hostfile}", f"--master_port={free_port()}"]
         # alone it is not reached by ssh, which need not be installed
-        words += ["--no_ssh_check", "--master_addr=127.0.0.1"] if is_here(hosts) else []
+        words += [f"--hostfile={hostfile}", *(["--no_ssh_check", "--master_addr=127.0.0.1"] if is_here(hosts) else [])]
     return [*words, "--module", "ppt_kit", str(config_file)]
 
 
 def run_launcher(record: Record, folder: Path, is_left_alone: Callable[[], bool]) -> End:
     """Runs the launcher of a record with a hostfile, passes signals on to its ranks, and says how it ended."""
-    command = launcher_command(folder / CONFIG, share=record.ranks, hostfile=record.hostfile)
-    command[1:1] = [f"--enable_each_rank_log={folder / LOGS}"]
+    program, *words = record.launcher
+    command = [program, f"--enable_each_rank_log={folder / LOGS}", f"--master_port={free_port()}", *words]
     print(" ".join(command), flush=True)
     asked: list[int] = []
     with on_stop_signals(asked.append):

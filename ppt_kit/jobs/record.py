@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Record:
     ended: float | None = None  # when the last rank left, s since 1970
     cwd: str = ""  # the folder that names in its configuration are relative to; "" = not written down
     own_logs: bool = False  # each rank prints to a file of its own, not where its starter prints
+    launcher: list[str] = field(default_factory=list)  # the `deepspeed` command that starts the same ranks
     hostfile: str | None = None  # its ranks are started by `deepspeed --hostfile`
     slurm: dict | None = None  # what the queue was asked for, and the job_id that it gave
 
