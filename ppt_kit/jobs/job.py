@@ -294,11 +294,12 @@ class Job:
 def refuse_second(run_dir: Path) -> None:
     """Raises UserError when a job trains in `run_dir` already, unless this process is one of its ranks."""
     record = read_record(run_dir / FOLDER)
-    if record is None:
+    # once that is written down the ranks have left, and what supervised them is about to
+    if record is None or record.exit_code is not None:
         return
     supervisor, by = _supervisor_of(record), f"process {record.pid}"
     is_busy = supervisor is not None and supervisor not in psutil.Process().parents()
-    if not is_busy and record.exit_code is None and record.slurm is not None and "job_id" in record.slurm:
+    if not is_busy and record.slurm is not None and "job_id" in record.slurm:
         queue = Queue((run_dir / FOLDER).absolute(), record.slurm)
         by, is_busy = f"job {queue.job_id} of the queue", not queue.is_own and bool(queue.word())
     if is_busy:

@@ -165,8 +165,8 @@ class Queue:
         elif record.pid:
             self._scancel(f"--signal={signal.Signals(number).name.removeprefix('SIG')}")
         else:
-            replace(record, exit_code=128 + number, ended=time.time()).write(self.folder)
             self._leave()
+            replace(record, exit_code=128 + number, ended=time.time()).write(self.folder)
 
     def kill(self) -> None:
         """Ends it where it is."""
@@ -179,11 +179,13 @@ class Queue:
             self._leave()
 
     def _leave(self) -> None:
-        controller = self._controller() if self.is_local else None
-        if controller is not None:
-            controller.kill()
-        elif not self.is_local:
+        if not self.is_local:
             self._scancel()
+            return
+        controller = self._controller()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*controller.children(), controller] if controller else ():
+                process.kill()
 
     def _process(self, record: Record) -> psutil.Process | None:
         """The task that supervises the ranks, where it runs on this host."""

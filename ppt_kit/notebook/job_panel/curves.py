@@ -11,7 +11,7 @@ from ppt_kit.notebook.plots import plot_metrics
 from ppt_kit.tracking import METRICS
 
 # between two drawings, and what share of the time drawing may take
-SECONDS_BETWEEN, SHARE = 2.0, 0.05
+SECONDS_BETWEEN, SHARE = 2.0, 0.2
 
 
 class Curves:

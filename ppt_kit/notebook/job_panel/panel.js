@@ -83,7 +83,7 @@ function showRanks(select, ranks, chosen) {
 
 function showLog(log, text) {
   const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 24;
-  write(log, text || "nothing printed yet");
+  write(log, text || "it has printed nothing");
   if (atEnd) log.scrollTop = log.scrollHeight;
 }
 
