@@ -90,6 +90,11 @@ def leave_stops_to_parent() -> None:
     """This process, started inside `held_back`, does nothing at a stop signal; what it starts itself ends as always."""
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
+    let_stops_in()
+
+
+def let_stops_in() -> None:
+    """In a process that was started inside `held_back`: stop signals come from here on, those that waited first."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 

@@ -167,6 +167,7 @@ def test_a_stop_before_the_ranks_are_there_is_not_lost(job_of):
         job = job_of(*ENDLESS)
         time.sleep(delay)
         assert job.stop(timeout_s=30) == 143
+        assert Job.attach(job.run_dir).state == ("stopped", "before its first step")
 
 
 def test_a_failed_rank_ends_the_others(job_of):

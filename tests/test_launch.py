@@ -230,6 +230,9 @@ def test_the_command_for_hosts_is_deepspeeds(tmp_path):
 def test_a_hostfile_of_this_machine_runs_under_the_deepspeed_launcher(launched, tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=2\n")
     job = launched(*ENDLESS, hostfile=tmp_path / "hosts")
+    assert job.stop() == 143
+    assert job.state == ("stopped", "before its first step")
+    job.resume()
     wait_for(lambda: len(job.rows()) > 2)
     above = [" ".join(each.cmdline()) for each in psutil.Process(job.record.pid).children(recursive=True)]
     assert any("deepspeed.launcher.launch" in line for line in above)
@@ -408,12 +411,19 @@ def test_a_job_is_watched_and_stopped_from_its_panel(lab, small_cfg, tmp_path):
     shown.locator(".ppt-job-rank").select_option("1")
     lab.wait(lambda: lab.ask("job.panel.children[0].rank") == 1 and "global batch" not in log.inner_text())
     assert shown.locator(".ppt-job-resume").is_disabled()
-    if os.environ.get("SHOTS"):
-        lab.screenshot(os.environ["SHOTS"] + "/running.png")
     shown.locator(".ppt-job-stop").click()
     lab.wait(lambda: word.inner_text() == "stopped", timeout_s=60)
-    assert f"step {load_resume(run_dir)['engine']['step']}" in shown.locator(".ppt-job-numbers").inner_text()
+    saved = load_resume(run_dir)["engine"]["step"]
+    assert shown.locator(".ppt-job-detail").inner_text() == f"by SIGTERM after step {saved}"
     assert processes_of(run_dir) == []
+    shown.locator(".ppt-job-resume").click()
+    lab.wait(lambda: any(row["step"] > saved for row in ppt.attach(run_dir).rows()), timeout_s=60)
+    # the first click asks whether it is meant
+    shown.locator(".ppt-job-kill").click()
+    page.wait_for_timeout(1500)
+    assert word.inner_text() == "running"
+    assert shown.locator(".ppt-job-kill").inner_text() == "Kill now?"
+    shown.locator(".ppt-job-kill").click()
+    lab.wait(lambda: word.inner_text() == "killed", timeout_s=60)
     assert not lab.elsewhere
-    if os.environ.get("SHOTS"):
-        lab.screenshot(os.environ["SHOTS"] + "/stopped.png")
+    assert not [line for line in lab.complaints if "ppt" in line]

@@ -30,7 +30,7 @@ from ppt_kit.jobs.ranks import STOP_GRACE_S, exit_code
 from ppt_kit.jobs.record import CONFIG, FOLDER, KILLED_MARK, LOGS, OUTPUT, RECORD, Record, read_record
 from ppt_kit.jobs.slurm import Queue, executor_of, submit
 from ppt_kit.jobs.state import State, newest_rows, state_of_ended
-from ppt_kit.signals import on_stop_signals
+from ppt_kit.signals import held_back, on_stop_signals
 from ppt_kit.tracking import METRICS, read_rows
 
 POLL_S = 0.1
@@ -309,6 +309,10 @@ def refuse_second(run_dir: Path) -> None:
 def _launch(cfg: DictConfig, run_dir: Path, record: Record) -> tuple[Record, subprocess.Popen | None]:
     """Starts what `record` says, in its folder; the record with what was started, and this process's child."""
     refuse_second(run_dir)
+    if not Path(record.cwd).is_dir():
+        raise UserError(
+            f"{run_dir}: it was launched in {record.cwd}, which is gone. Make that folder, or launch it anew."
+        )
     folder, executor = (run_dir / FOLDER).absolute(), None
     if record.slurm is not None:
         asked = {name: value for name, value in record.slurm.items() if name != "job_id"}
@@ -344,7 +348,8 @@ def _supervisor_of(record: Record) -> psutil.Process | None:
 
 def _spawn(command: list[str], *, output: Path | None, cwd: str) -> subprocess.Popen:
     """A supervising process, which waits for its record; in a session of its own, where no terminal's signal comes."""
-    with contextlib.nullcontext() if output is None else open(output, "wb") as file:
+    # a stop that comes while it is being loaded waits until it can be obeyed
+    with contextlib.nullcontext() if output is None else open(output, "wb") as file, held_back():
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=file, stderr=None if file is None else subprocess.STDOUT,
             start_new_session=True, cwd=cwd,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import signal
@@ -16,9 +18,9 @@ import psutil
 
 from ppt_kit.errors import UserError
 from ppt_kit.jobs.decide import Share
-from ppt_kit.jobs.ranks import End, exit_code, free_port
+from ppt_kit.jobs.ranks import STOP_GRACE_S, End, exit_code, free_port
 from ppt_kit.jobs.record import CONFIG, LOGS, Record
-from ppt_kit.signals import end_with_parent, on_stop_signals
+from ppt_kit.signals import end_with_parent, let_stops_in, on_stop_signals
 
 HOST_LINE = re.compile(r"(\S+)\s+slots=(\d+)(\s*#.*)?")
 # exit codes of a launcher: 256 - the signal, where a rank was ended by one
@@ -96,6 +98,7 @@ def run_launcher(record: Record, folder: Path, is_left_alone: Callable[[], bool]
     print(" ".join(command), flush=True)
     asked: list[int] = []
     with on_stop_signals(asked.append):
+        let_stops_in()
         launcher = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent
         )
@@ -108,6 +111,7 @@ def run_launcher(record: Record, folder: Path, is_left_alone: Callable[[], bool]
                 first = first or asked[0]
                 _pass_on(process, asked.pop(0), folder / CONFIG, alone=record.ranks.here == record.ranks.total)
             time.sleep(POLL_S)
+        _end_group(launcher.pid)
     code = exit_code(launcher.returncode)
     # the launcher says -9 as 247, and a stop before its ranks were there as 0 or as its own death
     code = 128 + 256 - code if code > FIRST_OF_SIGNALS else code
@@ -115,18 +119,30 @@ def run_launcher(record: Record, folder: Path, is_left_alone: Callable[[], bool]
 
 
 def _pass_on(launcher: psutil.Process, number: int, config_file: Path, *, alone: bool) -> None:
-    """A stop signal to the ranks of this host, and where there are others to the launcher, which asks them by pdsh.
+    """A stop signal to the ranks; where others are elsewhere to the launcher too, which asks them by pdsh.
 
-    Not to the launcher where it is alone: it kills ranks that need more than 30 s to save.
+    Not to the launcher where all ranks are here: it kills ranks that need more than 30 s to save. Before there are any
+    it ends itself, and what it has started.
     """
     try:
         children = launcher.children(recursive=True)
-        ranks = [child for child in children if _is_rank(child, config_file)]
-        for each in ranks if ranks and alone else [*ranks, launcher]:
-            each.send_signal(number)
     # it ended meanwhile
     except psutil.NoSuchProcess:
         return
+    ranks = [child for child in children if _is_rank(child, config_file)]
+    for each in ranks if ranks and alone else [*children, launcher]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.send_signal(number)
+
+
+def _end_group(group: int) -> None:
+    """Waits for what a launcher that has left may have left behind, and kills it in the end."""
+    end = time.monotonic() + STOP_GRACE_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(POLL_S)
+        os.killpg(group, signal.SIGKILL)
 
 
 def _is_rank(process: psutil.Process, config_file: Path) -> bool:

@@ -26,6 +26,7 @@ COLOURS = {
     "vanished": "--jp-error-color1",
 }  # fmt: skip
 LONGEST_DETAIL = 100
+TEXTS = ("run", "state", "detail", "started")
 
 
 class JobsTable(pd.DataFrame):
@@ -39,7 +40,7 @@ class JobsTable(pd.DataFrame):
         if "state" not in self.columns:
             return self.to_html()
         shown = [name for name in self.columns if name not in ("run_dir", "pid", "host")]
-        heads = "".join(f"<th style='text-align:left'>{html.escape(str(name))}</th>" for name in shown)
+        heads = "".join(f"<th style='{_align(name)}'>{html.escape(str(name))}</th>" for name in shown)
         body = "".join(f"<tr>{''.join(_cell(name, row[name]) for name in shown)}</tr>" for _, row in self.iterrows())
         if not body:
             body = f"<tr><td colspan='{len(shown)}'>nothing was launched here</td></tr>"
@@ -113,14 +114,12 @@ def _state(run_dir: Path, record: Record) -> State:
 def _cell(name: str, value: Any) -> str:
     if value is None or value != value:
         return "<td></td>"
+    text = f"{value:.0f}" if name in ("step", "epoch") else f"{value:.4g}" if isinstance(value, float) else str(value)
+    cut = html.escape(text if len(text) <= LONGEST_DETAIL else f"{text[:LONGEST_DETAIL]}…")
     if name == "state":
-        colour = COLOURS.get(value, "--jp-ui-font-color2")
-        return f"<td style='text-align:left'><b style='color:var({colour})'>{html.escape(str(value))}</b></td>"
-    if name in ("step", "epoch"):
-        return f"<td>{value:.0f}</td>"
-    if isinstance(value, float):
-        return f"<td>{value:.4g}</td>"
-    text = str(value)
-    title = f" title='{html.escape(text)}'" if len(text) > LONGEST_DETAIL else ""
-    cut = text if len(text) <= LONGEST_DETAIL else f"{text[:LONGEST_DETAIL]}…"
-    return f"<td style='text-align:left'{title}>{html.escape(cut)}</td>"
+        cut = f"<b style='color:var({COLOURS.get(text, '--jp-ui-font-color2')})'>{cut}</b>"
+    return f"<td style='{_align(name)}' title='{html.escape(text)}'>{cut}</td>"
+
+
+def _align(name: str) -> str:
+    return ("text-align:left" if name in TEXTS else "text-align:right") + (";white-space:nowrap" * (name == "started"))

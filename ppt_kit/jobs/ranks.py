@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppt_kit.jobs.decide import Share
-from ppt_kit.signals import STOP_CODES, end_with_parent, on_stop_signals
+from ppt_kit.signals import STOP_CODES, end_with_parent, let_stops_in, on_stop_signals
 
 STOP_GRACE_S = 20  # what the other ranks get to save once one has left, before they are killed
 
@@ -39,6 +39,7 @@ def run_ranks(config_file: Path, *, share: Share, is_left_alone: Callable[[], bo
     asked: list[int] = []
     common = _environment(share)
     with on_stop_signals(asked.append):
+        let_stops_in()
         try:
             for local in range(share.here):
                 numbers = {"RANK": str(share.first + local), "LOCAL_RANK": str(local)}

@@ -32,6 +32,7 @@ function build(el) {
   bar.setAttribute("role", "progressbar");
   parts.bar = bar;
   parts.done = make("div", "ppt-job-done", bar);
+  parts.detail = make("div", "ppt-job-detail", root);
   parts.numbers = make("div", "ppt-job-numbers", root);
   parts.failure = make("pre", "ppt-job-failure", root);
   const buttons = make("div", "ppt-job-buttons", root);
@@ -63,7 +64,8 @@ function show(parts, told, silent) {
   const percent = Math.round(told.done * 1000) / 10;
   parts.done.style.width = `${percent}%`;
   parts.bar.setAttribute("aria-valuenow", String(percent));
-  write(parts.numbers, [told.detail, ...told.numbers].filter(Boolean).join("  ·  "));
+  write(parts.detail, told.detail);
+  write(parts.numbers, told.numbers.join("  ·  "));
   write(parts.failure, told.failure);
   parts.failure.hidden = !told.failure;
   parts.stop.disabled = silent || !told.lives;
