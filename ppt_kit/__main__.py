@@ -6,8 +6,10 @@
 import sys
 from pathlib import Path
 
-USAGE = """usage: python -m ppt_kit jobs [OUTPUT_DIR], the launched runs below a folder
-       python -m ppt_kit CONFIG.yaml, under a launcher; to train type python scripts/train.py --help"""
+USAGE = (
+    "usage: python -m ppt_kit jobs [OUTPUT_DIR], or CONFIG.yaml under a launcher; "
+    "to train type python scripts/train.py --help"
+)
 
 
 def main() -> int:

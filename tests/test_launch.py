@@ -127,9 +127,11 @@ def test_a_killed_job_goes_on_to_the_same_end(launched, small_cfg):
     assert job.kill() == 137
     assert job.state == ("killed", "as asked, without saving")
     assert job.rows()[-1]["kind"] != "end"
-    at = job.record
+    at, earlier = job.record, ppt.attach(job.run_dir)
     assert job.resume() is job
     assert job.record.pid != at.pid
+    earlier.follow()
+    assert earlier.record == job.record
     with pytest.raises(UserError, match="a job trains there already"):
         job.resume()
     assert job.wait() == 0
@@ -418,6 +420,9 @@ def test_a_job_is_watched_and_stopped_from_its_panel(lab, small_cfg, tmp_path):
     assert processes_of(run_dir) == []
     shown.locator(".ppt-job-resume").click()
     lab.wait(lambda: any(row["step"] > saved for row in ppt.attach(run_dir).rows()), timeout_s=60)
+    page.evaluate("jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.shutdown()")
+    lab.open([f"import ppt_kit as ppt; job = ppt.attach({str(run_dir)!r})", "job"])
+    lab.wait(lambda: word.inner_text() == "running")
     # the first click asks whether it is meant
     shown.locator(".ppt-job-kill").click()
     page.wait_for_timeout(1500)

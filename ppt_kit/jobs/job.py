@@ -153,8 +153,12 @@ class Job:
         if self.running:
             row = newest_rows(self.run_dir).train
             return State("running", f"step {row['step']}, epoch {row['epoch']}, loss {row['loss']:.4g}" if row else "")
+        record = self._newest_record()
+        if record is None:
+            return State("unknown", "a later launch took its place in the folder: attach finds that one")
+        # a supervising process that was killed has written nothing, but its own parent knows
         code = None if self._child is None else exit_code(self._child.returncode)
-        return state_of_ended(self.run_dir, self._newest_record() or replace(self.record, exit_code=code))
+        return state_of_ended(self.run_dir, replace(record, exit_code=code) if record.exit_code is None else record)
 
     def wait(self, timeout_s: float | None = None) -> int:
         """The exit code as a shell says it, once all ranks have left; 137 too when nobody was left to write it down.
@@ -223,6 +227,12 @@ class Job:
         )  # fmt: skip
         self._reach(*_launch(cfg, self.run_dir, again))
         return self
+
+    def follow(self) -> None:
+        """Turns to the newest launch in its folder, where another process has resumed the run."""
+        record = read_record(self.run_dir / FOLDER)
+        if record is not None and self._newest_record() is None:
+            self._reach(record)
 
     def rows(self) -> list[dict]:
         """The rows of metrics.jsonl so far."""

@@ -15,7 +15,7 @@ from ppt_kit.jobs.record import FOLDER, KILLED_MARK, Record
 from ppt_kit.signals import STOP_CODES
 from ppt_kit.tracking import METRICS
 
-WORDS = ("queued", "running", "ended", "stopped", "failed", "killed", "vanished")
+WORDS = ("queued", "running", "ended", "stopped", "failed", "killed", "vanished", "unknown")
 
 
 class State(NamedTuple):

@@ -51,6 +51,7 @@ class JobPanel(anywidget.AnyWidget):
 
     def refresh(self) -> None:
         """Brings what is shown up to now."""
+        self._job.follow()
         self.told = told_of(self._job, epochs=self._epochs, message=self._message)
         self.log = shown_log(self._job.log(self.rank, last=LOG_LINES))
         self._curves.refresh()
