@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -91,6 +92,7 @@ class Job:
         own_logs: bool = False,
         hostfile: str | None = None,
         slurm: dict | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Self:
         """Starts the ranks, each with `cfg`, and returns at once.
 
@@ -102,20 +104,21 @@ class Job:
                 process prints.
             hostfile: the `deepspeed` launcher starts the ranks, on the hosts of this file.
             slurm: a queue starts them; submitit's words, see `ppt_kit.jobs.slurm.executor_of`.
+            env: the environment of its processes; None = this one's.
         Raises:
             UserError: a job trains in this folder already, more ranks than devices, or RANK and WORLD_SIZE, set by
                 hand, contradict each other; or the queue refuses it.
         """
         share = Share(first=0, here=num_devices, total=world_size)
         if hostfile is None and slurm is None:
-            share = local_share(os.environ, world_size=world_size, num_devices=num_devices)
+            share = local_share(env or os.environ, world_size=world_size, num_devices=num_devices)
         run_dir = Path(run_dir)
         record = Record(
             pid=0, started=0.0, host=socket.gethostname(), ranks=share, command=[], cwd=os.getcwd(),
             parent=None if detached or slurm is not None else os.getpid(),
             own_logs=detached or own_logs or slurm is not None, hostfile=hostfile, slurm=slurm,
         )  # fmt: skip
-        record, child = _launch(cfg, run_dir, record)
+        record, child = _launch(cfg, run_dir, record, env=env)
         return cls(run_dir, record, child=child)
 
     @classmethod
@@ -316,7 +319,9 @@ def refuse_second(run_dir: Path) -> None:
         raise UserError(f"{run_dir}: a job trains there already ({by}). Stop it, or choose another suffix=….")
 
 
-def _launch(cfg: DictConfig, run_dir: Path, record: Record) -> tuple[Record, subprocess.Popen | None]:
+def _launch(
+    cfg: DictConfig, run_dir: Path, record: Record, *, env: Mapping[str, str] | None = None
+) -> tuple[Record, subprocess.Popen | None]:
     """Starts what `record` says, in its folder; the record with what was started, and this process's child."""
     refuse_second(run_dir)
     if not Path(record.cwd).is_dir():
@@ -341,7 +346,7 @@ def _launch(cfg: DictConfig, run_dir: Path, record: Record) -> tuple[Record, sub
     if executor is not None:
         return submit(executor, record, folder), None
     command = [sys.executable, "-m", "ppt_kit", SUPERVISE, str(folder)]
-    child = _spawn(command, output=folder / OUTPUT if record.own_logs else None, cwd=record.cwd)
+    child = _spawn(command, output=folder / OUTPUT if record.own_logs else None, cwd=record.cwd, env=env)
     record = replace(record, pid=child.pid, started=psutil.Process(child.pid).create_time(), command=command)
     _hand_over(record, folder, child)
     return record, child
@@ -356,13 +361,13 @@ def _supervisor_of(record: Record) -> psutil.Process | None:
         return None
 
 
-def _spawn(command: list[str], *, output: Path | None, cwd: str) -> subprocess.Popen:
+def _spawn(command: list[str], *, output: Path | None, cwd: str, env: Mapping[str, str] | None) -> subprocess.Popen:
     """A supervising process, which waits for its record; in a session of its own, where no terminal's signal comes."""
     # a stop that comes while it is being loaded waits until it can be obeyed
     with contextlib.nullcontext() if output is None else open(output, "wb") as file, held_back():
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=file, stderr=None if file is None else subprocess.STDOUT,
-            start_new_session=True, cwd=cwd,
+            start_new_session=True, cwd=cwd, env=env,
         )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def progress_of(run: PlannedRun) -> float:
 
 def _start(run: PlannedRun, slot: Slot) -> Job:
     return Job.start(
-        run.cfg, run.run_dir, world_size=run.cfg.world_size, num_devices=len(slot.devices), quiet=True, env=slot.env
+        run.cfg, run.run_dir, world_size=run.cfg.world_size, num_devices=len(slot.devices), own_logs=True, env=slot.env
     )
 
 

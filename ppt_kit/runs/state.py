@@ -14,9 +14,9 @@ from typing import Any
 
 from ppt_kit.errors import UserError
 from ppt_kit.files import json_row
-from ppt_kit.jobs.failures import first_failure
+from ppt_kit.jobs.failures import failure_of, log_of, tail
 from ppt_kit.jobs.job import Job
-from ppt_kit.jobs.record import CONFIG, FOLDER, OUTPUT, RECORD, Record, read_record
+from ppt_kit.jobs.record import CONFIG, FOLDER, RECORD, Record, read_record
 from ppt_kit.signals import STOP_CODES
 from ppt_kit.tracking import METRICS, read_rows
 
@@ -96,17 +96,15 @@ def state_of(run_dir: Path) -> tuple[str, str]:
 
 
 def error_of(run_dir: Path, record: Record) -> str:
-    """One line of why a launched run failed: the last of the first rank's traceback, or of what was printed."""
-    told = first_failure(run_dir, started=record.started).splitlines()
-    output = run_dir / FOLDER / OUTPUT
-    printed = output.read_text(encoding="utf-8", errors="replace").splitlines() if output.is_file() else []
-    lines = [line.strip() for line in told or printed if line.strip()]
-    last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
-    code = record.exit_code or 0
-    if told or not 128 < code < 128 + signal.NSIG:
-        return last or f"exit code {code}"
+    """One line of why a launched run failed: the last of its first traceback, or the signal that ended it."""
+    failure, code = failure_of(run_dir, record), record.exit_code or 0
+    if failure is not None:
+        return failure.line
+    if not 128 < code < 128 + signal.NSIG:
+        return f"exit code {code}"
     # nothing of its own was raised: the system ended it, as it does for want of memory
-    return f"ended by {signal.Signals(code - 128).name}" + (f"; the last it printed: {last}" if last else "")
+    printed = [line.strip() for line in tail(log_of(run_dir, record.failed_rank or 0)).splitlines() if line.strip()]
+    return f"ended by {signal.Signals(code - 128).name}" + (f"; the last it printed: {printed[-1]}" if printed else "")
 
 
 def reached(rows: Sequence[Mapping[str, Any]]) -> Reached:
