@@ -18,7 +18,7 @@ from ppt_kit.train.trainer import UnifiedTrainer
 OLD = ROOT / "tests/before/models/press.001/run"
 ALL_SET = Progress(
     position=(3, 40), global_batch=24, losses=[0.5, 0.25], best=(0.125, 7), schedule=[9, 0.75], wandb_id="abc",
-    loss=0.375, val_loss=0.0625, skipped=5,
+    loss=0.375, val_loss=0.0625, skipped=5, steered={"lr": [1e-4, 2e-4]},
 )  # fmt: skip
 
 

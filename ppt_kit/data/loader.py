@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,9 @@ class Loader:
     Iterating gives (step, [micro batches]); a micro batch is the contract's batch plus "weight" (B,) float32,
     "noise_seed" (B,) int64 and, of several domains, "rows": each one's (n,) int64 rows, in host memory. One thread
     reads plain bytes faster than any step computes; where rows have to be decoded there are up to four.
+
+    Attributes:
+        last_step: may be set to another one while a step computes, until after the last.
     """
 
     def __init__(
@@ -162,18 +165,22 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[int, list[dict]]]:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="ppt_kit-loader")
-        steps, coming = iter(range(self.first_step, self.last_step)), deque[tuple[int, Future]]()
+        coming = deque[Future]()
         try:
-            for step in islice(steps, self._ahead):
-                coming.append((step, pool.submit(self._fetch, step)))
-            while coming:
-                step, future = coming.popleft()
-                batches = future.result()
-                for following in islice(steps, 1):
-                    coming.append((following, pool.submit(self._fetch, following)))
+            for step in count(self.first_step):
+                if step >= self.last_step:
+                    return
+                self._ask_ahead(pool, coming, step)
+                batches = coming.popleft().result()
+                self._ask_ahead(pool, coming, step + 1)
                 yield step, batches
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _ask_ahead(self, pool: ThreadPoolExecutor, coming: deque[Future], step: int) -> None:
+        """Has the batches from `step` on fetched that are not yet among the `coming`, which begin with it."""
+        for following in range(step + len(coming), min(step + self._ahead, self.last_step)):
+            coming.append(pool.submit(self._fetch, following))
 
     def _fetch(self, step: int) -> list[dict]:
         number = self.plan.locate(step)[0]

@@ -38,6 +38,15 @@ class World:
         """Rank 0: the one that writes files."""
         return self.rank == 0
 
+    def memory_gb(self) -> dict[str, float]:
+        """host_gb: what this process holds; device_gb, on a GPU: the most that its tensors have held. 1e9 bytes."""
+        import psutil
+
+        held = {"host_gb": psutil.Process().memory_info().rss}
+        if self.device.type == "cuda":
+            held["device_gb"] = torch.cuda.max_memory_allocated(self.device)
+        return {name: round(count / 1e9, 3) for name, count in held.items()}
+
 
 def join_world(*, rank: int = 0, local_rank: int = 0, world_size: int = 1, rendezvous_timeout_s: float = 300) -> World:
     """Makes the process group: in memory for one process, over the launcher's MASTER_ADDR for several.

@@ -10,17 +10,23 @@ from pathlib import Path
 
 def bar_pace() -> dict:
     """tqdm's pace: ten times a second for a person, every ten seconds into a file."""
-    return {"mininterval": 0.1 if sys.stderr.isatty() or "ipykernel" in sys.modules else 10.0}
+    return {"mininterval": 0.1 if has_bars() else 10.0}
 
 
-def add_handlers(path: Path) -> list[logging.Handler]:
-    """Has the package's log go to the file `path` and to the screen."""
+def has_bars() -> bool:
+    """Whether somebody can see a bar move: in a terminal and in a notebook, not in a file."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def add_handlers(path: Path, *, on_screen: bool = True) -> list[logging.Handler]:
+    """Has the package's log go to the file `path` and to the screen; there its warnings only unless `on_screen`."""
     package = logging.getLogger("ppt_kit")
     package.setLevel(logging.INFO)
     file = _LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = logging.StreamHandler(_BesideBars())
     screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.setLevel(logging.INFO if on_screen else logging.WARNING)
     for handler in (file, screen):
         package.addHandler(handler)
     return [file, screen]

@@ -20,7 +20,7 @@ def read_metrics(run_dir: str | Path, kind: str | None = None) -> pd.DataFrame:
 
     Args:
         run_dir: the run folder.
-        kind: "train", "val", "checkpoint" or "eval"; None = all.
+        kind: "train", "val", "checkpoint", "eval", "steer" (what was asked meanwhile) or "end"; None = all.
     Returns:
         One line a row; columns of other kinds are NaN, and left out when `kind` is given. Without a row it has the
         columns kind and step.

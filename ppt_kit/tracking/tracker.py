@@ -25,6 +25,7 @@ class Tracker:
         active: whether this process writes.
         mirrors: where rows go beside metrics.jsonl; none unless it says so.
         resumed_step: rows of later steps are dropped, the run writes them again; None for a new run.
+        on_screen: the log is on the screen too; otherwise only its warnings are.
     Attributes:
         wandb_id: of the mirror, for the part of the run that goes on after this one.
     """
@@ -37,6 +38,7 @@ class Tracker:
         job_name: str,
         mirrors: MirrorOptions | None = None,
         resumed_step: int | None = None,
+        on_screen: bool = True,
     ):
         options = mirrors or MirrorOptions()
         self.run_dir, self.active, self.wandb_id = run_dir, active, options.wandb_id
@@ -49,7 +51,7 @@ class Tracker:
         self._file = open(run_dir / METRICS, "ab", buffering=0)  # noqa: SIM115 - closed in close()
         # rows that a full disk did not take
         self._unwritten = b""
-        self._handlers = add_handlers(run_dir / f"{job_name}.log")
+        self._handlers = add_handlers(run_dir / f"{job_name}.log", on_screen=on_screen)
         self._mirrors = Mirrors(run_dir, options)
         self.wandb_id = self._mirrors.wandb_id
 

@@ -71,6 +71,7 @@ class Run:
         progress: what a resume file holds beside the engine's state.
         listeners: called with every row of metrics.jsonl.
         borrowed: what it began with of train.pretrained_dir, in words.
+        has_panel: something shows it already, so it has no bar.
     """
 
     run_dir: Path
@@ -83,6 +84,7 @@ class Run:
     progress: Progress
     listeners: list[Callable[[dict], None]]
     borrowed: list[str]
+    has_panel: bool
 
     @property
     def cfg(self) -> Config:
@@ -94,10 +96,26 @@ class Run:
         """Optimizer steps of the whole run."""
         return self.schedule.total_steps
 
+    @property
+    def num_epochs(self) -> int:
+        """Of the whole run."""
+        return self.epoch_of(self.total_steps - 1) + 1
+
     def epoch_of(self, step: int) -> int:
         """From 0, of the optimizer step `step`, from 0."""
         length = epoch_length(self.cfg, self.plan)
         return step // length if length else self.plan.locate(step)[0]
+
+    def steer_rate(self, peak: float) -> None:
+        """Another peak of the learning rate, from the next step on and in the parts of the run that go on after this."""
+        self.schedule = replace(self.schedule, peak=peak)
+        self.progress.steered["lr"] = [self.cfg.optimizer.lr, peak]
+
+    def steer_epochs(self, epochs: int, *, done: int) -> None:
+        """Another number of epochs, after the step `done`: the learning rate goes on from where it is."""
+        self.schedule = self.schedule.stretched(done, num_steps(self.cfg, self.plan, epochs=epochs))
+        self.progress.schedule = self.schedule.state()
+        self.progress.steered["epochs"] = [self.cfg.train.total_epochs, epochs]
 
 
 def open_sources(given: DictConfig, run_dir: Path) -> Sources:
@@ -130,8 +148,13 @@ def open_sources(given: DictConfig, run_dir: Path) -> Sources:
     )
 
 
-def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Callable[[dict], None]]) -> Run:
+def build_run(
+    sources: Sources, world: World, run_dir: Path, listeners: list[Callable[[dict], None]], *, has_panel: bool = False
+) -> Run:
     """Puts a run together, new or where it was left; rank 0 writes the first files of its folder.
+
+    Args:
+        has_panel: something shows the run already: there is no bar, and the screen has warnings only.
 
     Raises:
         UserError: the state to go on from is of another run, or the pretrained parts do not fit.
@@ -154,7 +177,9 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
     if world.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(sources.given, run_dir / "config.yaml")
-    tracker = start_tracker(cfg, run_dir, engine, settings=config, wandb_id=before.wandb_id if before else None)
+    tracker = start_tracker(
+        cfg, run_dir, engine, settings=config, wandb_id=before.wandb_id if before else None, on_screen=not has_panel
+    )
     run = Run(
         run_dir=run_dir,
         sources=sources,
@@ -168,6 +193,7 @@ def build_run(sources: Sources, world: World, run_dir: Path, listeners: list[Cal
         ),
         listeners=listeners,
         borrowed=borrowed,
+        has_panel=has_panel,
     )
     if world.is_first:
         say_start(run, before)
@@ -292,9 +318,9 @@ def epoch_length(cfg: Config, plan: BatchPlan) -> int | None:
     return cfg.train.epoch_iters
 
 
-def num_steps(cfg: Config, plan: BatchPlan) -> int:
-    """Optimizer steps of the whole run."""
-    length, epochs = epoch_length(cfg, plan), cfg.train.total_epochs
+def num_steps(cfg: Config, plan: BatchPlan, *, epochs: int | None = None) -> int:
+    """Optimizer steps of a whole run; of another number of epochs than the configuration's when it is given."""
+    length, epochs = epoch_length(cfg, plan), epochs or cfg.train.total_epochs
     if cfg.debug:
         epochs = min(epochs, DEBUG_EPOCHS)
     total = length * epochs if length else plan.steps_until(epochs)
@@ -303,27 +329,39 @@ def num_steps(cfg: Config, plan: BatchPlan) -> int:
 
 def schedule_from(cfg: Config, plan: BatchPlan, *, step: int, before: Progress | None) -> Schedule:
     """The learning rate from `step` on; of a resumed run it goes on from where it was, whatever the batch is now."""
-    schedule = Schedule(cfg.optimizer.lr, cfg.optimizer.warmup_steps, num_steps(cfg, plan))
+    peak = _steered(before, "lr", cfg.optimizer.lr)
+    epochs = _steered(before, "epochs", cfg.train.total_epochs)
+    schedule = Schedule(peak, cfg.optimizer.warmup_steps, num_steps(cfg, plan, epochs=epochs))
     if before is None:
         return schedule
     schedule = schedule.resumed(before.schedule)
     if before.global_batch == plan.global_batch:
         return schedule
     as_it_was = replace(plan, batch_size=before.global_batch, world_size=1, accumulation=1)
-    return replace(schedule, total_steps=num_steps(cfg, as_it_was)).stretched(step, schedule.total_steps)
+    return replace(schedule, total_steps=num_steps(cfg, as_it_was, epochs=epochs)).stretched(step, schedule.total_steps)
+
+
+def _steered(before: Progress | None, name: str, configured: Any) -> Any:
+    """What was asked of a run while it trained, unless its configuration says something else since."""
+    asked = before.steered.get(name) if before else None
+    return asked[1] if asked and asked[0] == configured else configured
 
 
 # ---------------------------------------------------------------- what is told
 
 
-def start_tracker(cfg: Config, run_dir: Path, engine: Engine, *, settings: dict, wandb_id: str | None) -> Tracker:
+def start_tracker(
+    cfg: Config, run_dir: Path, engine: Engine, *, settings: dict, wandb_id: str | None, on_screen: bool
+) -> Tracker:
     """Where the rows go, from the engine's step on."""
     mirrors = MirrorOptions(
         wandb_mode="disabled" if cfg.debug else cfg.wandb.mode, wandb_project=cfg.wandb.project, wandb_id=wandb_id,
         settings=settings, tensorboard=cfg.tensorboard,
     )  # fmt: skip
     active = engine.world.is_first
-    return Tracker(run_dir, active=active, job_name=cfg.job_name, mirrors=mirrors, resumed_step=engine.step)
+    return Tracker(
+        run_dir, active=active, job_name=cfg.job_name, mirrors=mirrors, resumed_step=engine.step, on_screen=on_screen
+    )
 
 
 def say_start(run: Run, before: Progress | None) -> None:

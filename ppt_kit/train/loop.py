@@ -16,12 +16,18 @@ from ppt_kit.checkpoint import BackgroundWriter, mark_best, save_model, save_res
 from ppt_kit.data.loader import to_device
 from ppt_kit.engine import barrier, from_first
 from ppt_kit.signals import StopSignals
-from ppt_kit.tracking import bar_pace
+from ppt_kit.tracking import bar_pace, has_bars
 from ppt_kit.train.assemble import Run, training_batches, validation_batches
 from ppt_kit.train.evaluations import Due, evaluations_of
+from ppt_kit.train.lines import Lines
 from ppt_kit.train.progress import resume_content
+from ppt_kit.train.steering import STOP, Request, Requests, answer, obey
 
 log = logging.getLogger(__name__)
+
+# the reason in the row of kind end of a run that was asked to stop
+STOPPED = "Stop"
+OVER = "everything is trained, only evaluations are left: Stop ends them"
 
 
 def train(run: Run) -> int:
@@ -65,6 +71,14 @@ class _Loop:
         self.trained = run.engine.step >= run.total_steps
         self._evaluations = evaluations_of(run)
         self._pace, self._saved_at = _Pace(), time.monotonic()
+        # the learning rate of the last step
+        self._rate = 0.0
+        # a request to stop came, on every rank
+        self._told_to_stop = False
+        # what rank 0 was asked and no rank has heard of yet
+        self._inbox, self._asked = Requests(run.run_dir), list[Request]()
+        self._loader = training_batches(run)
+        self._lines = Lines(shown=run.engine.world.is_first and not run.has_panel and not has_bars())
         # () each, on the device, this rank's: of the steps that are not in progress.losses yet
         self._losses: list[torch.Tensor] = []
         # written by the writer's thread, not yet told
@@ -77,14 +91,15 @@ class _Loop:
         run, cfg = self.run, self.run.cfg
         with self._bar() as bar:
             asked = time.perf_counter()
-            for step, micro_batches in training_batches(run):
+            for step, micro_batches in self._loader:
                 self._pace.waited += time.perf_counter() - asked
                 self._step(step, micro_batches)
-                done, epoch, last = step + 1, run.epoch_of(step) + 1, step + 1 == run.total_steps
-                ends_epoch = run.epoch_of(done) != run.epoch_of(step) or last
                 bar.update()
                 self._tell(*self._evaluated())
-                stopped, due = run.engine.any_rank(self.signals.asked is not None, self._is_due())
+                done, epoch = step + 1, run.epoch_of(step) + 1
+                stopped, due = self._heard(done, bar)
+                last = done == run.total_steps
+                ends_epoch = run.epoch_of(done) != run.epoch_of(step) or last
                 # every log_interval steps: the only place where the host waits for the device
                 if done % cfg.log_interval == 0 or last:
                     self._row(done, epoch)
@@ -129,7 +144,7 @@ class _Loop:
 
     def _bar(self) -> tqdm:
         engine, total = self.run.engine, self.run.total_steps
-        hidden = not engine.world.is_first
+        hidden = not engine.world.is_first or self.run.has_panel or not has_bars()
         return tqdm(total=total, initial=engine.step, desc="training", unit="step", disable=hidden, **bar_pace())
 
     def _step(self, step: int, micro_batches: list[dict]) -> None:
@@ -137,9 +152,27 @@ class _Loop:
         run, began = self.run, time.perf_counter()
         batches = [run.sources.augment(to_device(batch, run.engine.world.device)) for batch in micro_batches]
         self._pace.augmenting += time.perf_counter() - began
-        self._losses.append(run.engine.train_step(batches, learning_rate=run.schedule.rate(step)))
+        self._rate = run.schedule.rate(step)
+        self._losses.append(run.engine.train_step(batches, learning_rate=self._rate))
         self._pace.steps += 1
         run.progress.position, run.progress.skipped = run.plan.locate(step + 1), run.engine.skipped
+
+    def _heard(self, done: int, bar: tqdm) -> tuple[bool, bool]:
+        """(whether the run is to stop, whether it is to save) after the step `done`, on every rank alike."""
+        engine = self.run.engine
+        if engine.world.is_first:
+            self._asked += self._inbox.take()
+        stopped, due, asked = engine.any_rank(self.signals.asked is not None, self._is_due(), bool(self._asked))
+        if not asked:
+            return stopped, due
+        requests = from_first(self._asked)
+        self._asked = []
+        rows = obey(self.run, requests, done=done)
+        self._tell(*rows)
+        self._loader.last_step = bar.total = self.run.total_steps
+        self._told_to_stop |= any(each.what == STOP for each in requests)
+        # saved at once: a run that is killed later goes on as it was asked to
+        return stopped or self._told_to_stop, due or any(row["refused"] is None for row in rows)
 
     def _is_due(self) -> bool:
         """Whether train.save_every_minutes have passed; rank 0 decides for all."""
@@ -166,7 +199,7 @@ class _Loop:
             step=done,
             epoch=epoch,
             loss=progress.loss,
-            lr=run.schedule.rate(done - 1),
+            lr=self._rate,
             grad_norm=run.engine.gradient_norm(),
             samples_per_s=round(pace.steps * run.plan.global_batch / seconds, 2),
             steps_per_s=round(pace.steps / seconds, 4),
@@ -175,8 +208,12 @@ class _Loop:
             **timing,
             save_s=round(pace.saving, 6),
             skipped=progress.skipped,
+            total_steps=run.total_steps,
+            epochs=run.num_epochs,
+            **run.engine.world.memory_gb(),
         )
         self._tell(row)
+        self._lines.tell(row)
         run.engine.seconds = dict.fromkeys(run.engine.seconds, 0.0)
         progress.losses, self._pace = [], _Pace()
 
@@ -249,10 +286,9 @@ class _Loop:
         self.writer.submit(write)
 
     def _stop(self, done: int) -> int:
-        """A signal asked for it, and the state is being saved."""
+        """A signal or a request asked for it, and the state is being saved."""
         self.writer.wait()
-        number = from_first(self.signals.asked or signal.SIGTERM)
-        name = signal.Signals(number).name
+        number, name = self._why(from_first(self.signals.asked))
         failed = from_first(self.writer.failure and str(self.writer.failure))
         if failed:
             self._end(done, f"{name}, not saved: {failed}")
@@ -261,7 +297,7 @@ class _Loop:
         self._end(done, name)
         suffix = self.run.cfg.suffix
         log.info("stopped by %s after step %d, saved; go on with train.resume=auto suffix=%s", name, done, suffix)
-        return 128 + int(number)
+        return 128 + number
 
     def _finish(self) -> int:
         """After the last step."""
@@ -271,22 +307,35 @@ class _Loop:
         self.trained, end = True, self.run.total_steps
         self._tell(*self._evaluated())
         if self._evaluations is not None:
-            if not self._evaluations.wait(self._tell, until=lambda: self.signals.asked is not None):
-                return self._stop_evaluating(signal.Signals(self.signals.asked or signal.SIGTERM))
+            if not self._evaluations.wait(self._tell, until=self._is_told_to_stop):
+                return self._stop_evaluating()
             self._evaluations.conclude()
         self._end(end, "finished")
         log.info("finished after %d steps: %s", end, self.run.run_dir)
         return 0
 
-    def _stop_evaluating(self, asked: signal.Signals) -> int:
-        """A signal asked for it, once everything is trained and saved."""
+    def _is_told_to_stop(self) -> bool:
+        """Of rank 0, once everything is trained: there is nothing else left to change."""
+        for request in self._inbox.take():
+            self._tell(answer(self.run, request, done=self.run.total_steps, refused=None if request.what == STOP else OVER))
+            self._told_to_stop |= request.what == STOP
+        return self._told_to_stop or self.signals.asked is not None
+
+    def _why(self, asked: int | None) -> tuple[int, str]:
+        """(the signal that stopped the run, or SIGTERM for a request; what it is called), of the one that rank 0 got."""
+        number = asked or signal.SIGTERM
+        return int(number), STOPPED if asked is None and self._told_to_stop else signal.Signals(number).name
+
+    def _stop_evaluating(self) -> int:
+        """A signal or a request asked for it, once everything is trained and saved."""
         assert self._evaluations is not None, "rank 0 evaluates"
-        self._end(self.run.total_steps, asked.name)
+        number, name = self._why(self.signals.asked)
+        self._end(self.run.total_steps, name)
         log.info(
             "stopped by %s: trained to the end, %d checkpoint(s) not evaluated; go on with train.resume=auto suffix=%s",
-            asked.name, self._evaluations.waiting, self.run.cfg.suffix,
+            name, self._evaluations.waiting, self.run.cfg.suffix,
         )  # fmt: skip
-        return 128 + int(asked)
+        return 128 + number
 
     def _end(self, step: int, reason: str) -> None:
         self._tell(self.run.tracker.row("end", step=step, reason=reason))

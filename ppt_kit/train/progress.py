@@ -28,7 +28,7 @@ FREE = {"dataset": ("cache_dir", "cache_gb"), "normalizer": ("path", "any_datase
 class Progress:
     """What a run knows of its past, to go on as if it had never stopped: a field added here is saved and read back.
 
-    Fields are plain: numbers, texts, None, and lists or tuples of them.
+    Fields are plain: numbers, texts, None, and lists, tuples or mappings of them.
 
     Attributes:
         position: (pass, windows of it that were seen) where the next step begins.
@@ -40,6 +40,7 @@ class Progress:
         loss: of the last row.
         val_loss: of the last validation.
         skipped: micro batches left out because their loss was not finite.
+        steered: lr and epochs that were asked for while it trained, each as [the configuration's, what was asked].
     """
 
     position: tuple[int, int] = (0, 0)
@@ -51,6 +52,7 @@ class Progress:
     loss: float = float("nan")
     val_loss: float = float("nan")
     skipped: int = 0
+    steered: dict[str, list] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """Every field, as a copy of plain values."""

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.checks import check_fits, check_values, domain_names
@@ -22,7 +24,9 @@ from ppt_kit.jobs.job import refuse_second, run_job
 from ppt_kit.jobs.parents import watch_launchers
 from ppt_kit.signals import end_with_parent
 from ppt_kit.train.assemble import Sources, build_run, open_sources
+from ppt_kit.train.background import Background
 from ppt_kit.train.loop import train
+from ppt_kit.train.steering import STOP, ask, forget_requests
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,8 @@ class UnifiedTrainer:
     Attributes:
         cfg: the whole configuration, as a DictConfig.
         run_dir: <output_dir>/<domains joined by +>/<suffix>.
-        listeners: called with every row that metrics.jsonl gets; live plots hook in here.
+        listeners: called with every row that metrics.jsonl gets, by the thread that trains.
+        panel: what shows this run in a notebook; None where nothing does.
     Raises:
         UserError: the configuration is not valid, or the mode is unknown.
     """
@@ -57,27 +62,72 @@ class UnifiedTrainer:
             OmegaConf.update(self.cfg, "suffix", datetime.now().strftime("%Y%m%d-%H%M%S"))
         self.run_dir = Path(self.cfg.output_dir) / "+".join(domain_names(self.cfg.domains)) / self.cfg.suffix
         self.listeners: list[Callable[[dict], None]] = []
+        self.panel: Any = None
         self._started = time.time()
+        self._background: Background | None = None
 
-    def run(self) -> int:
+    def run(self, *, background: bool = False) -> int | None:
         """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well.
 
+        Args:
+            background: train in a thread, and return None as soon as it has begun: `wait` gives the exit code, `stop`
+                ends it with a checkpoint. It ends with this process, saved too.
         Raises:
             KeyboardInterrupt: it was interrupted and has saved; what follows in a notebook does not run.
+            UserError: this run trains already, or could not begin.
         """
-        code = self._run()
+        if self.running:
+            raise UserError(f"{self.run_dir}: this run trains in the background already: run.wait(), or run.stop().")
+        work = self._work()
+        if not is_rank(os.environ):
+            self.panel = self._shown()
+        if background:
+            self._background = Background(work, stop=self.stop)
+            return None
+        code = work()
         # of a launched rank the launcher asks for the code
         if code == INTERRUPTED and not is_rank(os.environ):
             kept = f"{self.run_dir} is saved; run.resume(), or train.resume=auto suffix={self.cfg.suffix}, goes on"
             raise KeyboardInterrupt(f"stopped by Ctrl-C: {kept}")
         return code
 
-    def resume(self) -> int:
+    def resume(self, *, background: bool = False) -> int | None:
         """Goes on from the run folder's newest checkpoint, or starts if there is none; as `run`."""
         OmegaConf.update(self.cfg, "train.resume", "auto")
-        return self.run()
+        return self.run(background=background)
 
-    def _run(self) -> int:
+    @property
+    def running(self) -> bool:
+        """Whether it trains in the background."""
+        return self._background is not None and self._background.running
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the training in the background that could not go on; None where nothing did."""
+        return self._background.failure if self._background is not None else None
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """The exit code of `run(background=True)` once it has ended.
+
+        Raises:
+            TimeoutError: it trains after `timeout_s` still.
+            Exception: what ended it, if it could not go on.
+            UserError: nothing was started in the background.
+        """
+        if self._background is None:
+            raise UserError("nothing trains in the background: start it by run.run(background=True).")
+        return self._background.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Asks the run, wherever its processes are, to end with a checkpoint; returns at once."""
+        ask(self.run_dir, STOP)
+
+    def _shown(self) -> Any:
+        """What shows the run where it is started; None where it has a bar or lines in the log."""
+        return None
+
+    def _work(self) -> Callable[[], int]:
+        """What trains, and gives the exit code; what can be wrong before is told by this."""
         num_devices, world_size = num_visible_devices(), self.cfg.world_size
         what = decide(self.mode, world_size=world_size, env=os.environ, num_devices=num_devices)
         if what == "single":
@@ -87,16 +137,20 @@ class UnifiedTrainer:
                     "Type train_mode=distributed for %d.",
                     world_size, self.mode, num_devices, world_size,
                 )  # fmt: skip
-            return self.run_single_gpu()
+            return self._alone()
         if what == "rank":
-            return self.run_distributed()
-        return self._run_ranks(num_devices)
+            return self.run_distributed
+        return self._ranks(num_devices)
 
     def run_single_gpu(self) -> int:
         """Trains in this process, on its GPU or its CPU; 0, or 128 + the signal that stopped it."""
+        return self._alone()()
+
+    def _alone(self) -> Callable[[], int]:
+        asked_from = time.time()
         refuse_second(self.run_dir)
         sources = open_sources(self.cfg, self.run_dir)
-        return self._train(sources, join_world())
+        return lambda: self._train(sources, join_world(), asked_from=asked_from)
 
     def run_distributed(self) -> int:
         """Trains as one rank of a launched job (RANK, LOCAL_RANK and WORLD_SIZE are set); as `run_single_gpu`."""
@@ -112,7 +166,7 @@ class UnifiedTrainer:
         sources = open_sources(self.cfg, self.run_dir)
         world = self._setup_distributed(numbers["LOCAL_RANK"], numbers["WORLD_SIZE"])
         try:
-            return self._train(sources, world)
+            return self._train(sources, world, asked_from=psutil.Process().create_time())
         except UserError:
             raise
         except Exception:
@@ -137,8 +191,11 @@ class UnifiedTrainer:
     def _cleanup_distributed(self) -> None:
         leave_world(self._world)
 
-    def _train(self, sources: Sources, world: World) -> int:
-        run = build_run(sources, world, self.run_dir, self.listeners)
+    def _train(self, sources: Sources, world: World, *, asked_from: float) -> int:
+        """`asked_from`: requests from before were another part of the run's."""
+        run = build_run(sources, world, self.run_dir, self.listeners, has_panel=self.panel is not None)
+        if world.is_first:
+            forget_requests(self.run_dir, before=asked_from)
         try:
             return train(run)
         except UserError as error:
@@ -147,8 +204,9 @@ class UnifiedTrainer:
                 note_failure(self.run_dir, rank=world.rank, text=f"error: {error}")
             raise
 
-    def _run_ranks(self, num_devices: int) -> int:
+    def _ranks(self, num_devices: int) -> Callable[[], int]:
         """Starts the ranks and waits for them; what can be wrong is told first, once, and by no rank."""
-        local_share(os.environ, world_size=self.cfg.world_size, num_devices=num_devices)
+        world_size = self.cfg.world_size
+        local_share(os.environ, world_size=world_size, num_devices=num_devices)
         open_sources(self.cfg, self.run_dir)
-        return run_job(self.cfg, self.run_dir, world_size=self.cfg.world_size, num_devices=num_devices)
+        return lambda: run_job(self.cfg, self.run_dir, world_size=world_size, num_devices=num_devices)

@@ -1,0 +1,41 @@
+"""How far a run is, as lines of its log: for a file, where no bar can move."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Lines:
+    """One every SECONDS_BETWEEN_LINES at most; none unless `shown`."""
+
+    def __init__(self, *, shown: bool):
+        self._shown, self._told_at = shown, time.monotonic()
+
+    def tell(self, row: Mapping[str, Any]) -> None:
+        """A row of kind train."""
+        if not self._shown or time.monotonic() - self._told_at < SECONDS_BETWEEN_LINES:
+            return
+        self._told_at = time.monotonic()
+        left = (row["total_steps"] - row["step"]) / max(1e-9, row["steps_per_s"])
+        log.info(
+            "step %d/%d  epoch %d/%d  loss %.4f  %.0f windows/s  %s left",
+            row["step"], row["total_steps"], row["epoch"], row["epochs"], row["loss"], row["samples_per_s"],
+            in_words(left),
+        )  # fmt: skip
+
+
+def in_words(seconds: float) -> str:
+    """40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 36 else f"{hours // 24} d {hours % 24} h"
