@@ -34,7 +34,7 @@ _WHERE = {
     "Encoder": "models.encoders",
     "Actor": "models.actor",
     "Execution": "models.chunks",
-    "UnifiedTrainer": "train.trainer",
+    "UnifiedTrainer": "notebook.trainer",
     "sweep": "runs.sweep",
     "launch": "notebook.launching",
     "attach": "notebook.launching",

@@ -28,7 +28,7 @@ class Background:
         self._work, self._stop, self._code = work, stop, 1
         # a daemon: what is not saved when the process ends must not keep it from ending
         self._thread = threading.Thread(target=self._run, name="ppt_kit-run", daemon=True)
-        atexit.register(self._leave)
+        _at_exit(self._leave)
         self._thread.start()
 
     @property
@@ -60,10 +60,14 @@ class Background:
             self.failure = error
             # printed with its traceback by threading
             raise
-        finally:
-            atexit.unregister(self._leave)
 
     def _leave(self) -> None:
         """The process ends."""
-        self._stop()
-        self._thread.join(LEAVES_IN_S)
+        if self.running:
+            self._stop()
+            self._thread.join(LEAVES_IN_S)
+
+
+def _at_exit(act: Callable[[], None]) -> None:
+    """Has `act` called while threads can still start others: atexit itself comes after the pools of threads have ended."""
+    getattr(threading, "_register_atexit", atexit.register)(act)

@@ -65,6 +65,7 @@ class UnifiedTrainer:
         self.panel: Any = None
         self._started = time.time()
         self._background: Background | None = None
+        self._failure: BaseException | None = None
 
     def run(self, *, background: bool = False) -> int | None:
         """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well.
@@ -82,9 +83,9 @@ class UnifiedTrainer:
         if not is_rank(os.environ):
             self.panel = self._shown()
         if background:
-            self._background = Background(work, stop=self.stop)
+            self._background = Background(lambda: self._noted(work), stop=self.stop)
             return None
-        code = work()
+        code = self._noted(work)
         # of a launched rank the launcher asks for the code
         if code == INTERRUPTED and not is_rank(os.environ):
             kept = f"{self.run_dir} is saved; run.resume(), or train.resume=auto suffix={self.cfg.suffix}, goes on"
@@ -103,8 +104,8 @@ class UnifiedTrainer:
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended the training in the background that could not go on; None where nothing did."""
-        return self._background.failure if self._background is not None else None
+        """What ended the training that could not go on; None where nothing did."""
+        return self._failure
 
     def wait(self, timeout_s: float | None = None) -> int:
         """The exit code of `run(background=True)` once it has ended.
@@ -125,6 +126,14 @@ class UnifiedTrainer:
     def _shown(self) -> Any:
         """What shows the run where it is started; None where it has a bar or lines in the log."""
         return None
+
+    def _noted(self, work: Callable[[], int]) -> int:
+        self._failure = None
+        try:
+            return work()
+        except BaseException as error:
+            self._failure = error
+            raise
 
     def _work(self) -> Callable[[], int]:
         """What trains, and gives the exit code; what can be wrong before is told by this."""

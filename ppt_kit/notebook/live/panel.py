@@ -1,0 +1,143 @@
+"""The panel of a run: a widget that is told what is new, and hands on what its buttons ask."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ppt_kit.errors import UserError
+from ppt_kit.notebook.live.following import Following, thinned
+from ppt_kit.train.steering import ask
+
+PERIOD_S = 0.5
+# after that many without an answer, a page is taken to have what it was sent: while a cell runs some cannot answer
+UNANSWERED = 60
+HERE = Path(__file__).parent
+
+
+class Panel(anywidget.AnyWidget):
+    """Follows a run folder from a thread of its own.
+
+    The page says how many rows it has, and is sent the others: it may come late, or be loaded again.
+
+    Args:
+        run_dir: may come into being later.
+        failure: what ended a run of this process, if anything did.
+    Attributes:
+        news: rows from a place on, and what is known besides; what the page draws.
+    """
+
+    _esm = HERE / "panel.js"
+    _css = HERE / "panel.css"
+    news = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, run_dir: Path, *, failure: Callable[[], BaseException | None] = lambda: None):
+        self.run_dir = run_dir
+        self._following, self._failure = Following(run_dir), failure
+        # rows that the page has, and how often it was sent some since it last said so
+        self._has, self._sent, self._unanswered = 0, 0, 0
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        # what a request came to: a sentence, which request (the page's number, the row's id), whether it was refused
+        self._said: dict[str, Any] = {}
+        self._following.read()
+        super().__init__(news=self._news(0))
+        self._sent = len(self._following.rows)
+        _answer_while_busy(self.comm)
+        self.on_msg(self._hear)
+        threading.Thread(target=self._follow, name="ppt_kit-panel", daemon=True).start()
+
+    def close(self) -> None:
+        """It follows no longer, and is taken off the page."""
+        self._closed.set()
+        super().close()
+
+    def __repr__(self) -> str:
+        return f"<panel of {self.run_dir}>"
+
+    def _follow(self) -> None:
+        while not self._closed.wait(PERIOD_S):
+            self._tell()
+
+    def _tell(self, *, anyway: bool = False) -> None:
+        """Sends what the page lacks, if something is new."""
+        with self._lock:
+            part = self._following.part
+            is_new = self._following.read()
+            if self._following.part != part:
+                self._has = self._sent = 0
+            if not (anyway or is_new or self._failed() != self.news.get("failed")):
+                return
+            self._unanswered += 1
+            if self._unanswered > UNANSWERED:
+                self._has = self._sent
+            self._sent = len(self._following.rows)
+            self.news = self._news(self._has)
+
+    def _news(self, first: int) -> dict:
+        rows = self._following.rows
+        return {
+            "run": "/".join(self.run_dir.parts[-2:]),
+            "folder": str(self.run_dir),
+            "part": self._following.part,
+            "first": first,
+            "end": len(rows),
+            "rows": thinned(rows[first:]),
+            "age_s": self._following.age_s(),
+            "peak": self._peak(),
+            "failed": self._failed(),
+            "said": self._said,
+        }
+
+    def _failed(self) -> str | None:
+        error = self._failure()
+        return f"{type(error).__name__}: {error}" if error is not None else None
+
+    def _peak(self) -> float | None:
+        """Of the learning rate: what was asked last, or what the configuration says."""
+        for row in reversed(self._following.rows):
+            if row.get("kind") == "steer" and row.get("asked") == "lr" and not row.get("refused"):
+                return row["value"]
+        try:
+            return float(OmegaConf.load(self.run_dir / "config.yaml").optimizer.lr)
+        # not there yet, being written, or of another program
+        except (OSError, ValueError, TypeError, AttributeError, OmegaConfBaseException):
+            return None
+
+    def _hear(self, _: Any, content: dict, buffers: Any) -> None:
+        """What the page says; in whichever thread the kernel hears it."""
+        if "has" in content:
+            with self._lock:
+                self._unanswered = 0
+                same = content.get("part") == self._following.part
+                self._has = min(int(content["has"]), len(self._following.rows)) if same else 0
+                behind = self._has < self._sent
+            if behind:
+                self._tell(anyway=True)
+        if "ask" in content:
+            self._ask(content["ask"], content.get("value"), number=content.get("number"))
+
+    def _ask(self, what: str, value: Any, *, number: Any) -> None:
+        epoch = next((row["epoch"] for row in reversed(self._following.rows) if row.get("epoch")), 1)
+        try:
+            request = ask(self.run_dir, what, value, epoch=epoch)
+            self._said = {"number": number, "id": request.id}
+        except (UserError, OSError) as error:
+            self._said = {"number": number, "refused": str(error)}
+        self._tell(anyway=True)
+
+
+def _answer_while_busy(comm: Any) -> None:
+    """Has the kernel hear the page in the thread that the page chose, also while the main thread runs a cell.
+
+    JupyterLab sends the messages of widgets to a thread of the kernel's beside the main one (a subshell, ipykernel 7).
+    ipykernel 7.4 hands them to the thread that wrote to the page last instead, which for a cell is the one that is busy.
+    """
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda data, default: default
