@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 
 import numpy as np
@@ -243,6 +242,8 @@ def test_in_the_background_a_run_leaves_the_caller_free_and_ends_as_it_is_asked(
     assert load_resume(run.run_dir)["engine"]["step"] == end["step"]
 
 
+# threading prints the traceback
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_is_wrong_is_told_before_the_background_begins_and_what_breaks_later_by_wait(small_cfg):
     with pytest.raises(UserError, match="no-such"):
         UnifiedTrainer(small_cfg("domains=no-such")).run(background=True)
@@ -276,3 +277,15 @@ def test_a_process_that_ends_saves_what_trains_in_its_background(small_cfg, smal
     folder = tmp_path / "models/a/run"
     assert read_metrics(folder, "end").iloc[0]["reason"] == "Stop"
     assert load_resume(folder)["engine"]["step"] == read_metrics(folder, "end").iloc[0]["step"]
+
+
+def test_a_launched_run_in_the_background_is_stopped_through_its_folder(small_cfg):
+    run = UnifiedTrainer(small_cfg(*LONG, "train_mode=distributed", "world_size=2"))
+    run.run(background=True)
+    while not (run.run_dir / "metrics.jsonl").exists() or len(of_kind(run, "train")) < 3:
+        assert run.running
+        time.sleep(0.1)
+    run.stop()
+    assert run.wait(timeout_s=60) == 143
+    assert of_kind(run, "end").iloc[0]["reason"] == "Stop"
+    assert load_resume(run.run_dir)["engine"]["step"] == of_kind(run, "end").iloc[0]["step"]

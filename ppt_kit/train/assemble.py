@@ -107,7 +107,7 @@ class Run:
         return step // length if length else self.plan.locate(step)[0]
 
     def steer_rate(self, peak: float) -> None:
-        """Another peak of the learning rate, from the next step on and in the parts of the run that go on after this."""
+        """Another peak of the learning rate, from the next step on, also after a stop."""
         self.schedule = replace(self.schedule, peak=peak)
         self.progress.steered["lr"] = [self.cfg.optimizer.lr, peak]
 
@@ -180,21 +180,14 @@ def build_run(
     tracker = start_tracker(
         cfg, run_dir, engine, settings=config, wandb_id=before.wandb_id if before else None, on_screen=not has_panel
     )
-    run = Run(
-        run_dir=run_dir,
-        sources=sources,
-        engine=engine,
-        plan=plan,
-        schedule=schedule,
-        tracker=tracker,
-        card=card_of(sources.train_set, policy, config=config, stats=stats),
-        progress=replace(
-            before or Progress(), global_batch=plan.global_batch, schedule=schedule.state(), wandb_id=tracker.wandb_id
-        ),
-        listeners=listeners,
-        borrowed=borrowed,
-        has_panel=has_panel,
+    progress = replace(
+        before or Progress(), global_batch=plan.global_batch, schedule=schedule.state(), wandb_id=tracker.wandb_id
     )
+    run = Run(
+        run_dir=run_dir, sources=sources, engine=engine, plan=plan, schedule=schedule, tracker=tracker,
+        card=card_of(sources.train_set, policy, config=config, stats=stats),
+        progress=progress, listeners=listeners, borrowed=borrowed, has_panel=has_panel,
+    )  # fmt: skip
     if world.is_first:
         say_start(run, before)
     return run

@@ -69,5 +69,5 @@ class Background:
 
 
 def _at_exit(act: Callable[[], None]) -> None:
-    """Has `act` called while threads can still start others: atexit itself comes after the pools of threads have ended."""
+    """Has `act` called while the process ends and threads still start others: at atexit's turn pools refuse."""
     getattr(threading, "_register_atexit", atexit.register)(act)

@@ -317,12 +317,14 @@ class _Loop:
     def _is_told_to_stop(self) -> bool:
         """Of rank 0, once everything is trained: there is nothing else left to change."""
         for request in self._inbox.take():
-            self._tell(answer(self.run, request, done=self.run.total_steps, refused=None if request.what == STOP else OVER))
+            self._tell(
+                answer(self.run, request, done=self.run.total_steps, refused=None if request.what == STOP else OVER)
+            )
             self._told_to_stop |= request.what == STOP
         return self._told_to_stop or self.signals.asked is not None
 
     def _why(self, asked: int | None) -> tuple[int, str]:
-        """(the signal that stopped the run, or SIGTERM for a request; what it is called), of the one that rank 0 got."""
+        """(the signal that stopped the run, SIGTERM for a request; what it is called), of what rank 0 got."""
         number = asked or signal.SIGTERM
         return int(number), STOPPED if asked is None and self._told_to_stop else signal.Signals(number).name
 

@@ -137,9 +137,7 @@ def obey(run: Run, requests: Sequence[Request], *, done: int) -> list[dict]:
     return rows
 
 
-def answer(
-    run: Run, request: Request, *, done: int, was: float | None = None, refused: str | None = None
-) -> dict:
+def answer(run: Run, request: Request, *, done: int, was: float | None = None, refused: str | None = None) -> dict:
     """The row of kind steer of a request that was obeyed, or refused."""
     return run.tracker.row(
         "steer", step=done, epoch=run.epoch_of(done - 1) + 1, asked=request.what, value=request.value, was=was,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import psutil
 from omegaconf import DictConfig, OmegaConf
@@ -66,6 +66,12 @@ class UnifiedTrainer:
         self._started = time.time()
         self._background: Background | None = None
         self._failure: BaseException | None = None
+
+    @overload
+    def run(self, *, background: Literal[False] = False) -> int: ...
+
+    @overload
+    def run(self, *, background: bool) -> int | None: ...
 
     def run(self, *, background: bool = False) -> int | None:
         """Trains in the mode that configuration and environment ask for; the exit code, 0 when all went well.

@@ -12,8 +12,9 @@ from ppt_kit.tracking import METRICS
 
 # of each row; the rest is for tables
 SHOWN = (
-    "kind", "step", "epoch", "epochs", "total_steps", "loss", "val_loss", "lr", "samples_per_s", "steps_per_s", "host_gb",
-    "device_gb", "success", "low_95", "high_95", "domain", "path", "reason", "asked", "value", "was", "refused", "id",
+    "kind", "step", "epoch", "epochs", "total_steps", "loss", "val_loss", "lr", "samples_per_s", "steps_per_s",
+    "host_gb", "device_gb", "success", "low_95", "high_95", "domain", "path", "reason", "asked", "value", "was",
+    "refused", "id",
 )  # fmt: skip
 # points of a curve that come at once; more than a curve is wide would not be seen
 MOST_ROWS = 4000

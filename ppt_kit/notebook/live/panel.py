@@ -136,8 +136,8 @@ class Panel(anywidget.AnyWidget):
 def _answer_while_busy(comm: Any) -> None:
     """Has the kernel hear the page in the thread that the page chose, also while the main thread runs a cell.
 
-    JupyterLab sends the messages of widgets to a thread of the kernel's beside the main one (a subshell, ipykernel 7).
-    ipykernel 7.4 hands them to the thread that wrote to the page last instead, which for a cell is the one that is busy.
+    JupyterLab sends what widgets say to a thread of the kernel's beside the main one (a subshell, ipykernel 7).
+    ipykernel 7.4 hands it to the thread that wrote to the page last instead, which for a cell is the busy one.
     """
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda data, default: default
