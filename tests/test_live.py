@@ -7,12 +7,16 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, SMALL_WORDS, latest, run_script
 
+import ppt_kit as ppt
 from ppt_kit.checkpoint import load_model, load_resume
 from ppt_kit.errors import UserError
+from ppt_kit.notebook.live.following import Following, thinned
+from ppt_kit.notebook.live.panel import Panel
 from ppt_kit.tracking import read_metrics
-from ppt_kit.train import steering
+from ppt_kit.tracking.rows import drop_later_rows
+from ppt_kit.train import lines, steering
 from ppt_kit.train.steering import FOLDER, ask
 from ppt_kit.train.trainer import UnifiedTrainer
 
@@ -27,6 +31,13 @@ def at_once(monkeypatch):
 
 def asks_at(run, step, what, value=None):
     run.listeners.append(lambda row: row["kind"] == "train" and row["step"] == step and ask(run.run_dir, what, value))
+
+
+def wait_for(holds, timeout_s=30):
+    until = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def of_kind(run, kind):
@@ -196,8 +207,6 @@ json.dump([code, seen], open(f"{sys.argv[2]}/{os.environ['RANK']}.json", "w"))
 
 
 def test_two_ranks_obey_at_the_same_step(small_cfg, small_data, tmp_path):
-    from conftest import SMALL_WORDS, latest
-
     words = latest(
         *SMALL_WORDS, f"dataset_path={small_data}", "domains=a", f"output_dir={tmp_path / 'models'}", "suffix=run",
         "train_mode=distributed", "train.total_epochs=30000", "optimizer.lr=0.001", "train.val_interval=0",
@@ -258,8 +267,6 @@ def test_what_is_wrong_is_told_before_the_background_begins_and_what_breaks_late
 
 
 def test_a_process_that_ends_saves_what_trains_in_its_background(small_cfg, small_data, tmp_path):
-    from conftest import SMALL_WORDS, latest
-
     words = latest(
         *SMALL_WORDS, *LONG, f"dataset_path={small_data}", "domains=a", f"output_dir={tmp_path / 'models'}",
         "suffix=run",
@@ -289,3 +296,94 @@ def test_a_launched_run_in_the_background_is_stopped_through_its_folder(small_cf
     assert run.wait(timeout_s=60) == 143
     assert of_kind(run, "end").iloc[0]["reason"] == "Stop"
     assert load_resume(run.run_dir)["engine"]["step"] == of_kind(run, "end").iloc[0]["step"]
+
+
+# ---------------------------------------------------------------- what is followed
+
+
+def row_text(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_folder_is_followed_from_before_it_is_there_line_by_line_and_through_a_resume(tmp_path):
+    following, path = Following(tmp_path / "later"), tmp_path / "later/metrics.jsonl"
+    assert not following.read()
+    path.parent.mkdir()
+    path.write_text(row_text({"kind": "train", "step": 1}, {"kind": "train", "step": 2})[:-4])
+    assert following.read()
+    assert [row["step"] for row in following.rows] == [1]
+    with path.open("a") as file:
+        file.write("2}\n" + row_text({"kind": "train", "step": 3}))
+    assert following.read()
+    assert not following.read()
+    assert ([row["step"] for row in following.rows], following.part) == ([1, 2, 3], 0)
+    # as a run that goes on from step 1 does
+    drop_later_rows(path, 1)
+    with path.open("a") as file:
+        file.write(row_text({"kind": "train", "step": 2, "loss": 9}))
+    assert following.read()
+    assert ([row["step"] for row in following.rows], following.part) == ([1, 2], 1)
+
+
+def test_a_long_curve_comes_thinned_and_nothing_else_of_it_is_lost():
+    rows = [{"kind": "train", "step": step, "loss": 1.0, "forward_s": 0.1} for step in range(1, 10_002)]
+    rows.insert(50, {"kind": "val", "step": 50, "loss": 2.0})
+    shown = thinned(rows, most=1000)
+    assert [row for row in shown if row["kind"] == "val"] == [rows[50]]
+    steps = [row["step"] for row in shown if row["kind"] == "train"]
+    assert (steps[0], steps[-1]) == (1, 10_001)
+    assert 900 < len(steps) <= 1001
+    assert "forward_s" not in shown[0]
+
+
+def test_a_page_is_sent_what_it_lacks_and_only_that(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(row_text(*({"kind": "train", "step": step} for step in (1, 2, 3))))
+    panel = Panel(tmp_path)
+    try:
+        assert (panel.news["first"], panel.news["end"]) == (0, 3)
+        panel._hear(panel, {"has": 3, "part": 0}, [])
+        with path.open("a") as file:
+            file.write(row_text({"kind": "train", "step": 4}))
+        wait_for(lambda: panel.news["end"] == 4)
+        assert [row["step"] for row in panel.news["rows"]] == [4]
+        # a page that was loaded again
+        panel._hear(panel, {"has": 0, "part": None}, [])
+        assert [row["step"] for row in panel.news["rows"]] == [1, 2, 3, 4]
+        panel._hear(panel, {"ask": "lr", "value": "-1", "number": "7"}, [])
+        assert panel.news["said"]["number"] == "7"
+        assert "above 0" in panel.news["said"]["refused"]
+        panel._hear(panel, {"ask": "lr", "value": "0.25", "number": "8"}, [])
+        asked = json.loads(next((tmp_path / FOLDER).iterdir()).read_text())
+        assert (asked["what"], asked["value"], asked["id"]) == ("lr", 0.25, panel.news["said"]["id"])
+    finally:
+        panel.close()
+
+
+def test_live_takes_a_run_and_a_folder_and_says_what_a_file_is(small_cfg, tmp_path):
+    run = UnifiedTrainer(small_cfg())
+    assert ppt.live(run) is run.panel
+    assert run.panel.run_dir == run.run_dir
+    panel = ppt.live(str(tmp_path))
+    assert panel.run_dir == tmp_path
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="the run folder"):
+        ppt.live(tmp_path / "metrics.jsonl")
+    for each in (panel, run.panel):
+        each.close()
+
+
+def test_in_a_log_file_a_run_is_lines_ever_fewer_and_no_bar(caplog, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(lines.time, "monotonic", lambda: clock[0])
+    row = {
+        "step": 120, "total_steps": 4000, "epoch": 3, "epochs": 100, "loss": 0.04131, "samples_per_s": 812.4,
+        "steps_per_s": 5.0,
+    }  # fmt: skip
+    with caplog.at_level("INFO", logger="ppt_kit"):
+        told = lines.Lines(shown=True)
+        for second in range(36_000):
+            clock[0] = float(second)
+            told.tell(row)
+    assert caplog.messages[0] == "step 120/4000  epoch 3/100  loss 0.0413  812 windows/s  13 min left"
+    assert 100 < len(caplog.messages) < 250

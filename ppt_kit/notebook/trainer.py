@@ -14,19 +14,22 @@ log = logging.getLogger(__name__)
 
 class UnifiedTrainer(trainer.UnifiedTrainer):
     __doc__ = trainer.UnifiedTrainer.__doc__
+    # whether `run` has shown its panel, or met it
+    _was_shown = False
 
     def _shown(self) -> Any:
         if not _in_notebook():
             return None
-        # shown already, by ppt.live(run) in a cell before
-        if self.panel is not None:
-            return self.panel
         from IPython.display import display
 
         from ppt_kit.notebook.live import live
 
+        was_shown, self._was_shown = self._was_shown, True
+        # made by ppt.live(run) in a cell before: it is shown there
+        if self.panel is not None and not was_shown:
+            return self.panel
         try:
-            display(live(self))
+            display(self.panel if self.panel is not None else live(self))
         except UserError as error:
             log.warning("%s Until then a bar shows the run.", error)
         return self.panel

@@ -9,20 +9,23 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 10.0
+# as many in the first minutes as a reader likes, a dozen an hour later on
+FIRST_S, LAST_S, SHARE = 10.0, 300.0, 0.05
 
 
 class Lines:
-    """One every SECONDS_BETWEEN_LINES at most; none unless `shown`."""
+    """One every FIRST_S, and ever fewer as the run gets older, down to one every LAST_S; none unless `shown`."""
 
     def __init__(self, *, shown: bool):
-        self._shown, self._told_at = shown, time.monotonic()
+        self._shown, self._began = shown, time.monotonic()
+        self._told_at = self._began
 
     def tell(self, row: Mapping[str, Any]) -> None:
         """A row of kind train."""
-        if not self._shown or time.monotonic() - self._told_at < SECONDS_BETWEEN_LINES:
+        now = time.monotonic()
+        if not self._shown or now - self._told_at < min(LAST_S, max(FIRST_S, SHARE * (now - self._began))):
             return
-        self._told_at = time.monotonic()
+        self._told_at = now
         left = (row["total_steps"] - row["step"]) / max(1e-9, row["steps_per_s"])
         log.info(
             "step %d/%d  epoch %d/%d  loss %.4f  %.0f windows/s  %s left",

@@ -129,10 +129,8 @@ def obey(run: Run, requests: Sequence[Request], *, done: int) -> list[dict]:
             _change(run, request, done=done)
         except UserError as error:
             refused = str(error)
-            log.warning("asked of the run after step %d and refused: %s", done, refused)
-        else:
-            told = "" if request.value is None else f" {request.value:g}, was {was:g}"
-            log.info("asked of the run after step %d: %s%s", done, request.what, told)
+        if run.engine.world.is_first:
+            _say(request, done=done, was=was, refused=refused)
         rows.append(answer(run, request, done=done, was=was, refused=refused))
     return rows
 
@@ -143,6 +141,14 @@ def answer(run: Run, request: Request, *, done: int, was: float | None = None, r
         "steer", step=done, epoch=run.epoch_of(done - 1) + 1, asked=request.what, value=request.value, was=was,
         refused=refused, id=request.id,
     )  # fmt: skip
+
+
+def _say(request: Request, *, done: int, was: float | None, refused: str | None) -> None:
+    told = "" if was is None else f" {request.value:g}, was {was:g}"
+    if refused:
+        log.warning("asked after step %d and refused: %s", done, refused)
+    else:
+        log.info("asked after step %d: %s%s", done, request.what, told)
 
 
 def _was(run: Run, what: str) -> float | None:

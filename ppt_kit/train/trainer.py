@@ -63,6 +63,7 @@ class UnifiedTrainer:
         self.run_dir = Path(self.cfg.output_dir) / "+".join(domain_names(self.cfg.domains)) / self.cfg.suffix
         self.listeners: list[Callable[[dict], None]] = []
         self.panel: Any = None
+        self._has_panel = False
         self._started = time.time()
         self._background: Background | None = None
         self._failure: BaseException | None = None
@@ -87,7 +88,7 @@ class UnifiedTrainer:
             raise UserError(f"{self.run_dir}: this run trains in the background already: run.wait(), or run.stop().")
         work = self._work()
         if not is_rank(os.environ):
-            self.panel = self._shown()
+            self._has_panel = self._shown() is not None
         if background:
             self._background = Background(lambda: self._noted(work), stop=self.stop)
             return None
@@ -208,7 +209,7 @@ class UnifiedTrainer:
 
     def _train(self, sources: Sources, world: World, *, asked_from: float) -> int:
         """`asked_from`: requests from before were another part of the run's."""
-        run = build_run(sources, world, self.run_dir, self.listeners, has_panel=self.panel is not None)
+        run = build_run(sources, world, self.run_dir, self.listeners, has_panel=self._has_panel)
         if world.is_first:
             forget_requests(self.run_dir, before=asked_from)
         try:

@@ -1,6 +1,6 @@
 // A run while it trains: the kernel sends new rows of metrics.jsonl, this page keeps and draws them.
 
-const SMOOTHING = 0.93; // of the thick loss curve, a row
+const SMOOTHING = 0.9; // of the thick loss curve, a row
 const QUIET_S = 60; // without a row: said
 const UNHEARD_MS = 3000; // a kernel that is free has heard a request by then
 
@@ -103,6 +103,7 @@ class Chart {
         ...this.series.map((each) => {
           const mark = element("i");
           mark.style.borderColor = `var(${each.color})`;
+          mark.style.opacity = each.thin ? 0.4 : 1;
           return element("span", {}, mark, each.name);
         }),
         this.at,
@@ -228,7 +229,8 @@ class Chart {
       pen.arc(x(where), y(value), 3.5, 0, 7);
       pen.fill();
     }
-    const said = found.map(([, [, value]]) => (this.percent ? `${Math.round(value * 100)} %` : short(value)));
+    const named = found.length > 1 ? (each) => `${each.short ?? each.name} ` : () => "";
+    const said = found.map(([each, [, value]]) => named(each) + (this.percent ? `${Math.round(100 * value)} %` : short(value)));
     this.at.textContent = `step ${short(found[0][1][0])}: ${said.join(", ")}`;
   }
 }
@@ -386,7 +388,7 @@ class View {
     this.rate.set([{ name: "learning rate", points: known.rates, color: "--jp-info-color1" }], end);
     const shades = ["--jp-success-color1", "--jp-info-color1", "--jp-warn-color1", "--jp-error-color1"];
     const success = [...known.eval].map(([domain, points], place) => ({
-      name: `success in ${domain}`, points, color: shades[place % shades.length], dots: true, spread: true,
+      name: place ? domain : `success in ${domain}`, short: domain, points, color: shades[place % shades.length], dots: true, spread: true,
     }));
     this.success.box.style.display = success.length ? "" : "none";
     this.rate.box.classList.toggle("across", !success.length);
@@ -408,7 +410,7 @@ class View {
       ...(success.length ? [["success", `${Math.round((100 * success.reduce((a, b) => a + b)) / success.length)} %`]] : []),
       ["learning rate", short(last.lr)],
       ["samples/s", short(last.samples_per_s)],
-      [last.device_gb === undefined ? "memory" : "GPU memory, most", memory === undefined ? "–" : `${memory.toFixed(memory < 10 ? 2 : 1)} GB`],
+      [last.device_gb === undefined ? "memory" : "GPU memory", memory === undefined ? "–" : `${memory.toFixed(memory < 10 ? 2 : 1)} GB`],
     ];
     this.numbers.replaceChildren(
       ...told.map(([name, value]) => element("div", {}, element("span", { textContent: name }), element("b", { textContent: value }))),
@@ -419,7 +421,7 @@ class View {
     const rows = this.known.saved.slice(-3).reverse().map((row) => {
       const cells = [
         row.path?.split("/").at(-1) ?? "", `epoch ${row.epoch}`, `step ${short(row.step)}`, `loss ${short(row.loss)}`,
-        row.val_loss === undefined ? "" : `validation ${short(row.val_loss)}`,
+        row.val_loss === undefined ? "" : `val. ${short(row.val_loss)}`,
       ];
       return element("tr", {}, ...cells.map((textContent) => element("td", { textContent })));
     });
