@@ -62,6 +62,7 @@ _WHERE = {
     "compare_runs": "notebook.runs.compare",
     "pick_runs": "notebook.runs.picker",
     "live": "notebook.live",
+    "inspect": "notebook.inspect.door",
 }
 __all__ = sorted(_WHERE)
 __version__ = "0.1.0"
