@@ -21,10 +21,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-# drawn by the CPU, also WebGL; and a browser that asks nobody for anything
+# drawn by the CPU, also WebGL, as where there is no graphics card (the page by SwiftShader would take 100 ms a frame);
+# and a browser that asks nobody for anything
 FLAGS = [
     "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
+    "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-gpu-compositing",
 ]  # fmt: skip
 STARTS_IN_S, RUNS_IN_S = 60, 120
 OPENED = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel"

@@ -29,7 +29,7 @@ class Panel {
     this.pace.value = this.speed;
     this.which = make("input", { type: "range", class: "ppt-episode", min: 0, max: top, value: 0, "aria-label": "episode", oninput: () => this.choose(+this.which.value) });
     this.name = make("span", { class: "ppt-label" });
-    this.chips = episodes.some(each => each.outcome) && make("div", { class: "ppt-chips" }, ...episodes.map((each, i) =>
+    this.chips = !episodes.some(each => each.outcome) ? "" : make("div", { class: "ppt-chips" }, ...episodes.map((each, i) =>
       make("button", { class: `ppt-chip ppt-${each.outcome}`, text: each.label, title: each.outcome, onclick: () => this.choose(i) })));
     this.sentence = make("span", { class: "ppt-sentence" });
     this.facts = make("div", { class: "ppt-facts" });
