@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class Actor:
         horizon: frames and actions of a chunk.
         calls, latency_s: (N,) how often the policy was asked in this episode, and how long that took (s).
         share_s: (N,) the same time, that of each call shared among those that it was for (s).
+        listener: is told of each new chunk (Ta, Da), and whose it is.
     Raises:
         UserError: a chunk does not hold so many actions, or the head cannot do what is asked.
     """
@@ -64,6 +65,7 @@ class Actor:
         self._seeds = list(range(num_envs))
         self.padded, self.calls = padded, np.zeros(num_envs, np.int64)
         self.latency_s, self.share_s = np.zeros(num_envs), np.zeros(num_envs)
+        self.listener: Callable[[int, np.ndarray], None] | None = None
 
     @property
     def num_envs(self) -> int:
@@ -116,6 +118,8 @@ class Actor:
         if due:
             for i, chunk in zip(due, self._timed_ask(due)):
                 self._executors[i].add(chunk)
+                if self.listener is not None:
+                    self.listener(i, chunk)
         actions = np.full((self.num_envs, self._action_dim), np.nan)
         for i in awake:
             actions[i] = self._executors[i].pop()

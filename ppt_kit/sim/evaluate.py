@@ -60,7 +60,8 @@ def run_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> Evaluation:
     parts = parts_of(policy, options)
     for part in parts[1:]:
         plan_of(policy, part)
-    return Evaluation([row for part in parts for row in run_part(policy, part).rows])
+    results = [run_part(policy, part) for part in parts]
+    return Evaluation([row for each in results for row in each.rows], [by for each in results for by in each.made_by])
 
 
 def check_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> None:
@@ -103,7 +104,7 @@ def run_part(policy: PPTPolicy, options: PartOptions) -> Evaluation:
         except KeyboardInterrupt as stop:
             number = getattr(stop, "number", signal.SIGINT)
             raise Stopped(number, _kept(file, done, options)) from None
-    result = Evaluation([done[seed] for seed in options.seeds])
+    result = Evaluation([done[seed] for seed in options.seeds], [(policy, options)])
     if file:
         write_summary(result, file.path, where=where_of(policy, plan), ran=bool(left))
     if card:

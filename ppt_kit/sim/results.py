@@ -6,8 +6,9 @@ import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -40,9 +41,11 @@ class Evaluation:
             actions' bytes), trace (of each step four hex digits of all that was seen until then, and four of all that
             was done), made_with (what card.json says of versions and machine), video, policy_ms (a call of the policy,
             on average), policy_share (of the episode's time that the policy took), episode_s.
+        made_by: of each part (policy, options) that ran it in this session, so that `inspect` can run an episode again.
     """
 
     rows: list[dict]
+    made_by: list[tuple[Any, Any]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def frame(self) -> pd.DataFrame:

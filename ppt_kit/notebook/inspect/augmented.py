@@ -29,7 +29,7 @@ class Augmented:
     def __init__(self, dataset: MultiTrajDataset, options: Any = None):
         self.dataset = dataset
         self.options = augment_of(options)
-        self._change = Augmenter(self.options, {name: spec for name, spec in dataset.specs.items()})
+        self._change = Augmenter(self.options, dataset.specs)
         self.is_on = self._change.is_on
         asked = [name for name in CHANGED if is_asked(name, self.options)]
         by_default = ["shift_px, by default"] if self.is_on and not asked else []
@@ -60,7 +60,7 @@ class Augmented:
         return {"parts": packed.parts, "groups": list(groups)}, [*packed.buffers, *buffers]
 
     def _batch(self, number: int, step: int, *, draw: int) -> dict[str, Any]:
-        """The contract's batch of one window that begins at a step; beyond an edge the first or last row is repeated."""
+        """The contract's batch of one window; beyond an edge the first or last row is repeated."""
         name, episode = self.dataset.find_episode(number)
         domain, horizon = self.dataset.domains[name], self.dataset.horizon
         first, end = domain.store.bounds(episode)

@@ -12,18 +12,21 @@ from ppt_kit.data.dataset import MultiTrajDataset, load_dataset, open_dataset
 from ppt_kit.errors import UserError
 from ppt_kit.notebook.inspect.augmented import Augmented
 from ppt_kit.notebook.inspect.episodes import DatasetEpisodes, Episodes
+from ppt_kit.notebook.inspect.evaluated import EvaluatedEpisodes
 from ppt_kit.notebook.inspect.predicted import Predictor
 from ppt_kit.schema import Config
+from ppt_kit.sim.results import Evaluation
 
 
 def inspect(thing: Any, *, policy: Any = None, augment: Any = None, episode: int = 0) -> Any:
     """A widget that shows episodes: cameras, cloud, curves, the training window, and what a policy makes of them.
 
     Args:
-        thing: a dataset, as `load_dataset` or `open_dataset` gives it; the path of one in any format, or a configuration
-            that names one; or results of `evaluate`, whose episodes are run again from their seeds, failures first.
-        policy: from `load_policy`: its chunks are shown beside what was demonstrated. Of results: what acted, where they
-            do not come from this session's `evaluate`.
+        thing: a dataset, as `load_dataset` or `open_dataset` gives it; the path of one in any format, or a
+            configuration that names one; or results of `evaluate`, whose episodes are run again from their seeds as
+            they are looked at, failures first.
+        policy: from `load_policy`: its chunks are shown beside what was demonstrated. Of results: what acted, where
+            they do not come from this session's `evaluate`.
         augment: a configuration, or its `augment`, e.g. {"rotation_deg": [0, 0, 30]}; None = that of `thing`, of the
             policy's training, or the default.
         episode: which is shown first.
@@ -45,6 +48,9 @@ def inspect(thing: Any, *, policy: Any = None, augment: Any = None, episode: int
 
 
 def _episodes(thing: Any, policy: Any, augment: Any) -> Episodes:
+    results = [thing] if isinstance(thing, Evaluation) else thing
+    if isinstance(results, list) and all(isinstance(each, Evaluation) for each in results):
+        return EvaluatedEpisodes(results, policy)
     dataset: MultiTrajDataset
     if isinstance(thing, MultiTrajDataset):
         dataset = thing

@@ -24,7 +24,7 @@ class Episodes(Protocol):
     """What the widget shows: a dataset's episodes, or an evaluation's."""
 
     def listing(self) -> dict[str, Any]:
-        """"title", and "episodes": of each its label, and outcome ("", "success", "failure", "error")."""
+        """ "title", and "episodes": of each its label, and outcome ("", "success", "failure", "error")."""
 
     def episode(self, number: int) -> tuple[dict[str, Any], list[bytes]]:
         """All of one episode but its frames: see `described`."""

@@ -122,9 +122,7 @@ def ask(policy: PPTPolicy, domain: str, obs: dict[str, Any], steps: Sequence[int
     return policy.act(seen, domain, seeds=torch.from_numpy(seeds).to(device)).cpu().numpy()
 
 
-def errors(
-    policy: PPTPolicy, domain: str, chunks: np.ndarray, target: np.ndarray, *, padded: np.ndarray
-) -> np.ndarray:
+def errors(policy: PPTPolicy, domain: str, chunks: np.ndarray, target: np.ndarray, *, padded: np.ndarray) -> np.ndarray:
     """(n,) float32 mean |chunk - target| of normalised actions, those of `padded` (n, Ta) left out."""
     norm = cast(Affine, policy.action_norm[module_key(domain)])
     scale = norm.scale.cpu().numpy()[: chunks.shape[-1]]
@@ -171,7 +169,8 @@ def _whose(policy: PPTPolicy, dataset: MultiTrajDataset, name: str) -> str:
 def _seen_by(policy: PPTPolicy, whose: str, domain: Domain) -> Domain:
     views = policy.card.get("views")
     view = View.from_plain(views[whose]) if views else domain.view
-    lacking = [column for columns in view.columns().values() for column in columns if column not in domain.store.columns]
+    sees = [column for columns in view.columns().values() for column in columns]
+    lacking = [column for column in sees if column not in domain.store.columns]
     if lacking:
         raise UserError(
             f"policy: it sees {', '.join(lacking)}, which {domain.store.path} as it was opened has not. "

@@ -69,5 +69,3 @@ class Inspector(anywidget.AnyWidget):
 def _steps(asked: dict[str, Any]) -> list[int]:
     first, count, every = (int(asked[name]) for name in ("first", "count", "every"))
     return np.arange(first, first + count * every, every).tolist()
-
-

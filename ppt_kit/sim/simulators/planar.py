@@ -82,8 +82,12 @@ class PlanarEnv:
         discs += [(at, 0.008, red if self.touched else blue) for at in self.path]
         discs.append((self.path[-1], 0.03, red if self.touched else blue))
         for centre, radius, colour in discs:
-            cover = np.clip((radius - np.linalg.norm(pixels - centre, axis=-1)) / soft + 0.5, 0, 1)[..., None]
-            picture += cover * (np.array(colour) - picture)
+            # only where it is: a long way has many discs
+            reach, middle = radius / soft + 2, (np.asarray(centre) + 1.1) / (2.2 / (size - 1))
+            (left, right), (low, high) = ((int(max(m - reach, 0)), int(max(m + reach + 2, 0))) for m in middle)
+            part = np.s_[max(size - 1 - high, 0) : max(size - low, 0), left:right]
+            cover = np.clip((radius - np.linalg.norm(pixels[part] - centre, axis=-1)) / soft + 0.5, 0, 1)[..., None]
+            picture[part] += cover * (np.array(colour) - picture[part])
         return picture.round().astype(np.uint8)
 
     def _reading(self) -> dict[str, np.ndarray]:

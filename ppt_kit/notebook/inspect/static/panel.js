@@ -56,16 +56,17 @@ class Panel {
     this.model.save_changes();
   }
   open(number, step = 0) {
-    const turn = ++this.opened, { episodes } = this.model.get("listing");
+    const turn = ++this.opened, { episodes, waits } = this.model.get("listing");
     this.stop();
     this.which.value = number;
     this.name.textContent = episodes[number].label;
+    this.sentence.textContent = waits || "";
     this.refused.textContent = "";
     if (this.chips) [...this.chips.children].forEach((chip, i) => chip.classList.toggle("ppt-on", i === number));
     this.root.classList.add("ppt-waits");
     this.link.ask("episode", { episode: number }).then(
       ({ head, buffers }) => { if (turn === this.opened) this.show(number, head, buffers, step); },
-      error => { this.root.classList.remove("ppt-waits"); this.say(error.message); });
+      error => { this.root.classList.remove("ppt-waits"); this.sentence.textContent = ""; this.say(error.message); });
   }
   show(number, head, buffers, step) {
     this.forget();
