@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ class Lab:
         # without it JupyterLab asks which kernel is meant
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(book, self.folder / name)
-        where = f"workspaces/{Path(name).stem}/tree/{self.folder.name}/{name}"
+        inside = "" if self.folder.name == "books" else f"{self.folder.name}/"
+        where = f"workspaces/{Path(name).stem}/tree/{inside}{name}"
         self.page.goto(f"{self.url}lab/{where}?reset", wait_until="domcontentloaded")
         self.page.wait_for_function(f"Boolean({OPENED})", timeout=STARTS_IN_S * 1000)
         self.page.evaluate("jupyterapp.shell.collapseLeft()")
@@ -172,16 +174,34 @@ def cannot(reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def lab_server(tmp_path_factory) -> Iterator[tuple[str, str, Path]]:
-    """(address, token, folder) of a JupyterLab of the test run's own, on this machine only."""
-    folder, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
+    """A JupyterLab of the test run's own."""
+    folder = tmp_path_factory.mktemp("jupyter")
     (folder / "books").mkdir()
+    with served(folder) as server:
+        yield (*server, folder / "books")
+
+
+@pytest.fixture
+def lab(lab_server, tmp_path) -> Iterator[Lab]:
+    """A JupyterLab in a fresh browser."""
+    *server, books = lab_server
+    folder = books / tmp_path.name
+    folder.mkdir(exist_ok=True)
+    with browsing(server, folder) as opened:
+        yield opened
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, str]]:
+    """(address, token) of a JupyterLab on this machine only, whose notebooks lie in `folder`/books."""
+    token = secrets.token_hex(16)
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
             _command(folder), cwd=folder / "books", env=_environment(folder, token), stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
     try:
-        yield _address(server, folder), token, folder / "books"
+        yield _address(server, folder), token
     finally:
         server.terminate()
         try:
@@ -190,16 +210,14 @@ def lab_server(tmp_path_factory) -> Iterator[tuple[str, str, Path]]:
             server.kill()
 
 
-@pytest.fixture
-def lab(lab_server, tmp_path) -> Iterator[Lab]:
-    """A JupyterLab in a fresh browser."""
+@contextmanager
+def browsing(server: Sequence[str], folder: Path) -> Iterator[Lab]:
+    """A fresh browser, whose notebooks go to a folder of the server's."""
     sync_api = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else _playwright()
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if chromium is None:
         cannot(f"no browser: none of {', '.join(CHROMIUM)} is installed.")
-    url, token, books = lab_server
-    folder = books / tmp_path.name
-    folder.mkdir(exist_ok=True)
+    url, token = server
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         context = browser.new_context(viewport={"width": 1400, "height": 1000})

@@ -68,7 +68,7 @@ class EvaluatedEpisodes:
             head["groups"].append({"name": name, "names": [name], "height": 70})
             buffers.append(np.ascontiguousarray(values, np.float32).tobytes())
         if kept.pictures:
-            watched = {"name": WATCHED, "kind": "rgb", "height": VIDEO_SIZE, "width": VIDEO_SIZE}
+            watched = {"name": WATCHED, "kind": "rgb", "height": VIDEO_SIZE, "width": VIDEO_SIZE, "title": "for people"}
             head["cameras"] = [watched, *head["cameras"]]
         head["language"] = kept.frames[0].get("language", "")
         head |= {"hand": hand_column(spec), "can_augment": False}

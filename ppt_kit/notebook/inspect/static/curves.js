@@ -1,6 +1,6 @@
 // One group of curves over an episode, with the cursor, the training window and what is predicted.
 
-const MARGIN = { left: 44, right: 8, top: 8, bottom: 16 };
+const MARGIN = { left: 44, right: 12, top: 8, bottom: 16 };
 
 class Curves {
   constructor(root, group, values, { length, seek, height = 120 }) {
@@ -27,7 +27,7 @@ class Curves {
       this.hidden.has(i) ? this.hidden.delete(i) : this.hidden.add(i);
       element.classList.toggle("ppt-off", this.hidden.has(i));
       this.draft(); this.again();
-    } }, make("i", { style: `background:${this.color(i)}` }), make("span", { text: name }), value);
+    } }, make("i", { style: `background:${this.color(i)}` }), this.dims > 1 && make("span", { text: name }), value);
     this.legend.append(element);
     return value;
   }
@@ -64,16 +64,15 @@ class Curves {
     const g = sharp(this.still, this.width, this.height), { left, width, top, height } = this.inner, colors = themed(this.root);
     g.strokeStyle = colors.line; g.lineWidth = 1; g.fillStyle = colors.faint; g.font = "10px sans-serif"; g.textAlign = "right"; g.textBaseline = "middle";
     const [low, high] = this.bounds[this.bounds.findIndex((_, i) => !this.hidden.has(i))] || [0, 1];
-    for (const share of [0, 0.5, 1]) {
-      const y = top + height * (1 - share);
-      g.beginPath(); g.moveTo(left, y); g.lineTo(left + width, y); g.stroke();
-      if (!this.own) g.fillText(brief(low + share * (high - low)), left - 5, y);
+    for (const value of ticks(low, high, height < 70 ? 2 : 4)) {
+      const y = top + height * (1 - (value - low) / (high - low));
+      // each on its own scale: none is that of all
+      if (!this.own) { g.beginPath(); g.moveTo(left, y); g.lineTo(left + width, y); g.stroke(); g.fillText(brief(value), left - 5, y); }
     }
-    g.textBaseline = "top";
-    for (const share of [0, 0.25, 0.5, 0.75, 1]) {
-      const step = Math.round(share * (this.length - 1));
-      g.textAlign = share === 0 ? "left" : share === 1 ? "right" : "center";
-      g.fillText(step, this.x(step), top + height + 4);
+    g.textBaseline = "top"; g.textAlign = "center";
+    const end = Math.max(1, this.length - 1);
+    for (const step of ticks(0, end, clamp(width / 90, 2, 10))) {
+      if (Number.isInteger(step)) g.fillText(step, this.x(step), top + height + 4);
     }
     g.save(); g.beginPath(); g.rect(left, top - 2, width, height + 4); g.clip();
     for (let i = 0; i < this.dims; i++) if (!this.hidden.has(i)) this.stroke(g, i);
@@ -101,12 +100,12 @@ class Curves {
     }
     g.stroke();
   }
-  // window: {offsets, color}; over: [{start, offsets, values, color, dash}]
-  draw(step, { window: offsets, tint, over = [], marks = [] } = {}) {
+  // window: offsets of the steps that are shaded, counted from `from`; over: [{start, offsets, values, color, dash}]
+  draw(step, { window: offsets, from = step, tint, over = [], marks = [] } = {}) {
     if (!this.canvas.clientWidth) return;
     if (!this.ready || this.width !== this.canvas.clientWidth) this.draft();
     const g = sharp(this.canvas, this.width, this.height), { top, height, left, width } = this.inner, colors = themed(this.root);
-    if (offsets) this.shade(g, step, offsets, tint);
+    if (offsets) this.shade(g, from, offsets, tint);
     g.drawImage(this.still, 0, 0, this.width, this.height);
     for (const mark of marks) {
       g.strokeStyle = mark.color; g.lineWidth = 1; g.setLineDash([2, 3]); g.beginPath();

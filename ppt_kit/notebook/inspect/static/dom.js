@@ -38,6 +38,14 @@ function themed(root) {
   return { ink: read("--ink"), faint: read("--faint"), line: read("--line") };
 }
 
+// round numbers between two others, about so many
+function ticks(low, high, count) {
+  const rough = (high - low) / count, size = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].map(each => each * size).find(each => each >= rough);
+  const found = [];
+  for (let n = Math.ceil(low / step); n * step <= high + step * 1e-6; n++) found.push(n * step);
+  return found;
+}
+
 // few digits, none that say nothing
 function brief(value) {
   if (!Number.isFinite(value)) return "–";

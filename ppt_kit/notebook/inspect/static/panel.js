@@ -86,7 +86,7 @@ class Panel {
     this.plots.forEach(plot => { plot.again = again; });
     this.charts.replaceChildren(...this.plots.map(plot => plot.element));
     this.sentence.textContent = head.language ? `“${head.language}”` : "";
-    this.facts.replaceChildren(...[...(head.facts || []), head.policy && { text: head.policy.said }].filter(Boolean)
+    this.facts.replaceChildren(...[...(head.facts || []), head.policy && head.cloud && { text: head.policy.said }].filter(Boolean)
       .map(({ text, tone, step: at }) => make(at === undefined ? "span" : "button", {
         class: `ppt-fact ppt-${tone || "plain"}`, text, ...(at === undefined ? {} : { onclick: () => this.go(at) }),
       })));
@@ -166,7 +166,9 @@ class Panel {
       if (chunk && plot.group.name === "action") over.push({ start: chunk.start, offsets: offsets.acted, values: chunk.values, dash });
       const values = mixed?.numbers[plot.group.name];
       if (values) over.push({ start: this.step, offsets: shaded, values, color: "#8a63d2", dash: [2, 2] });
-      plot.draw(this.step, { window: shaded, tint, over, marks: colored });
+      // what is executed is of a chunk that began before
+      const from = chunk && plot.group.name === "action" ? chunk.start : this.step;
+      plot.draw(this.step, { window: shaded, from, tint, over, marks: colored });
     }
   }
   drawCloud(frame, mixed) {

@@ -14,7 +14,7 @@ class Camera {
       this.canvas.addEventListener("pointerleave", () => { this.told.textContent = ""; });
     }
     this.element = make("figure", { class: "ppt-tile" }, shown,
-      make("figcaption", {}, make("span", { text: `${head.kind} ${head.name}` }), this.told));
+      make("figcaption", {}, make("span", { text: head.title || `${head.kind} ${head.name}` }), this.told));
   }
   share(metres) {
     const { low, high, log } = this.head;
