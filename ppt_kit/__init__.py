@@ -57,7 +57,7 @@ _WHERE = {
     "plot_episode": "notebook.plots",
     "plot_success": "notebook.plots",
     "plot_checkpoints": "notebook.plots",
-    "show_videos": "notebook.plots",
+    "show_videos": "notebook.videos",
     "plot_comparison": "notebook.comparison",
     "compare_runs": "notebook.runs.compare",
     "pick_runs": "notebook.runs.picker",

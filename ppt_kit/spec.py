@@ -79,6 +79,11 @@ class Spec:
             end += width
         return found
 
+    def names(self, kind: str) -> list[str]:
+        """One a number of "state" or "action": eef_pos 0, eef_pos 1, …, gripper."""
+        widths = self.state if kind == "state" else self.action
+        return [f"{key} {place}" if width > 1 else key for key, width in widths.items() for place in range(width)]
+
     def blank(self, rows: int, horizon: Horizon, *, device: torch.device | str = "cpu") -> dict[str, Any]:
         """obs of `rows` windows in which nothing is seen: zeros, and empty sentences."""
         frames = (rows, horizon.observation)

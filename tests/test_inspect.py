@@ -286,3 +286,33 @@ def test_a_browser_draws_evaluated_episodes_in_the_dark(lab, detour):
     lab.wait(lambda: "success after step" in page.locator(".ppt-facts").inner_text())
     assert lab.pixels('[data-group="action"]').mean() < 100
     assert not lab.elsewhere
+
+
+def test_films_are_a_grid_failures_first_with_the_state_beside_each(lab, detour, tmp_path):
+    cells = [
+        "import ppt_kit as ppt",
+        f"policy = ppt.load_policy({str(detour / 'detour_run')!r})",
+        f"results = ppt.evaluate(policy, episodes=2, videos=2, warmup_steps=3, out_dir={str(tmp_path / 'eval')!r})",
+        "ppt.show_videos(results)",
+    ]
+    page = lab.open(cells)
+    assert page.locator(".ppt-film").count() == 2
+    assert "seed 100000: no success in" in page.locator(".ppt-film").first.inner_text()
+    where = lambda: page.evaluate("[...document.querySelectorAll('.ppt-film:first-child li b')].map(b => b.textContent)")
+    first = where()
+    page.evaluate("document.querySelector('video').currentTime = 1")
+    lab.wait(lambda: page.locator(".ppt-film output").first.inner_text() != "step 0")
+    assert where() != first
+    assert not lab.elsewhere
+
+
+def test_a_film_holds_the_state_of_each_of_its_frames(detour, tmp_path):
+    from ppt_kit.sim.watch import states_in
+
+    policy = ppt.load_policy(detour / "detour_run")
+    results = ppt.evaluate(policy, episodes=1, videos=1, warmup_steps=3, out_dir=tmp_path, max_steps=20)
+    found = states_in(results.videos[0])
+    assert found["names"] == policy.specs["detour"].names("state")
+    assert len(found["states"]) == results.rows[0]["steps"] + 1
+    kept = _episodes(results, None, None)._kept(0)
+    assert np.allclose(found["states"][3:-1], [frame["state"] for frame in kept.frames], rtol=1e-3)

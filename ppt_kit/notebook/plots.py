@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,33 +116,6 @@ def plot_episode(dataset: MultiTrajDataset | str | Path, index: int = 0) -> Plot
             draw = _draw_cloud if is_cloud else _draw_image
             draw(axes, np.asarray(frames[row]), title=f"{when} {name}")
     return figure
-
-
-def show_videos(results: Evaluation | Iterable[Evaluation], *, width: int = 256) -> Any:
-    """The filmed episodes, playable in the notebook; they are embedded, so the notebook needs no file beside it.
-
-    Raises:
-        ValueError: no episode was filmed.
-    """
-    from IPython.display import HTML
-
-    several = [results] if isinstance(results, Evaluation) else list(results)
-    filmed = [row for result in several for row in result.rows if row["video"]]
-    if not filmed:
-        raise ValueError("no episode was filmed: evaluate with videos=2 and out_dir=run.run_dir / 'eval'")
-    return HTML("".join(_film(row, width=width) for row in filmed))
-
-
-def _film(row: dict, *, width: int) -> str:
-    """HTML of one episode's video and what came of it."""
-    data = base64.b64encode(Path(row["video"]).read_bytes()).decode()
-    zeroed = f", without {', '.join(row['zero_keys'])}" if row["zero_keys"] else ""
-    zeroed += f", control {row['control']}" if row.get("control") else ""
-    title = html.escape(f"{row['task']}{zeroed}, seed {row['seed']}: {'success' if row['success'] else 'no success'}")
-    return (
-        f'<figure style="display:inline-block;margin:4px"><video width="{width}" controls loop muted '
-        f'src="data:video/mp4;base64,{data}"></video><figcaption>{title}</figcaption></figure>'
-    )
 
 
 def _pictures(ends: dict) -> dict[str, Any]:

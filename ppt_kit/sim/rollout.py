@@ -33,6 +33,7 @@ class Episode:
         calls, latency_s: how often the policy was asked, and how long that took, all calls together (s).
         policy_s, total_s: the policy's part of this episode's time, and all: several share a call (s).
         frames: (size, size, 3) uint8, only when filmed.
+        states: (Ds,) what the policy saw of the state in each step that it acted in, only when filmed.
     """
 
     seed: int
@@ -50,6 +51,7 @@ class Episode:
     policy_s: float = 0.0
     total_s: float = 0.0
     frames: list[np.ndarray] = field(default_factory=list)
+    states: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Going:
         with self._timed():
             frame = seen_of(self.showing.view, self.env, self._reading, self.showing.sentence)
             self._shown = frame | {name: _zeroed(frame[name]) for name in self.showing.zero_keys}
+            if self.film and "state" in self._shown:
+                self.episode.states.append(self._shown["state"])
             return self._shown
 
     def step(self, action: np.ndarray) -> None:

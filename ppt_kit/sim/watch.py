@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,50 @@ BAR, LINE, LETTERS = 32, 15, 11
 WHITE, GREY, GREEN, RED = (255, 255, 255), (190, 190, 190), (110, 220, 130), (245, 130, 120)
 
 
-def write_video(path: Path, frames: Sequence[np.ndarray], *, fps: int = VIDEO_FPS) -> None:
-    """An H.264 file of (H, W, 3) uint8 frames; H and W even."""
+def write_video(
+    path: Path, frames: Sequence[np.ndarray], *, fps: int = VIDEO_FPS, states: Mapping[str, Any] | None = None
+) -> None:
+    """An H.264 file of (H, W, 3) uint8 frames; H and W even.
+
+    Args:
+        states: what `states_in` gives back.
+    """
     import av
 
     with av.open(str(path), "w", format="mp4") as container:
+        if states:
+            container.metadata["comment"] = json.dumps(states)
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
+
+
+def states_of(episode: Episode, names: Sequence[str]) -> dict[str, Any] | None:
+    """{"names", "states"} of a filmed episode: of each frame the state that the policy saw; None where it saw none."""
+    if not episode.states:
+        return None
+    # before the policy acts, and after it did, it looks at nothing
+    missing = max(0, len(episode.frames) - 1 - len(episode.states))
+    seen = [episode.states[0]] * missing + episode.states + [episode.states[-1]]
+    rows = [[float(f"{value:.4g}") for value in np.ravel(state)] for state in seen[: len(episode.frames)]]
+    return {"names": list(names), "states": rows}
+
+
+def states_in(path: Path) -> dict[str, Any] | None:
+    """What `states_of` gave of a filmed episode, out of its video; None where it holds none."""
+    import av
+
+    with av.open(str(path)) as container:
+        told = container.metadata.get("comment")
+    try:
+        found = json.loads(told) if told else None
+    # somebody's own comment
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and {"names", "states"} <= found.keys() else None
 
 
 def captioned(episode: Episode, *, told: str) -> list[np.ndarray]:

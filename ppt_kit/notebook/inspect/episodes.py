@@ -103,7 +103,7 @@ def described(
     Returns:
         The head, and float32 bytes of each of its groups of curves.
     """
-    groups = [("state", state, names_of(spec, "state")), ("action", action, names_of(spec, "action"))]
+    groups = [("state", state, spec.names("state")), ("action", action, spec.names("action"))]
     there = [(name, values, names) for name, values, names in groups if values is not None and values.shape[1]]
     cameras = [
         {"name": camera, "kind": kind, "height": height, "width": width, **_range(some, kind, camera)}
@@ -119,12 +119,6 @@ def described(
         "page_steps": page_steps(cameras=cameras, points=spec.points),
     }
     return head, [np.ascontiguousarray(values, np.float32).tobytes() for _, values, _ in there]
-
-
-def names_of(spec: Spec, kind: str) -> list[str]:
-    """One a number of "state" or "action": eef_pos 0, eef_pos 1, …"""
-    widths = spec.state if kind == "state" else spec.action
-    return [f"{key} {place}" if width > 1 else key for key, width in widths.items() for place in range(width)]
 
 
 def _range(some: Mapping[str, Any], kind: str, camera: str) -> dict[str, Any]:

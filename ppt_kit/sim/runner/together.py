@@ -24,7 +24,7 @@ from ppt_kit.sim.env import SimEnv, close_env, in_words
 from ppt_kit.sim.episodes import EpisodePlan
 from ppt_kit.sim.rollout import Episode, Going, one_thread
 from ppt_kit.sim.runner.controls import Driver
-from ppt_kit.sim.watch import captioned, write_video
+from ppt_kit.sim.watch import captioned, states_of, write_video
 from ppt_kit.sim.workers import BEGUN, LONGEST_TRACE, Died, Work, work_in_processes
 
 # an even end: each process gets so many groups of episodes
@@ -187,7 +187,7 @@ class Places:
     def _filmed(self, episode: Episode) -> dict:
         row = _row(episode)
         try:
-            return row | {"video": _film(self.plan, episode)}
+            return row | {"video": _film(self.plan, episode, self.policy.specs[self.plan.domain].names("state"))}
         # the episode was run, whatever the disk or the encoder says
         except Exception as error:
             return row | {"video_error": in_words(error)}
@@ -223,11 +223,11 @@ def _row(episode: Episode) -> dict:
     }  # fmt: skip
 
 
-def _film(plan: EpisodePlan, episode: Episode) -> str | None:
+def _film(plan: EpisodePlan, episode: Episode, names: Sequence[str]) -> str | None:
     if not episode.frames or plan.video_dir is None:
         return None
     path = plan.video_dir / f"{plan.stem}_{episode.seed}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = captioned(episode, told=plan.caption)
-    write_whole(path, lambda beside: write_video(beside, frames))
+    write_whole(path, lambda beside: write_video(beside, frames, states=states_of(episode, names)))
     return str(path)
