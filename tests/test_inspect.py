@@ -298,7 +298,9 @@ def test_films_are_a_grid_failures_first_with_the_state_beside_each(lab, detour,
     page = lab.open(cells)
     assert page.locator(".ppt-film").count() == 2
     assert "seed 100000: no success in" in page.locator(".ppt-film").first.inner_text()
-    where = lambda: page.evaluate("[...document.querySelectorAll('.ppt-film:first-child li b')].map(b => b.textContent)")
+    where = lambda: page.evaluate(
+        "[...document.querySelectorAll('.ppt-film:first-child li b')].map(b => b.textContent)"
+    )
     first = where()
     page.evaluate("document.querySelector('video').currentTime = 1")
     lab.wait(lambda: page.locator(".ppt-film output").first.inner_text() != "step 0")
