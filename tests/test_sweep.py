@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,11 +17,14 @@ from conftest import ROOT, SMALL_WORDS, latest, run_script
 
 import ppt_kit as ppt
 from ppt_kit.errors import UserError
+from ppt_kit.jobs.decide import Share
+from ppt_kit.jobs.failures import note_failure
+from ppt_kit.jobs.record import Record
 from ppt_kit.runs.best import best_configuration
 from ppt_kit.runs.devices import ranks_of, slots_for
 from ppt_kit.runs.grid import plan_runs
 from ppt_kit.runs.queue import progress_of
-from ppt_kit.runs.state import last_row, living_job, reached, state_of
+from ppt_kit.runs.state import error_of, last_row, living_job, reached, state_of
 from ppt_kit.tracking import read_metrics, read_rows
 
 MISTAKES = [
@@ -180,6 +184,20 @@ class MyHead(ppt.Head):
 """
 
 
+def test_a_sweep_trains_what_it_can_and_tells_of_the_rest(small_cfg, tmp_path, monkeypatch):
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab/heads.py").write_text(LAB.replace("BROKEN", "raise RuntimeError('no such luck')"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    kinds = ["my_lab.heads:MyHead", "regression"]
+    result = ppt.sweep(small_cfg("suffix=two", "train.total_iters=2"), {"policy.head.kind": kinds}, jobs=2)
+    assert list(result.table["state"]) == ["failed", "finished"]
+    assert list(result.failed["error"]) == ["RuntimeError: no such luck"]
+    assert (result.exit_code, result.best_values) == (1, {"policy.head.kind": "regression"})
+    assert ppt.load_config("best", config_path=result.folder).policy.head.kind == "regression"
+    assert len(ppt.checkpoints(result.table["run"][1])) == 1
+
+
 @pytest.mark.long
 def test_a_failed_run_is_a_row_the_others_go_on_and_the_best_is_a_file(small_cfg, tmp_path, monkeypatch):
     (tmp_path / "my_lab").mkdir()
@@ -282,4 +300,20 @@ def test_in_a_notebook_a_sweep_is_one_line_and_a_table(lab, small_data, tmp_path
     lab.screenshot(tmp_path / "sweep.png")
     assert "2 done of 2" in " ".join(page.inner_text(".jp-OutputArea-output:has(.jupyter-widgets)").split())
     assert lab.ask("result.exit_code") == 0
+    # that is the runs' own
+    assert lab.ask("'deepspeed' in __import__('sys').modules") is False
     assert lab.ask("len(ppt.compare_runs(result))") == 2
+
+
+def test_the_error_of_a_run_is_the_last_line_that_says_why(tmp_path):
+    launch = tmp_path / "launch"
+    launch.mkdir()
+    record = Record(pid=1, started=time.time(), host="here", ranks=Share(0, 1, 1), command=[], exit_code=2)
+    (launch / "output.log").write_text("starting\nerror: policy.num_heads=3 does not divide 32.\nbye\n")
+    assert error_of(tmp_path, record) == "error: policy.num_heads=3 does not divide 32."
+    (launch / "output.log").write_text("starting\n")
+    # as the system does where memory is short
+    assert error_of(tmp_path, replace(record, exit_code=137)) == "ended by SIGKILL; the last it printed: starting"
+    assert error_of(tmp_path, replace(record, exit_code=1)) == "starting"
+    note_failure(tmp_path, rank=0, text="Traceback (most recent call last):\n  …\nRuntimeError: no such luck\n")
+    assert error_of(tmp_path, replace(record, exit_code=1)) == "RuntimeError: no such luck"
