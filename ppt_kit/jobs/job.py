@@ -90,27 +90,28 @@ class Job:
         num_devices: int,
         detached: bool = False,
         own_logs: bool = False,
-        hostfile: str | None = None,
-        slurm: dict | None = None,
+        nodes: str | dict | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Self:
         """Starts the ranks, each with `cfg`, and returns at once.
 
         Args:
             world_size: ranks over all nodes.
-            num_devices: accelerators visible here; 0 on a CPU machine. With `hostfile` or `slurm`: ranks of a node.
+            num_devices: accelerators visible here; 0 on a CPU machine. With `nodes`: ranks of one.
             detached: the job outlives this process; otherwise it saves and leaves when this process ends.
             own_logs: each rank prints to a file of its own, as those of a detached job do; otherwise where this
                 process prints.
-            hostfile: the `deepspeed` launcher starts the ranks, on the hosts of this file.
-            slurm: a queue starts them; submitit's words, see `ppt_kit.jobs.slurm.executor_of`.
+            nodes: a file of hosts, on which the `deepspeed` launcher starts the ranks; or the words with which submitit
+                hands them to a queue, see `ppt_kit.jobs.slurm.executor_of`; None = this one.
             env: the environment of its processes; None = this one's.
         Raises:
             UserError: a job trains in this folder already, more ranks than devices, or RANK and WORLD_SIZE, set by
                 hand, contradict each other; or the queue refuses it.
         """
         share = Share(first=0, here=num_devices, total=world_size)
-        if hostfile is None and slurm is None:
+        hostfile = nodes if isinstance(nodes, str) else None
+        slurm = nodes if isinstance(nodes, dict) else None
+        if nodes is None:
             share = local_share(env or os.environ, world_size=world_size, num_devices=num_devices)
         run_dir = Path(run_dir)
         record = Record(

@@ -73,10 +73,10 @@ def launch(
         hosts = read_hostfile(hostfile, num_gpus=num_gpus)
         check_reach(hosts)
         total = sum(hosts.values())
-        words = {"num_devices": max(hosts.values()), "hostfile": str(Path(hostfile).absolute())}
+        words = {"num_devices": max(hosts.values()), "nodes": str(Path(hostfile).absolute())}
     elif slurm is not None:
         total = share_of(slurm, num_gpus=here).total
-        words = {"num_devices": here, "slurm": dict(slurm)}
+        words = {"num_devices": here, "nodes": dict(slurm)}
     OmegaConf.update(cfg, "train_mode", "distributed")
     OmegaConf.update(cfg, "world_size", total)
     run = UnifiedTrainer(cfg)

@@ -29,7 +29,7 @@ STYLE = """<style>
 .ppt-film figcaption { flex: 0 1 224px; min-width: 150px; color: var(--jp-ui-font-color1, #222); }
 .ppt-film svg { display: block; width: 100%; margin: 4px 0; }
 .ppt-film small { color: var(--jp-ui-font-color2, #666); display: block; }
-.ppt-film ul { list-style: none !important; margin: 0 !important; padding: 0 !important; column-count: 2; column-gap: 8px; }
+.ppt-film ul { list-style: none !important; margin: 0 !important; padding: 0 !important; columns: 2; column-gap: 8px; }
 .ppt-film li { font-size: 11px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .ppt-film i { display: inline-block; width: 8px; height: 3px; margin-right: 3px; vertical-align: middle; }
 </style>"""
