@@ -64,6 +64,7 @@ def test_a_notebook_shows_configurations_and_mistakes_without_a_flood():
         "import ppt_kit as ppt\ncfg = ppt.load_config('quickstart', 'train.total_epochs=7')\ncfg",
         "ppt.load_config('quickstart', 'train.total_epoch=7')",
         "'total_epochs' in dir(cfg.train)",
+        "import logging\nlogging.getLogger('ppt_kit.sim').warning('a sentence')",
     ]
     manager, client = start_new_kernel()
     said = []
@@ -88,6 +89,7 @@ def test_a_notebook_shows_configurations_and_mistakes_without_a_flood():
     assert "--help" not in error["traceback"][0]
     (completed,) = [each["data"]["text/plain"] for each in said[2] if "data" in each]
     assert completed == "True"
+    assert [(each["name"], each["text"].strip()) for each in said[3] if "name" in each] == [("stdout", "a sentence")]
 
 
 def test_a_mistake_outside_a_notebook_is_what_it_was():

@@ -1,6 +1,6 @@
 """One row in: metrics.jsonl (the truth), {job_name}.log and W&B (a mirror that may fail); read back as pandas."""
 
-from ppt_kit.tracking.logs import bar_pace, has_bars
+from ppt_kit.tracking.logs import bar_pace, has_bars, log_as_lines
 from ppt_kit.tracking.mirrors import MirrorOptions
 from ppt_kit.tracking.origin import fingerprint_of, provenance
 from ppt_kit.tracking.rows import METRICS, read_metrics, read_rows
@@ -13,6 +13,7 @@ __all__ = [
     "bar_pace",
     "fingerprint_of",
     "has_bars",
+    "log_as_lines",
     "provenance",
     "read_metrics",
     "read_rows",

@@ -24,9 +24,7 @@ def add_handlers(path: Path, *, on_screen: bool = True) -> list[logging.Handler]
     package.setLevel(logging.INFO)
     file = _LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    screen = logging.StreamHandler(_BesideBars())
-    screen.setFormatter(logging.Formatter("%(message)s"))
-    screen.setLevel(logging.INFO if on_screen else logging.WARNING)
+    screen = _screen(logging.INFO if on_screen else logging.WARNING)
     for handler in (file, screen):
         package.addHandler(handler)
     return [file, screen]
@@ -37,6 +35,24 @@ def remove_handlers(handlers: list[logging.Handler]) -> None:
     for handler in handlers:
         logging.getLogger("ppt_kit").removeHandler(handler)
         handler.close()
+
+
+def log_as_lines() -> None:
+    """Has the package's warnings on the screen as plain lines, also while no run has its own log there."""
+    package, screen = logging.getLogger("ppt_kit"), _screen(logging.WARNING)
+    screen.addFilter(lambda _: not any(each is not screen and isinstance(each, _Screen) for each in package.handlers))
+    package.addHandler(screen)
+
+
+def _screen(level: int) -> logging.Handler:
+    screen = _Screen(_BesideBars())
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.setLevel(level)
+    return screen
+
+
+class _Screen(logging.StreamHandler):
+    """What people see, but for the log in its file."""
 
 
 class _LogFile(logging.FileHandler):
