@@ -2,6 +2,7 @@
 
 const SMOOTHING = 0.9; // of the thick loss curve, a row
 const QUIET_S = 60; // without a row: said
+const UNANSWERED_S = 20; // a run that makes no step meanwhile: said
 const UNHEARD_MS = 3000; // a kernel that is free has heard a request by then
 
 function element(tag, given = {}, ...children) {
@@ -38,6 +39,7 @@ function nothing() {
 
 function take(known, row) {
   if (row.kind === "train") {
+    known.every = row.step - (known.last.step ?? 0);
     known.last = row;
     if (row.loss !== undefined) {
       const before = known.smooth.length ? known.smooth[known.smooth.length - 1][1] : row.loss;
@@ -437,9 +439,12 @@ class View {
     else if (known.end?.reason === "finished") [is, told] = ["finished", "finished"];
     else if (known.end) [is, told] = ["stopped", `ended: ${known.end.reason}`];
     else if (!last.step) [is, told] = ["waiting", "waiting for the first row"];
-    else if (age > Math.max(QUIET_S, 20 / (last.steps_per_s || 1))) [is, told] = ["quiet", `nothing new for ${duration(age)}`];
+    else if (age > Math.max(QUIET_S, (5 * known.every) / (last.steps_per_s || 1))) [is, told] = ["quiet", `nothing new for ${duration(age)}`];
     if (is === "stopped" && /^(Stop|SIG\w+)$/.test(known.end.reason)) told = `stopped (${known.end.reason}), saved`;
     if (is === "failed") this.say(news.failed, true);
+    const { asked } = this, waits = asked ? (performance.now() - asked.at) / 1000 : 0;
+    if (asked?.id && !asked.answered && waits > UNANSWERED_S)
+      this.say(`${this.words(asked)}: asked ${duration(waits)} ago, and no answer. Is the run alive?`, true);
     this.state.dataset.is = is;
     this.state.textContent = told;
     const over = ["finished", "stopped", "failed"].includes(is);

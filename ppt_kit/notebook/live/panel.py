@@ -46,6 +46,8 @@ class Panel(anywidget.AnyWidget):
         self._lock, self._closed = threading.Lock(), threading.Event()
         # what a request came to: a sentence, which request (the page's number, the row's id), whether it was refused
         self._said: dict[str, Any] = {}
+        # the learning rate's peak of the configuration, read once a part of the run
+        self._configured: tuple[int, float | None] = (0, None)
         self._following.read()
         super().__init__(news=self._news(0))
         self._sent = len(self._following.rows)
@@ -104,11 +106,10 @@ class Panel(anywidget.AnyWidget):
         for row in reversed(self._following.rows):
             if row.get("kind") == "steer" and row.get("asked") == "lr" and not row.get("refused"):
                 return row["value"]
-        try:
-            return float(OmegaConf.load(self.run_dir / "config.yaml").optimizer.lr)
-        # not there yet, being written, or of another program
-        except (OSError, ValueError, TypeError, AttributeError, OmegaConfBaseException):
-            return None
+        part = self._following.part
+        if self._configured[0] != part or self._configured[1] is None:
+            self._configured = (part, _configured_rate(self.run_dir / "config.yaml"))
+        return self._configured[1]
 
     def _hear(self, _: Any, content: dict, buffers: Any) -> None:
         """What the page says; in whichever thread the kernel hears it."""
@@ -131,6 +132,14 @@ class Panel(anywidget.AnyWidget):
         except (UserError, OSError) as error:
             self._said = {"number": number, "refused": str(error)}
         self._tell(anyway=True)
+
+
+def _configured_rate(path: Path) -> float | None:
+    try:
+        return float(OmegaConf.load(path).optimizer.lr)
+    # not there yet, being written, or of another program
+    except (OSError, ValueError, TypeError, AttributeError, OmegaConfBaseException):
+        return None
 
 
 def _answer_while_busy(comm: Any) -> None:
