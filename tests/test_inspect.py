@@ -165,7 +165,7 @@ def test_actions_that_move_the_hand_make_a_path_and_others_make_none(scene):
 
 def test_an_evaluated_episode_is_run_again_to_the_bit_failures_first(detour):
     policy = ppt.load_policy(detour / "detour_run")
-    results = ppt.evaluate(policy, episodes=3, batch_envs=2, controls=["expert"])
+    results = ppt.evaluate(policy, episodes=3, batch_envs=2, max_steps=119, controls=["expert"])
     episodes = _episodes(results, None, None)
     outcomes = [each["outcome"] for each in episodes.listing()["episodes"]]
     assert outcomes == sorted(outcomes, key=["failure", "error", "success"].index)
@@ -178,6 +178,8 @@ def test_an_evaluated_episode_is_run_again_to_the_bit_failures_first(detour):
         row, kept = episodes._ran[number][0], episodes._kept(number)
         assert len(kept.actions) == row["steps"] == head["length"]
         assert (kept.success_step is None) == (not row["success"])
+    rows_alone = _episodes(type(results)(results.rows), policy, None)
+    assert "run again to the bit" in [fact["text"] for fact in rows_alone.episode(0)[0]["facts"]]
     altered = results.rows[0]["trace"]
     results.rows[0]["trace"] = altered[: 8 * 5] + "zzzz" + altered[8 * 5 + 4 :]
     again = _episodes(results, None, None)

@@ -24,6 +24,9 @@ from ppt_kit.sim.runner.options import PartOptions
 # replays that are kept: going back and forth between two runs neither again
 KEPT = 3
 ORDER = ("failure", "error", "success")
+# options that a row's words give, as numbers and as true or false
+COUNTS = ("execute_steps", "delay", "num_steps", "max_steps", "warmup_steps", "batch_envs")
+SWITCHES = ("temporal_ensembling", "real_time_chunking", "stop_at_success")
 # the camera for people, beside those that the policy sees
 WATCHED = "watched"
 # beyond the demonstrated range, in half ranges, from which on it is said
@@ -71,7 +74,7 @@ class EvaluatedEpisodes:
             watched = {"name": WATCHED, "kind": "rgb", "height": VIDEO_SIZE, "width": VIDEO_SIZE, "title": "for people"}
             head["cameras"] = [watched, *head["cameras"]]
         head["language"] = kept.frames[0].get("language", "")
-        head |= {"hand": hand_column(spec), "can_augment": False}
+        head |= {"hand": hand_column(spec), "can_augment": False, "did": True}
         head["facts"] = facts = told(row, kept, [*beside.values()][1:])
         head["marks"] = [{"step": each["step"], "tone": each["tone"]} for each in facts if "step" in each]
         if kept.chunks:
@@ -194,11 +197,24 @@ def _whose(result: Evaluation, policy: PPTPolicy | None) -> list[tuple[dict, PPT
             "results: they do not say what acted, so that no episode can be run again. "
             "Type ppt.inspect(results, policy=ppt.load_policy(run_dir))."
         )
-    options = PartOptions(episodes=1)
-    return [
-        (row, policy, replace(options, task=row["task"], domain=row["domain"], zero_keys=tuple(row["zero_keys"])))
-        for row in result.rows
-    ]
+    return [(row, policy, options_of(row)) for row in result.rows]
+
+
+def options_of(row: Mapping[str, Any]) -> PartOptions:
+    """What a row says of how it was run; the simulator's own options are those of the policy's card.
+
+    Whether that was all shows when it is run again: its trace is compared.
+    """
+    given: dict[str, Any] = {"task": row["task"], "domain": row["domain"], "zero_keys": tuple(row["zero_keys"])}
+    for word in row["options"].split():
+        name, _, value = word.partition("=")
+        if name in COUNTS:
+            given[name] = int(value)
+        elif name in SWITCHES:
+            given[name] = value != "false"
+    control = row.get("control")
+    told = control is not None and control.startswith("told ")
+    return PartOptions(episodes=1, control=None if told else control, **given)
 
 
 def _label(row: Mapping[str, Any], *, several: bool) -> str:

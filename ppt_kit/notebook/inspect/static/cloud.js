@@ -34,12 +34,16 @@ class Cloud {
       ...head.by.map(name => make("option", { value: name, text: `by ${name}` })));
     const count = head.shown < head.points ? `${head.shown} of ${head.points} points` : `${head.points} points`;
     this.element = make("figure", { class: "ppt-tile ppt-wide" }, this.canvas,
-      make("figcaption", {}, make("span", { text: `${title}, ${count}` }), this.choice));
+      make("figcaption", {}, make("span", { text: `${title}, ${count}` }), this.ways = make("span", { class: "ppt-ways" }), this.choice));
     this.centre = head.low.map((low, i) => (low + head.high[i]) / 2);
     this.radius = Math.max(0.05, Math.hypot(...head.low.map((low, i) => head.high[i] - low)) / 2);
     this.start();
     this.reset();
     this.steer();
+  }
+  // what the paths are: [name, colour] of each
+  legend(paths) {
+    this.ways.replaceChildren(...paths.flatMap(([text, color]) => [make("i", { style: `background:${color}` }), make("span", { text })]));
   }
   colored(name) { this.by = name; this.choice.value = name; this.changed(); }
   next() { this.colored(this.head.by[(this.head.by.indexOf(this.by) + 1) % this.head.by.length]); }
@@ -69,7 +73,7 @@ class Cloud {
     const found = {};
     return { program, at: name => found[name] ?? (found[name] = gl.getUniformLocation(program, name)) };
   }
-  reset() { this.yaw = -0.9; this.pitch = 0.5; this.far = this.radius * 2; this.target = [...this.centre]; }
+  reset() { this.yaw = -0.9; this.pitch = 0.5; this.far = this.radius * 1.7; this.target = [...this.centre]; }
   steer() {
     let from = null;
     this.canvas.addEventListener("pointerdown", event => { from = [event.clientX, event.clientY]; this.canvas.setPointerCapture(event.pointerId); });
@@ -121,7 +125,7 @@ class Cloud {
     gl.useProgram(program);
     gl.uniformMatrix4fv(at("view"), false, view); gl.uniform3fv(at("low"), cloud.low); gl.uniform3fv(at("span"), cloud.span);
     gl.uniform1f(at("bottom"), this.head.low[2]); gl.uniform1f(at("top"), Math.max(this.head.high[2], this.head.low[2] + 1e-3));
-    gl.uniform1f(at("size"), 3.2 * ratio * this.radius * 2); gl.uniform1f(at("dim"), dim); gl.uniform1i(at("by"), BY[this.by]);
+    gl.uniform1f(at("size"), 3 * ratio * this.radius * 1.7); gl.uniform1f(at("dim"), dim); gl.uniform1i(at("by"), BY[this.by]);
     this.fill(0, "xyz", cloud.xyz, 3, gl.UNSIGNED_SHORT, true);
     cloud.colors ? this.fill(1, "colors", cloud.colors, 3, gl.UNSIGNED_BYTE, true) : this.none(1, 0.5);
     cloud.segments ? this.fill(2, "segments", cloud.segments, 1, gl.UNSIGNED_BYTE, false) : this.none(2, 0);

@@ -39,8 +39,8 @@ class Curves {
     let low = Infinity, high = -Infinity;
     for (let step = 0; step < this.length; step++) {
       const value = this.values[step * this.dims + i];
-      if (value < low) low = value;
-      if (value > high) high = value;
+      if (!Number.isFinite(value)) continue;
+      low = Math.min(low, value); high = Math.max(high, value);
     }
     return low <= high ? [low, high] : [0, 1];
   }
@@ -64,7 +64,7 @@ class Curves {
     const g = sharp(this.still, this.width, this.height), { left, width, top, height } = this.inner, colors = themed(this.root);
     g.strokeStyle = colors.line; g.lineWidth = 1; g.fillStyle = colors.faint; g.font = "10px sans-serif"; g.textAlign = "right"; g.textBaseline = "middle";
     const [low, high] = this.bounds[this.bounds.findIndex((_, i) => !this.hidden.has(i))] || [0, 1];
-    for (const value of ticks(low, high, height < 70 ? 2 : 4)) {
+    for (const value of ticks(low, high, height < 70 ? 3 : 4)) {
       const y = top + height * (1 - (value - low) / (high - low));
       // each on its own scale: none is that of all
       if (!this.own) { g.beginPath(); g.moveTo(left, y); g.lineTo(left + width, y); g.stroke(); g.fillText(brief(value), left - 5, y); }

@@ -90,6 +90,10 @@ class Panel {
       .map(({ text, tone, step: at }) => make(at === undefined ? "span" : "button", {
         class: `ppt-fact ppt-${tone || "plain"}`, text, ...(at === undefined ? {} : { onclick: () => this.go(at) }),
       })));
+    if (this.cloud && head.hand !== null) {
+      const next = head.did ? "what it did next" : "demonstrated next";
+      this.cloud.legend([["hand so far", "#808080"], [next, "#2ea85c"], ...(head.policy?.path ? [["predicted", PREDICTED]] : [])]);
+    }
     this.mix.hidden = this.again.hidden = !head.can_augment;
     this.mix.title = `what training makes of this window: ${head.augmented_by || ""} (a; n: other noise)`;
     this.slider.max = head.length - 1;
