@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import nbformat
@@ -11,19 +12,45 @@ from conftest import ROOT, SMALL_WORDS
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
+import ppt_kit as ppt
 from ppt_kit.tracking import read_rows
 
+# as small as the notebook still says something; what a cell shows is the last value of each
+SMALL = {
+    "01_quickstart": "episodes, epochs, trials = 3, 1, 1",
+    "02_datasets": "episodes = 2",
+    "03_train_and_understand": "episodes, epochs, trials = 3, 1, 1",
+    "04_launch_deepspeed": "episodes, epochs, ranks = 4, 1, 2",
+    "05_evaluate_and_compare": "episodes, epochs, goals = 3, 2, 2",
+    "06_your_own_head": "episodes, epochs, trials = 4, 1, 2",
+    "07_several_runs": "episodes, epochs = 8, 1",
+}
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb")))
-def test_a_notebook_runs_and_ends_in_a_picture_or_table(name, tmp_path, monkeypatch):
-    for key, value in {"PPT_EPISODES": "3", "PPT_EPOCHS": "1", "PPT_TRIALS": "1", "PPT_FOLDER": str(tmp_path)}.items():
-        monkeypatch.setenv(key, value)
-    book = nbformat.read(ROOT / "notebooks" / name, as_version=4)
-    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
+def test_a_notebook_runs_and_ends_in_a_picture_or_table(name, tmp_path):
+    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    (place,) = [at for at, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", [])]
+    told = lambda text: [part.strip() for part in text.split("=")[0].split(",")]
+    assert told(SMALL[name]) == told(book.cells[place].source)
+    book.cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL[name]))
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     shown = [output.get("data", {}) for output in cells[-1].outputs]
     assert any("image/png" in data or "text/html" in data for data in shown)
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+    said = [output for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
+    assert not [output.text for output in said if "%|" not in output.text], "what is red is for what is wrong"
+
+
+def test_a_notebook_says_nothing_of_the_suite_and_has_public_names_only():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        source = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+        assert "environ" not in source, path.name
+        assert not re.search(r"from ppt_kit|import ppt_kit\.|\._[a-z]", source), path.name
+        for name in set(re.findall(r"\bppt\.(\w+)", source)):
+            assert name in ppt.__all__, f"{path.name}: {name}"
+        assert path.stem in SMALL
 
 
 def test_an_interrupted_cell_has_saved_stops_what_follows_and_goes_on(small_data, tmp_path):
