@@ -46,9 +46,9 @@ def _list_jobs(*output_dir: str) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(
-        table.drop(columns="run_dir").to_string(index=False, na_rep="") if len(table) else "nothing was launched here"
-    )
+    # a line a run: what does not fit is in the notebook's table, and in the run's own log
+    shown = table.drop(columns="run_dir").assign(detail=table["detail"].str.slice(0, 80))
+    print(shown.to_string(index=False, na_rep="") if len(table) else "nothing was launched here")
     return 0
 
 

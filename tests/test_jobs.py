@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import psutil
@@ -168,6 +169,20 @@ def test_a_stop_before_the_ranks_are_there_is_not_lost(job_of):
         time.sleep(delay)
         assert job.stop(timeout_s=30) == 143
         assert Job.attach(job.run_dir).state == ("stopped", "before its first step")
+
+
+def test_of_two_launches_at_once_one_is_refused(job_of):
+    def start():
+        try:
+            return job_of(*ENDLESS)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        first, second = [each.result() for each in [pool.submit(start), pool.submit(start)]]
+    job, refused = (first, second) if isinstance(first, Job) else (second, first)
+    assert "a job trains there already" in refused
+    assert job.stop() == 143
 
 
 def test_a_failed_rank_ends_the_others(job_of):

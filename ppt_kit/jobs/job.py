@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -36,6 +37,8 @@ from ppt_kit.tracking import METRICS, read_rows
 
 POLL_S = 0.1
 KILLED = 128 + signal.SIGKILL
+# in the folder of a launch: whoever holds it launches
+LOCK = "lock"
 
 
 def run_job(cfg: DictConfig, run_dir: Path, *, world_size: int, num_devices: int) -> int:
@@ -324,33 +327,51 @@ def _launch(
     cfg: DictConfig, run_dir: Path, record: Record, *, env: Mapping[str, str] | None = None
 ) -> tuple[Record, subprocess.Popen | None]:
     """Starts what `record` says, in its folder; the record with what was started, and this process's child."""
-    refuse_second(run_dir)
     if not Path(record.cwd).is_dir():
         raise UserError(
             f"{run_dir}: it was launched in {record.cwd}, which is gone. Make that folder, or launch it anew."
         )
+    refuse_second(run_dir)
     folder, executor = (run_dir / FOLDER).absolute(), None
     if record.slurm is not None:
         asked = {name: value for name, value in record.slurm.items() if name != "job_id"}
         record = replace(record, slurm=asked, started=time.time())
         executor = executor_of(folder, asked, num_gpus=record.ranks.here)
-    forget_told(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(folder):
+        # another process may have been quicker
+        refuse_second(run_dir)
+        record = _prepare(cfg, folder, record)
+        if executor is not None:
+            return submit(executor, record, folder), None
+        command = [sys.executable, "-m", "ppt_kit", SUPERVISE, str(folder)]
+        child = _spawn(command, output=folder / OUTPUT if record.own_logs else None, cwd=record.cwd, env=env)
+        record = replace(record, pid=child.pid, started=psutil.Process(child.pid).create_time(), command=command)
+        _hand_over(record, folder, child)
+    return record, child
+
+
+def _prepare(cfg: DictConfig, folder: Path, record: Record) -> Record:
+    """The folder of a launch, without what an earlier one has left; the record with the command for it."""
+    forget_told(folder)
     write_whole(folder / CONFIG, lambda beside: OmegaConf.save(cfg, beside))
-    if record.slurm is None or record.ranks.here == record.ranks.total:
-        launcher = launcher_command(folder / CONFIG, share=record.ranks, hostfile=record.hostfile)
-        record = replace(record, launcher=launcher)
     for name in (OUTPUT, KILLED_MARK):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / LOGS, ignore_errors=True)
     (folder / LOGS).mkdir(exist_ok=True)
-    if executor is not None:
-        return submit(executor, record, folder), None
-    command = [sys.executable, "-m", "ppt_kit", SUPERVISE, str(folder)]
-    child = _spawn(command, output=folder / OUTPUT if record.own_logs else None, cwd=record.cwd, env=env)
-    record = replace(record, pid=child.pid, started=psutil.Process(child.pid).create_time(), command=command)
-    _hand_over(record, folder, child)
-    return record, child
+    if record.slurm is not None and record.ranks.here != record.ranks.total:
+        return replace(record, launcher=[])
+    return replace(record, launcher=launcher_command(folder / CONFIG, share=record.ranks, hostfile=record.hostfile))
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Inside, no other process of this host launches in `folder`."""
+    with open(folder / LOCK, "w") as lock:
+        # of a disk that several hosts share not every one has locks
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _supervisor_of(record: Record) -> psutil.Process | None:

@@ -28,12 +28,7 @@ function build(el) {
     run: make("span", "ppt-job-run", head),
     where: make("span", "ppt-job-where", head),
   };
-  const bar = make("div", "ppt-job-bar", root);
-  bar.setAttribute("role", "progressbar");
-  parts.bar = bar;
-  parts.done = make("div", "ppt-job-done", bar);
   parts.detail = make("div", "ppt-job-detail", root);
-  parts.numbers = make("div", "ppt-job-numbers", root);
   parts.failure = make("pre", "ppt-job-failure", root);
   const buttons = make("div", "ppt-job-buttons", root);
   for (const name of ["stop", "kill", "resume"]) {
@@ -61,11 +56,7 @@ function show(parts, told, silent) {
   write(parts.run, told.run);
   parts.run.title = told.run_dir;
   write(parts.where, told.where);
-  const percent = Math.round(told.done * 1000) / 10;
-  parts.done.style.width = `${percent}%`;
-  parts.bar.setAttribute("aria-valuenow", String(percent));
   write(parts.detail, told.detail);
-  write(parts.numbers, told.numbers.join("  ·  "));
   write(parts.failure, told.failure);
   parts.failure.hidden = !told.failure;
   parts.stop.disabled = silent || !told.lives;

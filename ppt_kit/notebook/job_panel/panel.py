@@ -1,4 +1,4 @@
-"""A launched job as a cell shows it: what it does, the log of a rank, curves; Stop, Kill and Resume."""
+"""A launched job as a cell shows it: its processes, the log of a rank, Stop, Kill and Resume; the run's panel below."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from ppt_kit.config import from_file
 from ppt_kit.errors import UserError
 from ppt_kit.jobs.job import Job
-from ppt_kit.jobs.record import CONFIG, FOLDER
-from ppt_kit.jobs.state import newest_rows
-from ppt_kit.notebook.job_panel.curves import Curves
+from ppt_kit.notebook.live.panel import Panel
 
 HERE = Path(__file__).parent
 LOG_LINES, LONGEST_LINE = 300, 400
@@ -27,7 +24,7 @@ ASKED = {
 
 
 class JobPanel(anywidget.AnyWidget):
-    """The panel without its curves; the page asks once a second what there is to show.
+    """What is about the job's processes; the page asks once a second what there is to show.
 
     Attributes:
         told: what the page shows of the job.
@@ -41,10 +38,9 @@ class JobPanel(anywidget.AnyWidget):
     log = traitlets.Unicode().tag(sync=True)
     rank = traitlets.Int(0).tag(sync=True)
 
-    def __init__(self, job: Job, curves: Curves):
+    def __init__(self, job: Job):
         super().__init__()
-        self._job, self._curves, self._message = job, curves, ("", False)
-        self._epochs = from_file(job.run_dir / FOLDER / CONFIG).train.total_epochs
+        self._job, self._message = job, ("", False)
         self.on_msg(self._hear)
         self.observe(lambda _: self.refresh(), "rank")
         self.refresh()
@@ -52,9 +48,8 @@ class JobPanel(anywidget.AnyWidget):
     def refresh(self) -> None:
         """Brings what is shown up to now."""
         self._job.follow()
-        self.told = told_of(self._job, epochs=self._epochs, message=self._message)
+        self.told = told_of(self._job, message=self._message)
         self.log = shown_log(self._job.log(self.rank, last=LOG_LINES))
-        self._curves.refresh()
 
     def _hear(self, _: Any, content: dict, __: Any) -> None:
         """A click, or the question what is new, which is answered: a kernel that does not answer is seen."""
@@ -79,19 +74,19 @@ class JobPanel(anywidget.AnyWidget):
 
 
 def job_panel(job: Job) -> ipywidgets.VBox:
-    """The panel of a job, with its curves below."""
-    curves = Curves(job.run_dir)
-    return ipywidgets.VBox([JobPanel(job, curves), curves.widget])
+    """The panel of a job, and below it that of its run: progress, curves, and what a run can be asked."""
+    return ipywidgets.VBox([JobPanel(job), Panel(job.run_dir, failure=lambda: _end_without_a_row(job))])
 
 
-def told_of(job: Job, *, epochs: int, message: tuple[str, bool] = ("", False)) -> dict[str, Any]:
-    """What a page shows of a job, as JSON.
+def _end_without_a_row(job: Job) -> ChildProcessError | None:
+    """How a job ended that could not write it into its metrics."""
+    state = job.state
+    return ChildProcessError(": ".join(state)) if state.word in ("failed", "killed", "vanished") else None
 
-    Args:
-        epochs: of the whole run, where its rows do not say so.
-        message: what came of the last click, and whether it was refused.
-    """
-    state, record, row = job.state, job.record, newest_rows(job.run_dir).train
+
+def told_of(job: Job, *, message: tuple[str, bool] = ("", False)) -> dict[str, Any]:
+    """What a page shows of a job, as JSON; `message`: what came of the last click, and whether it was refused."""
+    state, record = job.state, job.record
     failure, lives = job.failure() if state.word == "failed" else None, state.word in ("running", "queued")
     return {
         "run": "/".join(job.run_dir.absolute().parts[-2:]),
@@ -101,8 +96,6 @@ def told_of(job: Job, *, epochs: int, message: tuple[str, bool] = ("", False)) -
         "lives": lives,
         "where": f"{record.ranks.total} rank{'s' * (record.ranks.total > 1)} on {record.host}",
         "ranks": record.ranks.total,
-        "numbers": numbers_of(row, epochs=epochs, runs=state.word == "running"),
-        "done": fraction_of(row, epochs=epochs, ended=state.word == "ended"),
         "failure": "" if failure is None else failure.text,
         "failed": None if failure is None else failure.rank,
         "command": job.command_line,
@@ -111,41 +104,7 @@ def told_of(job: Job, *, epochs: int, message: tuple[str, bool] = ("", False)) -
     }
 
 
-def fraction_of(row: dict, *, epochs: int, ended: bool) -> float:
-    """How much of a run is done, 0 to 1, by its newest row of training."""
-    if ended:
-        return 1.0
-    if not row:
-        return 0.0
-    total = row.get("total_steps")
-    return min(1.0, row["step"] / total if total else (row["epoch"] - 1) / row.get("epochs", epochs))
-
-
-def numbers_of(row: dict, *, epochs: int, runs: bool) -> list[str]:
-    """The newest row of training in words."""
-    if not row:
-        return ["starting"] if runs else []
-    total = row.get("total_steps")
-    said = [
-        f"step {row['step']}" + (f" of {total}" if total else ""),
-        f"epoch {row['epoch']} of {row.get('epochs', epochs)}",
-        f"loss {row['loss']:.4g}",
-        f"lr {row['lr']:.3g}",
-    ]
-    if runs:
-        said.append(f"{row['samples_per_s']:.0f} samples/s")
-    if runs and total and row["steps_per_s"]:
-        said.append(f"{_duration((total - row['step']) / row['steps_per_s'])} left")
-    return said
-
-
 def shown_log(text: str) -> str:
     """A log as a terminal shows it: of lines that were written over the last, long ones cut."""
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…" for line in lines)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
