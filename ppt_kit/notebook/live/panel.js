@@ -169,7 +169,7 @@ class Chart {
       pen.fillText(this.percent ? `${Math.round(each * 100)} %` : short(each), left - 6, at);
     }
     pen.textBaseline = "top";
-    const steps = ticks(0, this.lastStep, Math.max(2, (right - left) / 90)).filter((each) => Number.isInteger(each));
+    const steps = ticks(0, this.lastStep, Math.max(3, (right - left) / 90)).filter((each) => Number.isInteger(each));
     for (const each of steps) {
       pen.textAlign = each === 0 ? "left" : x(each) > right - 16 ? "right" : "center";
       pen.fillText(short(each), x(each), bottom + 5);
@@ -449,6 +449,11 @@ class View {
     this.state.textContent = told;
     const over = ["finished", "stopped", "failed"].includes(is);
     for (const each of this.root.querySelectorAll("button, input")) each.disabled = over;
+    // what the run did not live to answer
+    if (over && asked && !asked.answered) {
+      asked.answered = true;
+      if (is !== "failed") this.say("");
+    }
     const left = last.total_steps && last.steps_per_s ? (last.total_steps - last.step) / last.steps_per_s : NaN;
     this.left.textContent = over || !last.step ? "" : `${duration(left)} left`;
   }
