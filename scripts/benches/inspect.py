@@ -50,9 +50,10 @@ def inspect(cfg: DictConfig) -> int:
         began = time.perf_counter()
         lab.open([f"import ppt_kit as ppt\nppt.inspect({str(path)!r})"])
         lab.page.wait_for_selector('.ppt-inspect[data-drawn="0"]', timeout=60_000)
+        lab.page.wait_for_function("document.querySelector('.ppt-inspect').panel.pages.idle", timeout=60_000)
         print(f"{cfg.steps} steps, rgb of 2 cameras, depth of one, {cfg.image_size} pixels; {cfg.points} points")
         print(f"opened, kernel and import included: {time.perf_counter() - began:.1f} s")
-        # leaps first: afterwards most of the episode is in the browser
+        # leaps first: afterwards most of the episode is in the browser; meanwhile the nearest known frame is shown
         for name, first, stride in (("leaps", 0, 397), ("forwards", 0, 1), ("backwards", cfg.steps - 1, cfg.steps - 1)):
             count = 60 if name == "leaps" else cfg.steps
             rate, slowest = lab.page.evaluate(SCRUB, [first, count, stride, cfg.steps])

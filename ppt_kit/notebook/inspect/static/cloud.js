@@ -43,7 +43,7 @@ class Cloud {
   }
   // what the paths are: [name, colour] of each
   legend(paths) {
-    this.ways.replaceChildren(...paths.flatMap(([text, color]) => [make("i", { style: `background:${color}` }), make("span", { text })]));
+    this.ways.replaceChildren(...paths.map(([text, color]) => make("span", {}, make("i", { style: `background:${color}` }), text)));
   }
   colored(name) { this.by = name; this.choice.value = name; this.changed(); }
   next() { this.colored(this.head.by[(this.head.by.indexOf(this.by) + 1) % this.head.by.length]); }

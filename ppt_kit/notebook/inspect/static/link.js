@@ -25,7 +25,7 @@ class Link {
   close() { this.model.off("msg:custom", this.heard); }
 }
 
-const KEPT_BYTES = 160e6, KEPT_BITMAPS = 256, IN_FLIGHT = 2, OVERVIEW = 48;
+const KEPT_BYTES = 160e6, KEPT_BITMAPS = 256, IN_FLIGHT = 2, OVERVIEW = 48, SETTLES_MS = 150;
 
 // Frames of some steps, unpacked when they are looked at.
 class Page {
@@ -86,18 +86,19 @@ class Pages {
     this.length = head.length; this.count = head.page_steps;
     this.needed = head.cameras.length > 0 || head.cloud !== null;
     this.pages = new Map(); this.asked = new Set(); this.step = 0; this.forward = true; this.closed = false;
-    this.overview = null;
+    this.overview = this.still = this.stillOf = null; this.leapt = -Infinity;
   }
-  get idle() { return this.asked.size === 0; }
+  get idle() { return this.asked.size === 0 && this.stillOf === null; }
   want(step) {
     if (step !== this.step) this.forward = step > this.step;
+    if (Math.abs(step - this.step) > this.count / 4) this.leapt = performance.now();
     this.step = step;
     if (this.needed) this.fetch();
   }
   // [page, index] of one step, null where it is not here
   exact(step) {
     const number = Math.floor(step / this.count), page = this.pages.get(number);
-    if (!page) return null;
+    if (!page) return this.still?.steps[0] === step ? [this.still, 0] : null;
     this.pages.delete(number);
     this.pages.set(number, page);
     return [page, step - page.steps[0]];
@@ -114,8 +115,32 @@ class Pages {
       if (next) for (const camera of next[0].rgb.keys()) next[0].picture(camera, next[1], ready);
     }
   }
+  // one frame at once; whole pages where the cursor comes to rest, or goes on step by step
   fetch() {
-    if (this.closed || this.asked.size >= IN_FLIGHT) return;
+    if (this.closed) return;
+    if (!this.exact(this.step)) this.askStill(this.step);
+    clearTimeout(this.settling);
+    if (performance.now() - this.leapt < SETTLES_MS) this.settling = setTimeout(() => this.fetch(), SETTLES_MS);
+    else this.fetchPages();
+  }
+  askStill(step) {
+    if (this.stillOf !== null) return;
+    this.stillOf = step;
+    this.link.ask("page", { episode: this.episode, first: step, count: 1, every: 1 }).then(
+      answer => {
+        this.stillOf = null;
+        if (this.closed) return;
+        this.still?.free();
+        this.still = new Page(answer, [step]);
+        for (const camera of this.still.rgb.keys()) this.still.picture(camera, 0, this.changed);
+        this.changed();
+        this.fetch();
+      },
+      error => { this.stillOf = null; this.closed = true; this.refused(error.message); },
+    );
+  }
+  fetchPages() {
+    if (this.asked.size >= IN_FLIGHT) return;
     const here = Math.floor(this.step / this.count), last = Math.floor((this.length - 1) / this.count), turn = this.forward ? 1 : -1;
     for (const number of [here, here + turn, "overview", here + 2 * turn, here - turn]) {
       if (number !== "overview" && (number < 0 || number > last)) continue;
@@ -156,7 +181,7 @@ class Pages {
       this.pages.delete(old);
     }
   }
-  close() { this.closed = true; for (const page of this.pages.values()) page.free(); }
+  close() { this.closed = true; clearTimeout(this.settling); for (const page of this.pages.values()) page.free(); }
 }
 
 // What a policy predicts, step by step, the nearest to the cursor first.
