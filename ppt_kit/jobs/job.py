@@ -328,9 +328,7 @@ def _launch(
 ) -> tuple[Record, subprocess.Popen | None]:
     """Starts what `record` says, in its folder; the record with what was started, and this process's child."""
     if not Path(record.cwd).is_dir():
-        raise UserError(
-            f"{run_dir}: it was launched in {record.cwd}, which is gone. Make that folder, or launch it anew."
-        )
+        raise UserError(f"{run_dir}: it was launched in {record.cwd}, which is gone. Make it, or launch it anew.")
     refuse_second(run_dir)
     folder, executor = (run_dir / FOLDER).absolute(), None
     if record.slurm is not None:

@@ -99,7 +99,8 @@ def _start_wandb(run_dir: Path, options: MirrorOptions) -> Any:
         run = wandb.init(
             mode=mode,
             project=options.wandb_project,
-            dir=str(run_dir),
+            # its process may have been started in another folder, by an earlier run of this one
+            dir=str(run_dir.absolute()),
             name=run_dir.name,
             config=options.settings,
             reinit="create_new",
