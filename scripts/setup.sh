@@ -63,5 +63,9 @@ if ! has_chromium && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
   { apt-get update -qq && apt-get install -y -qq chromium; } >> .venv/apt.log 2>&1 || true
 fi
 has_chromium || echo "note: no Chromium here, the tests that drive a browser are skipped. On Debian or Ubuntu: sudo apt-get install chromium"
+# JupyterLab opens at its notebook: nobody is asked whether news shall be fetched
+mkdir -p .venv/share/jupyter/lab/settings
+echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
+  > .venv/share/jupyter/lab/settings/overrides.json
 touch .venv/ready
 echo "ready in $SECONDS s"

@@ -1,0 +1,111 @@
+"""The screenshots in README.md: python scripts/draw_screens.py [NAME …] [--into=FOLDER]
+
+Each is a notebook of a few cells that a real JupyterLab runs in a browser without a window; a few minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+# half a screen, as people have it beside a terminal
+WIDTH, HEIGHT = 960, 1000
+IMAGES = ROOT / "notebooks/images"
+
+
+@dataclass(frozen=True)
+class Screen:
+    """One picture.
+
+    Attributes:
+        cells: of the notebook.
+        shows: CSS selector of what is drawn.
+        before: what happens in the browser before it is drawn.
+        waits: whether the cells are run to their end first.
+    """
+
+    cells: tuple[str, ...]
+    shows: str
+    before: Callable[[Any], Any] = lambda lab: lab.page.wait_for_timeout(1500)
+    waits: bool = True
+
+
+DATA = (
+    "import ppt_kit as ppt\n"
+    "ppt.collect('button-press-topdown', domain='press', episodes=5, save_images=True, use_color=True)"
+)
+PLANAR = "import ppt_kit as ppt\nppt.collect('detour', simulator='planar', episodes=20)"
+SHORT = "'planar', 'policy/head=regression', 'train.val_interval=1', 'dataset.val_ratio=0.2', 'save_interval=4'"
+
+
+def _advance(lab: Any) -> None:
+    """To the middle of the first episode."""
+    lab.page.wait_for_timeout(3000)
+    slider = lab.page.locator(".ppt-inspect input[type=range]").last
+    slider.focus()
+    for _ in range(30):
+        slider.press("ArrowRight")
+    lab.page.wait_for_timeout(2500)
+
+
+SCREENS = {
+    "inspect": Screen((DATA, "ppt.inspect('data/press.zarr')"), ".ppt-inspect", before=_advance),
+    "live": Screen(
+        (
+            PLANAR,
+            f"run = ppt.UnifiedTrainer(ppt.load_config({SHORT}, 'train.total_epochs=200', 'suffix=live'))\n"
+            "run.run(background=True)",
+        ),
+        ".jp-OutputArea-output:has(canvas)",
+        before=lambda lab: lab.page.wait_for_timeout(15_000),
+    ),
+    "launch": Screen(
+        (PLANAR, f"job = ppt.launch(ppt.load_config({SHORT}, 'train.total_epochs=60', 'suffix=job'), num_gpus=2)\njob"),
+        ".jp-OutputArea-output:has(button)",
+        before=lambda lab: lab.page.wait_for_timeout(25_000),
+    ),
+    "runs": Screen(
+        (
+            PLANAR,
+            f"cfg = ppt.load_config({SHORT}, 'train.total_epochs=8', 'suffix=sweep')\n"
+            "sweep = ppt.sweep(cfg, {'optimizer.lr': [1e-3, 1e-4], 'seed': range(2)}, jobs=2)\n"
+            "ppt.compare_runs(sweep).curves('val_loss', by='optimizer.lr')",
+        ),
+        ".jp-Cell:last-child .jp-OutputArea-child:has(img)",
+    ),
+}
+
+
+def main(names: list[str], into: Path) -> int:
+    """Draws some of SCREENS, or all."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import browser
+
+    strange = [name for name in names if name not in SCREENS]
+    if strange:
+        print(f"error: {strange[0]}: takes {', '.join(SCREENS)}.", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as told:
+        folder = Path(told)
+        (folder / "books").mkdir()
+        with browser.served(folder) as server:
+            for name in names or SCREENS:
+                screen = SCREENS[name]
+                with browser.browsing(server, folder / "books") as lab:
+                    lab.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+                    lab.open(screen.cells, run=screen.waits)
+                    screen.before(lab)
+                    lab.screenshot(into / f"{name}.png", screen.shows)
+                print(into / f"{name}.png", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    folders = [word.removeprefix("--into=") for word in words if word.startswith("--into=")]
+    sys.exit(main([word for word in words if not word.startswith("--")], Path(folders[-1]) if folders else IMAGES))
