@@ -387,3 +387,11 @@ def test_in_a_log_file_a_run_is_lines_ever_fewer_and_no_bar(caplog, monkeypatch)
             told.tell(row)
     assert caplog.messages[0] == "step 120/4000  epoch 3/100  loss 0.0413  812 windows/s  13 min left"
     assert 100 < len(caplog.messages) < 250
+
+
+def test_what_a_run_gives_is_its_exit_code_and_reads_as_a_sentence(small_cfg):
+    run = ppt.UnifiedTrainer(small_cfg("train.total_iters=2"))
+    code = run.run()
+    assert code == 0
+    assert repr(code) == f"{run.run_dir}: finished"
+    assert f"{int(code)}" == "0"

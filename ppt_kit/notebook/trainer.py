@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ppt_kit.errors import UserError
@@ -12,10 +14,31 @@ from ppt_kit.train import trainer
 log = logging.getLogger(__name__)
 
 
+class ExitCode(int):
+    """What a run ended with, as a shell knows it: 0 = all went well. A cell that ends in it shows a sentence."""
+
+    run_dir: Path
+
+    @classmethod
+    def of(cls, code: int, run_dir: Path) -> ExitCode:
+        """The code of the run in a folder."""
+        told = cls(code)
+        told.run_dir = run_dir
+        return told
+
+    def __repr__(self) -> str:
+        if self:
+            return f"{self.run_dir}: stopped and saved (exit code {int(self)}); run.resume() goes on"
+        return f"{self.run_dir}: finished"
+
+
 class UnifiedTrainer(trainer.UnifiedTrainer):
     __doc__ = trainer.UnifiedTrainer.__doc__
     # whether `run` has shown its panel, or met it
     _was_shown = False
+
+    def _noted(self, work: Callable[[], int]) -> int:
+        return ExitCode.of(super()._noted(work), self.run_dir)
 
     def _shown(self) -> Any:
         if not _in_notebook():

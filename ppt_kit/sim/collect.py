@@ -30,7 +30,7 @@ from ppt_kit.tracking import bar_pace
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(repr=False)
 class Collected:
     """What collecting gave.
 
@@ -50,6 +50,10 @@ class Collected:
     def episodes(self) -> int:
         """How many were kept."""
         return len(self.seeds)
+
+    def __repr__(self) -> str:
+        lost = f"; of {len(self.discarded_seeds)} more seeds the expert did not succeed" if self.discarded_seeds else ""
+        return f"{self.path}: {self.episodes} demonstrations, {self.steps} steps, seeds from {min(self.seeds)}{lost}"
 
     @property
     def discarded(self) -> int:

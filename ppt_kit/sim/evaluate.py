@@ -118,7 +118,9 @@ def _run(
     """The rows of the episodes that are left, beside a bar over all of them."""
     if not left:
         return
-    title = f"evaluating {plan.stem}" + (f", {options.control}" if options.control else "")
+    # half a cell has room for few words
+    title = f"evaluating {plan.stem.removeprefix(f'{options.log_name}_').partition('_no-')[0]}"
+    title += f", {options.control}" if options.control else "".join(f", no {name}" for name in options.zero_keys)
     with (
         closing(_tried(policy, plan, left, options)) as rows,
         tqdm(total=options.episodes, initial=len(ran), desc=title, unit="episode", **bar_pace()) as bar,

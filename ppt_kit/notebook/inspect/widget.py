@@ -38,6 +38,9 @@ class Inspector(anywidget.AnyWidget):
         self._episodes = episodes
         self.on_msg(self._asked)
 
+    def __repr__(self) -> str:
+        return f"inspector of {self.listing['title']}, {len(self.listing['episodes'])} episodes"
+
     def _asked(self, _: Any, content: dict[str, Any], buffers: list) -> None:
         """One question: {"kind", "id", …}; the answer has both, or says why there is none."""
         answers = {"episode": self._episode, "page": self._page, "chunks": self._chunks, "augmented": self._augmented}
