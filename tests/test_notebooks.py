@@ -78,3 +78,23 @@ def test_an_interrupted_cell_has_saved_stops_what_follows_and_goes_on(small_data
         manager.shutdown_kernel(now=True)
     steps = [row["step"] for row in read_rows(metrics) if row["kind"] == "train"]
     assert steps == list(range(1, done + 4))
+
+
+def test_a_cell_that_trains_may_be_run_again(small_data, tmp_path):
+    words = [
+        *SMALL_WORDS, f"dataset_path={small_data}", "domains=a", f"output_dir={tmp_path}", "suffix=run",
+        "train.total_iters=4",
+    ]  # fmt: skip
+    made = f"import ppt_kit as ppt\nrun = ppt.UnifiedTrainer(ppt.load_config('quickstart', *{json.dumps(words)}))"
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(text) for text in (made, "run.run()", "run.run()")]
+    )
+    NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = [[each["data"]["text/plain"] for each in cell.outputs if "data" in each][-1] for cell in book.cells[1:]]
+    assert said == [f"{tmp_path / 'a/run'}: finished"] * 2
+    assert [row["step"] for row in read_rows(tmp_path / "a/run/metrics.jsonl") if row["kind"] == "train"] == [
+        1,
+        2,
+        3,
+        4,
+    ]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from ppt_kit.errors import UserError
 from ppt_kit.train import trainer
 
@@ -36,6 +38,12 @@ class UnifiedTrainer(trainer.UnifiedTrainer):
     __doc__ = trainer.UnifiedTrainer.__doc__
     # whether `run` has shown its panel, or met it
     _was_shown = False
+
+    def _work(self) -> Callable[[], int]:
+        # a cell that is run again goes on, or finds the run finished
+        if self._was_shown:
+            OmegaConf.update(self.cfg, "train.resume", "auto")
+        return super()._work()
 
     def _noted(self, work: Callable[[], int]) -> int:
         return ExitCode.of(super()._noted(work), self.run_dir)
