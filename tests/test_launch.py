@@ -119,7 +119,7 @@ def test_a_rank_that_raises_is_shown_by_its_own_traceback(launched, tmp_path, mo
     assert "models/a/run failed rank 1: OSError: the disk of rank 1 is gone" in listed.stdout, listed.stderr
 
 
-def test_a_killed_job_goes_on_to_the_same_end(launched, small_cfg):
+def test_a_killed_job_goes_on_to_the_same_end(launched):
     words = ("train.total_iters=36", "train.total_epochs=99", "save_interval=1")
     job = launched(*words, num_gpus=1)
     # what it goes on from is written after the row of its checkpoint
@@ -137,8 +137,8 @@ def test_a_killed_job_goes_on_to_the_same_end(launched, small_cfg):
     assert job.wait() == 0
     assert job.state == ("ended", "after step 36")
     assert "resumed after step" in job.log()
-    alone = ppt.UnifiedTrainer(small_cfg(*TWO, *words, "suffix=alone"))
-    alone.run()
+    alone = launched(*words, "suffix=alone", num_gpus=1)
+    assert alone.wait() == 0
     of_job, of_one = (ppt.read_metrics(folder, "train") for folder in (job.run_dir, alone.run_dir))
     assert list(of_job["step"]) == list(of_one["step"]) == list(range(1, 37))
     assert (of_job["loss"] == of_one["loss"]).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import numpy as np
@@ -214,7 +215,8 @@ def test_two_ranks_obey_at_the_same_step(small_cfg, small_data, tmp_path):
     )  # fmt: skip
     (tmp_path / "rank.py").write_text(RANK)
     done = run_script(
-        "torchrun", "--nproc_per_node=2", "--standalone", str(tmp_path / "rank.py"), json.dumps(words), str(tmp_path),
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(tmp_path / "rank.py"),
+        json.dumps(words), str(tmp_path),
         env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -19,7 +19,7 @@ import ppt_kit as ppt
 from ppt_kit.errors import UserError
 from ppt_kit.jobs.decide import Share
 from ppt_kit.jobs.failures import note_failure
-from ppt_kit.jobs.record import Record
+from ppt_kit.jobs.record import FOLDER, LOGS, Record
 from ppt_kit.runs.best import best_configuration
 from ppt_kit.runs.devices import ranks_of, slots_for
 from ppt_kit.runs.grid import plan_runs
@@ -306,14 +306,14 @@ def test_in_a_notebook_a_sweep_is_one_line_and_a_table(lab, small_data, tmp_path
 
 
 def test_the_error_of_a_run_is_the_last_line_that_says_why(tmp_path):
-    launch = tmp_path / "launch"
-    launch.mkdir()
+    printed = tmp_path / FOLDER / LOGS / "rank0.log"
+    printed.parent.mkdir(parents=True)
     record = Record(pid=1, started=time.time(), host="here", ranks=Share(0, 1, 1), command=[], exit_code=2)
-    (launch / "output.log").write_text("starting\nerror: policy.num_heads=3 does not divide 32.\nbye\n")
+    printed.write_text("starting\nerror: policy.num_heads=3 does not divide 32.\nbye\n")
     assert error_of(tmp_path, record) == "error: policy.num_heads=3 does not divide 32."
-    (launch / "output.log").write_text("starting\n")
+    printed.write_text("starting\n")
     # as the system does where memory is short
     assert error_of(tmp_path, replace(record, exit_code=137)) == "ended by SIGKILL; the last it printed: starting"
-    assert error_of(tmp_path, replace(record, exit_code=1)) == "starting"
+    assert error_of(tmp_path, replace(record, exit_code=1)) == "exit code 1; the last it printed: starting"
     note_failure(tmp_path, rank=0, text="Traceback (most recent call last):\n  …\nRuntimeError: no such luck\n")
     assert error_of(tmp_path, replace(record, exit_code=1)) == "RuntimeError: no such luck"

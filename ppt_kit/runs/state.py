@@ -100,11 +100,11 @@ def error_of(run_dir: Path, record: Record) -> str:
     failure, code = failure_of(run_dir, record), record.exit_code or 0
     if failure is not None:
         return failure.line
-    if not 128 < code < 128 + signal.NSIG:
-        return f"exit code {code}"
-    # nothing of its own was raised: the system ended it, as it does for want of memory
+    # nothing of its own was raised: the system may have ended it, as it does for want of memory
+    is_signal = 128 < code < 128 + signal.NSIG
+    why = f"ended by {signal.Signals(code - 128).name}" if is_signal else f"exit code {code}"
     printed = [line.strip() for line in tail(log_of(run_dir, record.failed_rank or 0)).splitlines() if line.strip()]
-    return f"ended by {signal.Signals(code - 128).name}" + (f"; the last it printed: {printed[-1]}" if printed else "")
+    return f"{why}; the last it printed: {printed[-1]}" if printed else why
 
 
 def reached(rows: Sequence[Mapping[str, Any]]) -> Reached:
