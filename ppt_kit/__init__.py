@@ -5,7 +5,7 @@ The map: a room imports from its own line and from lines above it; a | stands be
     ground   errors lfs horizon keys randomness cameras upgrade signals tables  what everybody may know
     words    files torch_file parts model_keys train_keys spec schema checks words config help    a typed configuration
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
-    joined   checkpoint | jobs | sim                                   weights | processes | episodes and success
+    joined   checkpoint | jobs | sim | zero      weights | processes | episodes and success | DeepSpeed's folders
     run      train | verify targets comparing | runs    one run, to its end | evaluating many, replaying | sweeps
     face     notebook __main__ __init__                                what people see
 
@@ -53,6 +53,8 @@ _WHERE = {
     "plan_evaluation": "sim.compare.plan",
     "protocol": "sim.compare.protocol",
     "verify_card": "verify",
+    "ds_checkpoints": "zero",
+    "ds_to_weights": "zero",
     "plot_metrics": "notebook.plots",
     "plot_episode": "notebook.plots",
     "plot_success": "notebook.plots",

@@ -346,6 +346,17 @@ class VerifyConfig:
 
 
 @dataclass
+class DeepSpeedFolderConfig:
+    """What scripts/ds_checkpoint.py reads."""
+
+    action: str = key("inspect", "what to do; the first word may be it alone", choices=("inspect", "to-weights"))
+    folder: str | None = key(None, "a checkpoint folder of DeepSpeed; the second word may be it alone; required")
+    tag: str | None = key(None, "which step of it, as inspect names them; null = the one that its file latest names")
+    out: str | None = key(None, "to-weights: the file to write; null = <tag>.safetensors in the folder")
+    overwrite: bool = key(False, "to-weights: replace the file at out")
+
+
+@dataclass
 class ConvertConfig:
     """What scripts/convert_dataset.py reads."""
 

@@ -14,6 +14,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.files import write_whole
 from ppt_kit.lfs import refuse_lfs_pointer
 
+OURS = "a checkpoint of ppt_kit"
 # newest that is read: 2 has the policy's parts by modality and a view of each domain
 FORMAT = 2
 
@@ -58,6 +59,57 @@ def read_tensors(file: Path, *, needs: Mapping[str, Any], remedy: str) -> dict:
     return content
 
 
+class Inert:
+    """What stands in the place of another program's object: what was stored of it, and nothing that it does.
+
+    Attributes:
+        args: what it was to be made of.
+        state: what it was to hold; None where nothing was stored.
+    """
+
+    args: tuple
+    state: Any = None
+
+    def __new__(cls, *args: Any) -> Inert:
+        made = object.__new__(cls)
+        made.args = args
+        return made
+
+    def __init__(self, *args: Any) -> None:
+        """Takes whatever the other program's class took."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_foreign(file: Path, *, kind_of_file: str, remedy: str) -> dict:
+    """What another program wrote by `torch.save`, on the CPU; tensors stay on the disk until they are read.
+
+    No code runs that the file asks for: its objects of classes that are neither tensors nor plain are `Inert`.
+
+    Args:
+        kind_of_file: what it should be, in words.
+        remedy: what the user is to do about a damaged file.
+    Raises:
+        UserError: it is empty, cut off, or a bit of it was lost; of an older form; or nothing but running its code reads it.
+    """
+    _check_bytes(file, remedy, kind_of_file)
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        with torch.serialization.safe_globals([(Inert, name) for name in names]):
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file}: cannot be read without running code of it, which is not done ({_first_line(error)}). {remedy}"
+        ) from None
+    # each of its bytes is as it was written, so it was written by something else
+    except Exception as error:
+        raise UserError(f"{file}: not {kind_of_file} ({_first_line(error)}). {remedy}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not {kind_of_file}: it holds a {type(content).__name__}. {remedy}")
+    return content
+
+
 def check_parts(content: Mapping, needs: Mapping[str, Any], *, file: Path, remedy: str) -> None:
     """Whether a file holds its parts; arguments as of `read_tensors`.
 
@@ -75,7 +127,7 @@ def _save(content: dict, path: Path) -> None:
         torch.save({"format": FORMAT, **content}, file)
 
 
-def _check_bytes(file: Path, remedy: str) -> None:
+def _check_bytes(file: Path, remedy: str, kind_of_file: str = OURS) -> None:
     """Whether every byte is what was written: torch writes the archive's checksums, and does not look at them."""
     try:
         with open(file, "rb") as opened:
@@ -87,7 +139,7 @@ def _check_bytes(file: Path, remedy: str) -> None:
         raise UserError(f"{file}: empty. {remedy}")
     if begin[:2] != b"PK":
         kind = "a pickle of another program" if begin[:1] == b"\x80" else f"it starts with {begin!r}"
-        raise UserError(f"{file}: not a checkpoint of ppt_kit ({kind}). {remedy}")
+        raise UserError(f"{file}: not {kind_of_file} ({kind}). {remedy}")
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ppt_kit.errors import UserError
@@ -23,16 +23,18 @@ def run(
     about: str,
     config_name: str = "",
     ignore: tuple[str, ...] = (),
-    first: str = "",
+    first: Sequence[str] = (),
 ) -> None:
     """Builds the configuration from sys.argv, then calls main(cfg); exits with its code, after Ctrl-C with 130.
 
     Args:
-        first: key that a first word is the value of where it has no `=`.
+        first: keys that the first words are the values of, in order, where they have no `=`.
     """
     given = [word for word in sys.argv[1:] if word not in ignore]
-    if first and given and "=" not in given[0] and not given[0].startswith("-") and given[0] != "help":
-        given[0] = f"{first}={given[0]}"
+    for place, name in enumerate(first[: len(given)]):
+        if "=" in given[place] or given[place].startswith("-") or given == ["help"]:
+            break
+        given[place] = f"{name}={given[place]}"
     try:
         # from here on Ctrl-C is one line: what takes time to import comes after
         from ppt_kit.words import own_words

@@ -30,5 +30,5 @@ if __name__ == "__main__":
         main,
         schema=VerifyConfig,
         about="Replays episodes of an evaluation from its card.json: exit code 0 of the same to the bit, 1 of others.",
-        first="card",
+        first=("card",),
     )
