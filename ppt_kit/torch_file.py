@@ -91,7 +91,7 @@ def read_foreign(file: Path, *, kind_of_file: str, remedy: str) -> dict:
         kind_of_file: what it should be, in words.
         remedy: what the user is to do about a damaged file.
     Raises:
-        UserError: it is empty, cut off, or a bit of it was lost; of an older form; or nothing but running its code reads it.
+        UserError: it is empty, cut off, of an older form, a bit of it was lost, or only running its code would read it.
     """
     _check_bytes(file, remedy, kind_of_file)
     try:
@@ -100,7 +100,7 @@ def read_foreign(file: Path, *, kind_of_file: str, remedy: str) -> dict:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file}: cannot be read without running code of it, which is not done ({_first_line(error)}). {remedy}"
+            f"{file}: cannot be read without running code of it, which is not done ({_asked(error)}). {remedy}"
         ) from None
     # each of its bytes is as it was written, so it was written by something else
     except Exception as error:
@@ -162,6 +162,14 @@ def _lacking(content: Mapping, needs: Mapping[str, Any], prefix: str = "") -> st
         if inner:
             return inner
     return None
+
+
+def _asked(error: Exception) -> str:
+    """What a file wanted, of torch's page about it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(
+        (line[:160] for line in lines if line.startswith(("Trying to", "Can only", "Unsupported"))), lines[0][:160]
+    )
 
 
 def _first_line(error: Exception) -> str:

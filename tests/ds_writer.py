@@ -1,12 +1,13 @@
 """Written with plain DeepSpeed, as anybody's script is: checkpoints of a tiny model at every ZeRO stage.
 
-`python ds_writer.py FOLDER RANK WORLD_SIZE PORT` is one rank; each checkpoint has the whole weights beside it, as
+`python ds_writer.py FOLDER PORT PORT`, of one rank and of two; each checkpoint has the whole weights beside it, as
 expected.pt, gathered from the model itself.
 """
 
 import datetime
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -78,20 +79,40 @@ def whole_weights(model, *, stage, half):
     return {name: v.float() if v.is_floating_point() else v for name, v in whole.items()}
 
 
-def main(folder: str, rank: str, world_size: str, port: str) -> None:
-    os.environ |= {"LOCAL_RANK": rank, "RANK": rank, "WORLD_SIZE": world_size}
-    import deepspeed  # noqa: F401
-
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+def run(folder: str, *, rank: int, world_size: int, port: str) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size)}
     dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=int(world_size),
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size,
         timeout=datetime.timedelta(seconds=60),
     )  # fmt: skip
     for stage in range(4):
-        train(Path(folder) / f"zero{stage}x{world_size}", stage, rank=int(rank))
+        train(Path(folder) / f"zero{stage}x{world_size}", stage, rank=rank)
     for stage in (0, 1, 3):
-        train(Path(folder) / f"half{stage}x{world_size}", stage, rank=int(rank), half=True)
+        train(Path(folder) / f"half{stage}x{world_size}", stage, rank=rank, half=True)
+
+
+def main(folder: str, *ports: str) -> int:
+    """One rank meets itself at the first port, two each other at the second; what takes long to import is so once."""
+    import deepspeed  # noqa: F401
+
+    # otherwise a C++ op is built at first use
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    children = []
+    for rank, world_size in ((0, 1), (0, 2), (1, 2)):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                run(folder, rank=rank, world_size=world_size, port=ports[world_size - 1])
+                code = 0
+            finally:
+                sys.stdout.flush()
+                if code:
+                    traceback.print_exc()
+                os._exit(code)
+        children.append(child)
+    return max(os.waitpid(child, 0)[1] for child in children)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(bool(main(*sys.argv[1:])))

@@ -90,7 +90,9 @@ def ds_checkpoints(folder: str | Path, *, tag: str | None = None) -> Found:
     rows = [_row(place, each) for each in ([only] if only else _tags(place, latest))]
     rows.sort(key=lambda row: (row["step"] or _digits(row["tag"]), row["tag"]))
     # whole numbers also where one is missing
-    return Found(place, latest, only, Table(rows).astype(dict.fromkeys(("step", "stage", "ranks", "parameters"), "Int64")))
+    return Found(
+        place, latest, only, Table(rows).astype(dict.fromkeys(("step", "stage", "ranks", "parameters"), "Int64"))
+    )
 
 
 def ds_to_weights(
@@ -99,7 +101,8 @@ def ds_to_weights(
     """Writes the weights of one tag as plain tensors, the exact float32 ones where the optimizer has them.
 
     What was saved in half precision alone becomes float32 too, other types stay; so it is with training in half
-    precision at stage 0, whose exact weights are saved without their names (a warning says so). What was written is read again and compared with what was read. Nothing in the files is run.
+    precision at stage 0, whose exact weights are saved without their names (a warning says so). What was written is
+    read again and compared with what was read. Nothing in the files is run.
 
     Args:
         folder: what was given to `engine.save_checkpoint`; or one tag in it.
@@ -123,7 +126,9 @@ def ds_to_weights(
     try:
         saved, weights = _whole(place, tag)
     except UserError as error:
-        newest = next((each for each in reversed(_tags(place, None)) if each != tag and _problem(place, each) is None), None)
+        newest = next(
+            (each for each in reversed(_tags(place, None)) if each != tag and _problem(place, each) is None), None
+        )
         raise UserError(f"{error} {f'Whole is tag={newest}.' if newest else 'No other step is whole.'}") from None
     if not saved.shards and any(value.dtype in HALF for value in weights.values()):
         log.warning("%s: trained in half precision at stage 0, so these are the rounded weights", place / tag)

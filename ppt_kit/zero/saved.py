@@ -78,7 +78,9 @@ def read_saved(folder: Path) -> Saved:
     # a save at another stage into the same tag leaves the files of the one before
     if whole_model.name in names and any(path != whole_model for path in models.values()):
         other = next(path for path in models.values() if path != whole_model)
-        raise UserError(f"{folder}: has {whole_model.name} and {other.name}, of two saves at different stages. {REMEDY}")
+        raise UserError(
+            f"{folder}: has {whole_model.name} and {other.name}, of two saves at different stages. {REMEDY}"
+        )
     if 0 not in models:
         expected = folder / "zero_pp_rank_0_mp_rank_00_model_states.pt" if models else whole_model
         raise UserError(f"{expected}: missing. {REMEDY}")
@@ -90,7 +92,10 @@ def read_saved(folder: Path) -> Saved:
 
 def _with_shards(folder: Path, first: dict, models: dict[int, Path], shards: dict[int, Path]) -> Saved:
     half = "bf16_" if any(path.name.startswith("bf16_") for path in shards.values()) else ""
-    shard_name, model_name = f"{half}zero_pp_rank_{{}}_mp_rank_00_optim_states.pt", models[0].name.replace("_0_mp", "_{}_mp")
+    shard_name, model_name = (
+        f"{half}zero_pp_rank_{{}}_mp_rank_00_optim_states.pt",
+        models[0].name.replace("_0_mp", "_{}_mp"),
+    )
     said = _number(first.get("dp_world_size")) or len(shards) or 1
     opened = {0: _read_shard(_there(folder, shards, 0, shard_name, of=said))}
     counts = opened[0].get("partition_count", said)
