@@ -6,7 +6,7 @@ The map: a room imports from its own line and from lines above it; a | stands be
     words    files torch_file parts model_keys train_keys spec schema checks words config help    a typed configuration
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim | zero      weights | processes | episodes and success | DeepSpeed's folders
-    run      train | verify targets comparing | runs    one run, to its end | evaluating many, replaying | sweeps
+    run      train | verify targets comparing | runs | installation    one run | evaluating, replaying | sweeps | here
     face     notebook __main__ __init__                                what people see
 
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
@@ -53,6 +53,7 @@ _WHERE = {
     "plan_evaluation": "sim.compare.plan",
     "protocol": "sim.compare.protocol",
     "verify_card": "verify",
+    "check_installation": "installation",
     "ds_checkpoints": "zero",
     "ds_to_weights": "zero",
     "plot_metrics": "notebook.plots",

@@ -1,13 +1,14 @@
 """python -m ppt_kit CONFIG: one rank of a run (the launcher's variables say which).
 
---supervise FOLDER is its launch, --evaluate a checkpoint that is measured while the run trains on; jobs lists launches.
+--supervise FOLDER is its launch, --evaluate a checkpoint that is measured while the run trains on; jobs lists launches,
+doctor looks whether this machine can do it all.
 """
 
 import sys
 from pathlib import Path
 
 USAGE = (
-    "usage: python -m ppt_kit jobs [OUTPUT_DIR], or CONFIG.yaml under a launcher; "
+    "usage: python -m ppt_kit jobs [OUTPUT_DIR], python -m ppt_kit doctor, or CONFIG.yaml under a launcher; "
     "to train type python scripts/train.py --help"
 )
 
@@ -31,6 +32,8 @@ def main() -> int:
         return evaluate_request()
     if words[:1] == ["jobs"] and len(words) <= 2:
         return _list_jobs(*words[1:])
+    if words == ["doctor"]:
+        return _check_installation()
     if len(words) != 1 or words[0].startswith("-"):
         print(USAGE, file=sys.stderr)
         return 0 if words in (["-h"], ["--help"]) else 2
@@ -50,6 +53,14 @@ def _list_jobs(*output_dir: str) -> int:
     shown = table.drop(columns="run_dir").assign(detail=table["detail"].str.slice(0, 80))
     print(shown.to_string(index=False, na_rep="") if len(table) else "nothing was launched here")
     return 0
+
+
+def _check_installation() -> int:
+    from ppt_kit.installation import check_installation
+
+    report = check_installation(tell=lambda line: print(line, flush=True))
+    print(report.told())
+    return 0 if report.works else 1
 
 
 def _rank(config_file: Path) -> int:
