@@ -23,7 +23,8 @@ WIDTH, NAMED = 100, 14
 CODE = "from ppt_kit.installation.probes import tell; tell({name!r})"
 STYLE = (
     "<style>.ppt-installation td,.ppt-installation th{text-align:left!important;vertical-align:top;"
-    "white-space:normal!important;color:inherit}.ppt-installation table{font-size:90%;color:inherit}.ppt-installation td:first-child{font-weight:bold}"
+    "white-space:normal!important;color:inherit}.ppt-installation table{font-size:90%;color:inherit}"
+    ".ppt-installation td:first-child{font-weight:bold}"
     ".ppt-installation td:nth-child(2){white-space:nowrap!important}</style>"
 )
 
