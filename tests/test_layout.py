@@ -167,7 +167,11 @@ def test_every_configuration_key_has_a_reader():
     )
     groups_passed_whole = ("dataset", "policy")  # as keyword arguments: an unknown one raises, so each is read
     unread = []
-    for each in (schema.Config, schema.CollectConfig, schema.EvaluateConfig, schema.ConvertConfig, schema.VerifyConfig):
+    schemas = (
+        schema.Config, schema.CollectConfig, schema.EvaluateConfig, schema.ConvertConfig, schema.VerifyConfig,
+        schema.DeepSpeedFolderConfig,
+    )  # fmt: skip
+    for each in schemas:
         for dotted in leaves_of(each):
             if dotted.split(".")[0] not in groups_passed_whole and f".{dotted.split('.')[-1]}" not in source:
                 unread.append(dotted)
@@ -197,6 +201,12 @@ def test_pins_ranges_and_conda_agree():
             name, version = line.strip(" -").split("==")
             assert pins[name] == version
     assert f"python={project['requires-python'].removeprefix('>=')}" in conda
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version == ppt_kit.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_settings_files_of_deepspeed_leave_our_numbers_alone():
