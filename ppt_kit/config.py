@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
 from ppt_kit.keys import fits, leaves_of, show, type_name
+from ppt_kit.migration.ancestor import is_ancestors
+from ppt_kit.migration.reading import Composed, empty_groups, missing_groups, search_path, todays
 from ppt_kit.schema import BEFORE_STEMS, DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAMED, Config
 from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, parse_words, refuse_twins, set_word, unknown
 
@@ -49,7 +51,7 @@ def load_config(
     tree = OmegaConf.structured(schema)
     if name or group_words:
         origin = f"{name}.yaml" if name else " ".join(group_words)
-        composed = _compose(name, folder, group_words)
+        composed = OmegaConf.create(todays(compose_file(name, folder, group_words)))
         for word in group_words:
             _take_whole(composed, word, roots=[folder, PACKAGE_CONFIGS], leaves=leaves_of(schema))
         tree = _merge(tree, composed, schema, origin=origin)
@@ -116,23 +118,31 @@ def typed(cfg: Any) -> Any:
     return OmegaConf.to_object(cfg if known else from_mapping(cfg))
 
 
-def _compose(name: str, folder: Path, group_words: list[str]) -> DictConfig:
+def compose_file(name: str, folder: Path, group_words: list[str]) -> Composed:
+    """A YAML file with its `defaults` and the groups' files of words put in; "" = these alone.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     path = _file_in(folder, name) if name else folder
+    values: dict = {}
     if name:
         _check_files(path, roots=[folder, PACKAGE_CONFIGS])
-    quoted = str(PACKAGE_CONFIGS).replace("'", "\\'")
-    search = [] if folder == PACKAGE_CONFIGS else [f"hydra.searchpath=['file://{quoted}']"]
+        _, values = _read(path)
+    gone = missing_groups(values, roots=[folder, PACKAGE_CONFIGS])
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+        with initialize_config_dir(str(folder.resolve()), version_base="1.3"), empty_groups(gone) as stand_in:
+            search = search_path([place for place in (PACKAGE_CONFIGS, *stand_in) if place != folder])
             added = [f"+{word}" for word in group_words]
-            return compose(name.removesuffix(".yaml") or None, overrides=[*added, *search])
+            composed = compose(name.removesuffix(".yaml") or None, overrides=[*added, *search])
     # Hydra raises many kinds; each is about the user's file
     except Exception as error:
         raise UserError(f"{path}: cannot be read: {_first_line(error)}") from None
+    return Composed(typing.cast(dict, OmegaConf.to_container(composed)), values, gone, path)
 
 
 def _folder_of(name: str, config_path: str | Path | None) -> Path:
@@ -345,7 +355,7 @@ def _check_files(path: Path, *, roots: list[Path], above: tuple[Path, ...] = ())
         circle = " -> ".join(each.stem for each in (*above[above.index(path) :], path))
         raise UserError(f"{path}: its defaults lead back to it: {circle}. Take one of them out.")
     _, values = _read(path)
-    if "hydra" in values:
+    if "hydra" in values and not is_ancestors({key: value for key, value in values.items() if key != "hydra"}):
         raise UserError(f"{path}: unknown key hydra: only its defaults and interpolations are used here. Delete it.")
     named = values.get("defaults", [])
     if not isinstance(named, list):

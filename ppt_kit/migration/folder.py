@@ -1,0 +1,223 @@
+"""Changes of a folder of the user's: listed, made with a backup of what stood there, and taken back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ppt_kit.errors import UserError
+from ppt_kit.files import check_place, json_row, write_text, write_whole
+from ppt_kit.migration.handover import OLD
+
+# what was written, and where what stood there is
+RECORD = ".ppt_kit_migration.json"
+OLD_SCRIPTS = ("run*.py", "migrate_*.py")
+WRAPPER = '''"""Deprecated: {name} hands over to ppt_kit. Type instead: python <ppt_kit>/scripts/{script}{words}"""
+
+import sys
+from pathlib import Path
+
+SCRIPTS = {scripts!r}
+
+if __name__ == "__main__":
+    try:
+        from ppt_kit.migration.handover import hand_over
+    except ModuleNotFoundError as error:
+        sys.exit(f"{name}: {{error}} for {{sys.executable}}. Type pip install -e {{Path(SCRIPTS).parent}}")
+    hand_over("{name}", sys.argv[1:], scripts=SCRIPTS, project=str(Path(__file__).parent))
+'''
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A backup."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Write:
+    """A file of ours.
+
+    Attributes:
+        backup: copy of what stands there, made before; None = nothing does.
+    """
+
+    path: Path
+    text: str
+    backup: Path | None
+
+
+def check_project(project: Path) -> None:
+    """Raises UserError unless `project` is a folder that can be written to, and not ppt_kit's own."""
+    if not project.is_dir():
+        raise UserError(f"project={project}: no such folder. Set project to your folder of ppt_learning.")
+    if (project / "ppt_kit/__init__.py").is_file() and (project / "scripts/train.py").is_file():
+        raise UserError(f"project={project}: this is ppt_kit itself. Set project to your folder of ppt_learning.")
+    check_place(project, key="project")
+
+
+def new_backup_folder(project: Path) -> Path:
+    """The name of a dated folder that is not there yet."""
+    first = project / f"old_scripts_{datetime.now():%Y%m%d-%H%M%S}"
+    numbered = (first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))
+    return next(folder for folder in (first, *numbered) if not folder.exists())
+
+
+def backups(project: Path, folder: Path) -> list[Copy | Write]:
+    """Copies of the old scripts, less the wrappers of ours."""
+    ours = {entry["path"]: entry["sha256"] for entry in _record(project)}
+    found = sorted({path for pattern in OLD_SCRIPTS for path in project.glob(pattern) if path.is_file()})
+    return [Copy(path, folder / path.name) for path in found if ours.get(path.name) != _digest(path)]
+
+
+def wrappers(project: Path, folder: Path, *, scripts: Path) -> list[Copy | Write]:
+    """What writes the wrappers, each behind the backup of what it takes the place of.
+
+    Args:
+        scripts: folder of ours.
+    """
+    changes: list[Copy | Write] = []
+    for name, old in OLD.items():
+        words = "".join(f" {key}={value}" for key, value in old.words)
+        text = WRAPPER.format(name=name, script=old.script, words=words, scripts=str(scripts))
+        changes += writes(project, project / name, text, folder=folder)
+    return changes
+
+
+def writes(project: Path, path: Path, text: str, *, folder: Path) -> list[Copy | Write]:
+    """What puts `text` at `path`; nothing where it stands there already.
+
+    Raises:
+        UserError: a folder is in the way.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and a file is to be written there. Move it away.")
+    if not path.exists():
+        return [Write(path, text, None)]
+    if path.read_bytes() == text.encode():
+        return []
+    known = next((entry for entry in _record(project) if entry["path"] == _name(path, project)), None)
+    if known is not None and known["sha256"] == _digest(path):
+        # of ours: what stood there first is what is to be put back
+        return [Write(path, text, project / known["backup"] if known["backup"] else None)]
+    copy = folder / path.name
+    return [Copy(path, copy), Write(path, text, copy)]
+
+
+def said(change: Copy | Write, project: Path) -> str:
+    """A change in a line."""
+    if isinstance(change, Copy):
+        return f"back up  {_name(change.source, project)} -> {_name(change.target, project)}"
+    kept = f", in the place of what {_name(change.backup, project)} keeps" if change.backup else ""
+    return f"write    {_name(change.path, project)}{kept}"
+
+
+def make(change: Copy | Write, project: Path) -> None:
+    """Makes a change; what is written is recorded before it is.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    try:
+        if isinstance(change, Copy):
+            change.target.parent.mkdir(parents=True, exist_ok=True)
+            if not change.target.exists():
+                write_whole(change.target, lambda beside: shutil.copy2(change.source, beside))
+            return
+        entries = [entry for entry in _record(project) if entry["path"] != _name(change.path, project)]
+        backup = _name(change.backup, project) if change.backup else None
+        digest = hashlib.sha256(change.text.encode()).hexdigest()
+        _keep(project, [*entries, {"path": _name(change.path, project), "sha256": digest, "backup": backup}])
+        write_text(change.path, change.text)
+    except OSError as error:
+        raise UserError(
+            f"{project}: {error.filename}: {error.strerror}. What was made is taken back by --undo."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Return:
+    """What is taken back.
+
+    Attributes:
+        why_not: in the way of it; empty = nothing.
+    """
+
+    path: Path
+    backup: Path | None
+    why_not: str
+
+    def said(self, project: Path) -> str:
+        """In a line."""
+        name = _name(self.path, project)
+        if self.why_not:
+            return f"leave    {name}: {self.why_not}"
+        return f"put back {name} <- {_name(self.backup, project)}" if self.backup else f"remove   {name}"
+
+
+def returns(project: Path) -> list[Return]:
+    """What --undo does, the last write first.
+
+    Raises:
+        UserError: nothing is recorded.
+    """
+    entries = _record(project)
+    if not entries:
+        raise UserError(f"{project}: there is nothing to undo: no {RECORD} tells of a change.")
+    found = []
+    for entry in reversed(entries):
+        path, backup = project / entry["path"], project / entry["backup"] if entry["backup"] else None
+        why_not = ""
+        if path.exists() and _digest(path) not in (entry["sha256"], _digest(backup) if backup else None):
+            why_not = "it was changed since it was written; move it away and type --undo again"
+        elif backup is not None and not backup.is_file():
+            why_not = f"its backup {entry['backup']} is gone"
+        found.append(Return(path, backup, why_not))
+    return found
+
+
+def take_back(each: Return, project: Path) -> None:
+    """Puts back or removes one file, and forgets it. Backups stay."""
+    if each.why_not:
+        return
+    try:
+        backup = each.backup
+        if backup is not None:
+            write_whole(each.path, lambda beside: shutil.copy2(backup, beside))
+        else:
+            each.path.unlink(missing_ok=True)
+        _keep(project, [entry for entry in _record(project) if entry["path"] != _name(each.path, project)])
+    except OSError as error:
+        raise UserError(f"{project}: {error.filename}: {error.strerror}. Make room and type --undo again.") from None
+
+
+def _record(project: Path) -> list[dict[str, Any]]:
+    path = project / RECORD
+    if not path.is_file():
+        return []
+    content = json_row(path.read_bytes())
+    if content is None or not isinstance(content.get("writes"), list):
+        raise UserError(f"{path}: is damaged. Put your scripts back from old_scripts_* by hand, and delete it.")
+    return content["writes"]
+
+
+def _keep(project: Path, entries: list[dict[str, Any]]) -> None:
+    if entries:
+        write_text(project / RECORD, json.dumps({"writes": entries}, indent=1) + "\n")
+    else:
+        (project / RECORD).unlink(missing_ok=True)
+
+
+def _digest(path: Path | None) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
+
+
+def _name(path: Path, project: Path) -> str:
+    return str(path.relative_to(project)) if path.is_relative_to(project) else str(path)

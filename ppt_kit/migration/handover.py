@@ -1,0 +1,127 @@
+"""What an old script's name stands for now: the words of its command, as the words of ours."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppt_kit.errors import UserError
+from ppt_kit.schema import Config, EvaluateConfig
+from ppt_kit.words import own_words, parse_words
+
+# of ppt_learning, where its configurations lie
+CONFIG_FOLDERS = ("configs", "ppt_learning/experiments/configs")
+FILE_WORDS = ("config_name", "config_path")
+
+
+@dataclass(frozen=True)
+class Old:
+    """Attributes:
+    script: ours, in scripts/.
+    config: the configuration that it read where none was named; "" = it reads none now.
+    words: what its name said.
+    """
+
+    script: str
+    config: str = ""
+    words: tuple[tuple[str, str], ...] = ()
+
+
+OLD = {
+    "run.py": Old("train.py", "config", (("train_mode", "single"),)),
+    "run_ddp.py": Old("train.py", "config_ddp_pcd", (("train_mode", "distributed"),)),
+    "run_train.py": Old("train.py", "config_unified"),
+    "run_eval_sim.py": Old("eval_sim.py"),
+}
+
+
+def hand_over(name: str, words: Sequence[str], *, scripts: str, project: str) -> None:
+    """Becomes the script that does today what `name` did; ends with exit code 2 where its words are wrong.
+
+    Args:
+        name: of OLD.
+        words: behind it.
+        scripts: folder of ours.
+        project: folder that `name` lies in.
+    """
+    script = Path(scripts) / OLD[name].script
+    try:
+        if not script.is_file():
+            raise UserError(
+                f"{name} hands over to {script}, which is not there. Write it anew: python "
+                "<ppt_kit>/scripts/migrate_train_scripts.py --create-wrappers."
+            )
+        command = [str(script), *todays_words(name, words, project=Path(project))]
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    # of several ranks one tells it
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{name} is deprecated. This is now: python {shlex.join(command)}", file=sys.stderr, flush=True)
+    os.execv(sys.executable, [sys.executable, *command])
+
+
+def todays_words(name: str, words: Sequence[str], *, project: Path) -> list[str]:
+    """The words of our script for those of an old one.
+
+    Raises:
+        UserError: a word that neither has.
+    """
+    old, given = OLD[name], own_words(words)
+    if {"--help", "-h"} & set(given):
+        return ["--help"]
+    model = ("model",) if name == "run_ddp.py" else ()
+    schema = Config if old.config else EvaluateConfig
+    pairs = dict(parse_words(given, schema=schema, beside=(*FILE_WORDS, *model)))
+    if not old.config:
+        return _evaluating(name, pairs)
+    config = _named(pairs, model, default=old.config)
+    folder = _folder(pairs.pop("config_path", None), config, project=project)
+    for key, value in old.words:
+        pairs.setdefault(key, value)
+    if name == "run_ddp.py" and "world_size" not in pairs and "RANK" not in os.environ:
+        pairs |= _all_devices()
+    files = [f"--config-name={config}", *([f"--config-path={folder}"] if folder is not None else [])]
+    return [*files, *(f"{key}={value}" for key, value in pairs.items())]
+
+
+def _evaluating(name: str, pairs: dict[str, str]) -> list[str]:
+    for key in FILE_WORDS:
+        if key in pairs:
+            raise UserError(
+                f"{name} --{key.replace('_', '-')}={pairs[key]}: evaluation has no configuration file now, the run "
+                "folder has it all. Type train.pretrained_dir=<run folder>, and what is to differ as words."
+            )
+    return [f"{key}={value}" for key, value in pairs.items()]
+
+
+def _named(pairs: dict[str, str], model: tuple[str, ...], *, default: str) -> str:
+    """The configuration's name; of run_ddp.py's --model=depth, config_ddp_depth."""
+    if model and "model" in pairs:
+        kind = pairs.pop("model")
+        if "config_name" in pairs:
+            raise UserError(f"--model={kind} and --config-name={pairs['config_name']} name two files. Give one.")
+        return f"config_ddp_{kind}"
+    return pairs.pop("config_name", default).removesuffix(".yaml")
+
+
+def _folder(asked: str | None, config: str, *, project: Path) -> str | None:
+    """Where the configuration lies; None = among the shipped ones, or nowhere."""
+    # Hydra looked beside the script
+    if asked is not None:
+        return asked if Path(asked).is_dir() or not (project / asked).is_dir() else str(project / asked)
+    shown = Path() if project.resolve() == Path.cwd() else project
+    found = (shown / folder for folder in CONFIG_FOLDERS if (project / folder / f"{config}.yaml").is_file())
+    return next(map(str, found), None)
+
+
+def _all_devices() -> dict[str, str]:
+    """run_ddp.py trained on all of them."""
+    from ppt_kit.jobs.decide import num_visible_devices
+
+    count = num_visible_devices()
+    return {"world_size": str(count)} if count > 1 else {}

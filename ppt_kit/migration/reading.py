@@ -1,0 +1,103 @@
+"""A configuration of ppt_learning where it lies: in today's keys as it is loaded, with a list of what is left out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ppt_kit.migration.ancestor import Translated, is_ancestors, translated
+from ppt_kit.migration.arithmetic import with_own_resolver
+from ppt_kit.migration.reasons import reason_for
+
+log = logging.getLogger(__name__)
+
+
+class Composed(NamedTuple):
+    """A configuration as Hydra composed it."""
+
+    # plain, with its interpolations
+    tree: dict
+    # what the file itself says, `defaults` and all
+    own: Mapping
+    # of its `defaults` those that are not there: {group: file}
+    gone: Mapping[str, str]
+    origin: Path
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it is of ppt_learning."""
+        return is_ancestors(self.own) or is_ancestors(self.tree)
+
+
+def missing_groups(values: Mapping, *, roots: Sequence[Path]) -> dict[str, str]:
+    """{group: file} of the `defaults` of a configuration of ppt_learning whose file is not there.
+
+    Of ours there is none: Hydra refuses what is missing.
+
+    Args:
+        values: the YAML file's plain values.
+        roots: folders that groups are looked for in.
+    """
+    named = values.get("defaults")
+    if not is_ancestors(values) or not isinstance(named, list):
+        return {}
+    pairs = [(str(group), str(name)) for entry in named if isinstance(entry, Mapping) for group, name in entry.items()]
+    plain = [(group, name) for group, name in pairs if "@" not in group and " " not in group]
+    return {group: name for group, name in plain if not any((root / _file(group, name)).exists() for root in roots)}
+
+
+def _file(group: str, name: str) -> Path:
+    return Path(group.strip("/")) / f"{name.removesuffix('.yaml')}.yaml"
+
+
+def search_path(places: Sequence[Path]) -> list[str]:
+    """The word that has Hydra look in further folders."""
+    quoted = ["'file://" + str(place).replace("'", "\\'") + "'" for place in places]
+    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
+
+
+@contextmanager
+def empty_groups(gone: Mapping[str, str]) -> Iterator[list[Path]]:
+    """Folders, at most one, in which the missing files are there and empty: Hydra composes what is left."""
+    if not gone:
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="ppt_kit_") as folder:
+        for group, name in gone.items():
+            stand_in = Path(folder) / _file(group, name)
+            stand_in.parent.mkdir(parents=True, exist_ok=True)
+            stand_in.write_text("# @package _global_\n{}\n")
+        yield [Path(folder)]
+
+
+def read_old(read: Composed) -> Translated:
+    """A configuration of ppt_learning in today's keys.
+
+    Raises:
+        UserError: an `${eval:…}` is more than arithmetic.
+    """
+    done = translated(read.tree, origin=str(read.origin))
+    for group, name in read.gone.items():
+        done.leave(f"defaults: {group}: {name}", None, f"there is no file {group}/{name}.yaml in {read.origin.parent}")
+    if "hydra" in read.own:
+        done.leave("hydra", None, reason_for("hydra", None))
+    return done
+
+
+def todays(read: Composed) -> dict:
+    """What was composed, `${eval:…}` as arithmetic; where it is of ppt_learning, in today's keys, said in a warning."""
+    if not read.is_old:
+        return with_own_resolver(read.tree)
+    done = read_old(read)
+    # of several ranks one tells it
+    if os.environ.get("RANK", "0") == "0":
+        log.warning(
+            "%s is of ppt_learning: %d of its values hold under today's names; without a counterpart:\n%s",
+            read.origin, len(done.moved), done.told() or "  none",
+        )  # fmt: skip
+    return done.config
