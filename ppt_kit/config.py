@@ -22,7 +22,7 @@ from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
 from ppt_kit.keys import fits, leaves_of, show, type_name
 from ppt_kit.migration.ancestor import is_ancestors
-from ppt_kit.migration.reading import Composed, empty_groups, missing_groups, search_path, todays
+from ppt_kit.migration.reading import Composed, empty_groups, missing_groups, search_path, tell, todays
 from ppt_kit.schema import BEFORE_STEMS, DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAMED, Config
 from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, parse_words, refuse_twins, set_word, unknown
 
@@ -48,17 +48,20 @@ def load_config(
     pairs = parse_words(words, schema=schema)
     folder = _folder_of(name, config_path) if name else PACKAGE_CONFIGS
     group_words, value_pairs = _split_groups(pairs, folder=folder, schema=schema)
-    tree = OmegaConf.structured(schema)
+    tree, told = OmegaConf.structured(schema), ""
     if name or group_words:
         origin = f"{name}.yaml" if name else " ".join(group_words)
-        composed = OmegaConf.create(todays(compose_file(name, folder, group_words)))
+        values, told = todays(compose_file(name, folder, group_words))
+        composed = OmegaConf.create(values)
         for word in group_words:
             _take_whole(composed, word, roots=[folder, PACKAGE_CONFIGS], leaves=leaves_of(schema))
         tree = _merge(tree, composed, schema, origin=origin)
     # a mapping before its parts
     for dotted, text in sorted(value_pairs, key=lambda pair: pair[0].count(".")):
         tree = set_word(tree, dotted, text, schema)
-    return _checked(tree, schema, origin=f"{name}.yaml, or a word" if name else "a word")
+    checked = _checked(tree, schema, origin=f"{name}.yaml, or a word" if name else "a word")
+    tell(told)
+    return checked
 
 
 def from_file(path: str | Path, *, schema: type = Config) -> DictConfig:

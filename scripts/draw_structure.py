@@ -35,7 +35,7 @@ PURPOSE = {
     "files": "finished or absent", "parts": "yours, by name", "spec": "a domain in sizes",
     "model_keys": "a policy's keys", "train_keys": "how to train", "schema": "all keys",
     "checks": "what fits together", "words": "one grammar",
-    "help": "all keys, told", "tables": "that fit a cell",
+    "migration": "old to new", "help": "all keys, told", "tables": "that fit a cell",
     "config": "one tree, typed", "torch_file": "tensors, no code", "lfs": "notes of Git LFS",
     "data": "any format on disk to batches", "models": "stems, encoders, one trunk, heads",
     "augment": "noise and moves, on the device", "engine": "one step inside DeepSpeed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -85,7 +86,9 @@ def old_repository(tmp_path_factory):
         (folder / name).write_text(text)
     (folder / "run.py").write_text(OLD_RUN)
     (folder / "run_ddp.py").write_text(OLD_RUN)
-    ppt.collect(simulator="planar", task="detour", episodes=3, domain="place_crayon_phase2", dataset_path=folder / "data")
+    ppt.collect(
+        simulator="planar", task="detour", episodes=3, domain="place_crayon_phase2", dataset_path=folder / "data"
+    )
     rng = np.random.default_rng(0)
     for name in KITCHENS.split(", "):
         with ZarrWriter(folder / f"data/{name}.zarr") as writer:
@@ -143,12 +146,14 @@ def test_commands_that_train_in_one_process(old_repository, command):
     assert config["train_mode"] == ("auto" if command == ("run_train.py",) else "single")
 
 
+@pytest.mark.long
 def test_run_ddp_with_its_model_and_suffix(old_repository):
     ran(old_repository, "run_ddp.py", "--model=depth", "--suffix=experiment1")
     config = trained(old_repository, KITCHENS.replace(", ", "+"), "experiment1")
     assert (config["train_mode"], config["policy"]["modalities"]) == ("distributed", ["state", "depth"])
 
 
+@pytest.mark.long
 def test_torchrun_with_two_processes(old_repository):
     domain = KITCHENS.replace(", ", "+")
     before = suffixes(old_repository, domain)
@@ -172,7 +177,13 @@ def test_four_processes(old_repository):
 
 @pytest.mark.long
 def test_eight_processes_with_every_word_of_the_document(old_repository):
-    words = ("train_mode=distributed", "world_size=8", "train.total_epochs=200", "seed=123", "suffix=large_scale_experiment")
+    words = (
+        "train_mode=distributed",
+        "world_size=8",
+        "train.total_epochs=200",
+        "seed=123",
+        "suffix=large_scale_experiment",
+    )
     ran(old_repository, "run_train.py", *words)
     config = trained(old_repository, "place_crayon_phase2", "large_scale_experiment")
     assert (config["world_size"], config["train"]["total_epochs"], config["seed"]) == (8, 200, 123)
@@ -198,6 +209,7 @@ def test_two_nodes_by_their_variables(old_repository):
     trained(old_repository, "place_crayon_phase2", "nodes")
 
 
+@pytest.mark.long
 def test_evaluation_of_a_run_in_parallel(old_repository):
     ran(old_repository, "run_train.py", "suffix=experiment1")
     words = ("eval_mode=parallel", "n_procs=4", "train.pretrained_dir=outputs/models/place_crayon_phase2/experiment1")
@@ -222,7 +234,9 @@ WORDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "words", "todays"), WORDS, ids=[f"{name} {' '.join(words)}" for name, words, _ in WORDS])
+@pytest.mark.parametrize(
+    ("name", "words", "todays"), WORDS, ids=[f"{name} {' '.join(words)}" for name, words, _ in WORDS]
+)
 def test_words_of_old_commands_are_words_of_ours(name, words, todays, old_repository, monkeypatch):
     monkeypatch.chdir(old_repository)
     assert todays_words(name, words, project=old_repository) == todays
@@ -285,7 +299,9 @@ def test_there_and_back(repository, run_here):
     assert os.access(repository / "run.py", os.X_OK)
 
 
-@pytest.mark.parametrize("words", [("--backup",), ("--create-wrappers",), ("--backup", "--create-wrappers")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("--backup",), ("--create-wrappers",), ("--backup", "--create-wrappers")], ids=" ".join
+)
 def test_a_dry_run_lists_all_and_changes_nothing(words, repository, run_here):
     first = files(repository)
     listed = run_here(MIGRATE, *words, "--dry-run", cwd=repository).stdout.splitlines()
@@ -313,8 +329,6 @@ def test_a_second_time_changes_nothing_and_the_first_scripts_come_back(repositor
     # a wrapper of another version of ours: what stood there at first stays what is put back
     record = json.loads((repository / RECORD).read_text())
     (repository / "run.py").write_text("older wrapper\n")
-    import hashlib
-
     for entry in record["writes"]:
         if entry["path"] == "run.py":
             entry["sha256"] = hashlib.sha256(b"older wrapper\n").hexdigest()

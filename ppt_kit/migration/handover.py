@@ -121,7 +121,7 @@ def _folder(asked: str | None, config: str, *, project: Path) -> str | None:
 
 def _all_devices() -> dict[str, str]:
     """run_ddp.py trained on all of them."""
-    from ppt_kit.jobs.decide import num_visible_devices
+    import torch
 
-    count = num_visible_devices()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {"world_size": str(count)} if count > 1 else {}

@@ -89,15 +89,16 @@ def read_old(read: Composed) -> Translated:
     return done
 
 
-def todays(read: Composed) -> dict:
-    """What was composed, `${eval:…}` as arithmetic; where it is of ppt_learning, in today's keys, said in a warning."""
+def todays(read: Composed) -> tuple[dict, str]:
+    """What was composed, `${eval:…}` as arithmetic; of ppt_learning, in today's keys, and what is to be told of it."""
     if not read.is_old:
-        return with_own_resolver(read.tree)
+        return with_own_resolver(read.tree), ""
     done = read_old(read)
-    # of several ranks one tells it
-    if os.environ.get("RANK", "0") == "0":
-        log.warning(
-            "%s is of ppt_learning: %d of its values hold under today's names; without a counterpart:\n%s",
-            read.origin, len(done.moved), done.told() or "  none",
-        )  # fmt: skip
-    return done.config
+    kept = f"{read.origin} is of ppt_learning: {len(done.moved)} of its values hold under today's names"
+    return done.config, f"{kept}; without a counterpart:\n{done.told() or '  nothing'}"
+
+
+def tell(text: str) -> None:
+    """Says once, by one of several ranks, what of an old configuration is left out."""
+    if text and os.environ.get("RANK", "0") == "0":
+        log.warning("%s", text)
