@@ -195,18 +195,23 @@ def test_two_nodes_by_their_variables(old_repository):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    before = suffixes(old_repository, "place_crayon_phase2")
     nodes = [
         subprocess.Popen(
-            [sys.executable, "run_train.py", "train_mode=distributed", "world_size=8", "suffix=nodes"],
+            [sys.executable, "run_train.py", "train_mode=distributed", "world_size=8"],
             cwd=old_repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost",
                  "MASTER_PORT": str(port), "WORLD_SIZE": "8", "RANK": first, "LOCAL_WORLD_SIZE": "4"},
         )
         for first in ("0", "4")
     ]  # fmt: skip
-    told = [node.communicate(timeout=300)[0] for node in nodes]
+    try:
+        told = [node.communicate(timeout=200)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
     assert [node.returncode for node in nodes] == [0, 0], told
-    trained(old_repository, "place_crayon_phase2", "nodes")
+    trained(old_repository, "place_crayon_phase2", only_run(old_repository, "place_crayon_phase2", before))
 
 
 @pytest.mark.long
