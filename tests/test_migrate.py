@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -196,15 +197,13 @@ def test_two_nodes_by_their_variables(old_repository):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     before = suffixes(old_repository, "place_crayon_phase2")
-    nodes = [
-        subprocess.Popen(
-            [sys.executable, "run_train.py", "train_mode=distributed", "world_size=8"],
-            cwd=old_repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost",
-                 "MASTER_PORT": str(port), "WORLD_SIZE": "8", "RANK": first, "LOCAL_WORLD_SIZE": "4"},
-        )
-        for first in ("0", "4")
-    ]  # fmt: skip
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    command, nodes = [sys.executable, "run_train.py", "train_mode=distributed", "world_size=8"], []
+    for first in ("0", "4"):
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **common, "RANK": first}
+        nodes.append(subprocess.Popen(command, cwd=old_repository, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))  # fmt: skip
+        # on one host: two launches of one second would be one folder's
+        time.sleep(2)
     try:
         told = [node.communicate(timeout=200)[0] for node in nodes]
     finally:
