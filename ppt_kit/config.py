@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import threading
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from ppt_kit.schema import BEFORE_STEMS, DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAME
 from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, parse_words, refuse_twins, set_word, unknown
 
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"
+ONE_AT_A_TIME = threading.Lock()  # Hydra has one state for all threads
 
 
 def load_config(
@@ -130,18 +132,18 @@ def compose_file(name: str, folder: Path, group_words: list[str]) -> Composed:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    path = _file_in(folder, name) if name else folder
-    values: dict = {}
+    path, values = _file_in(folder, name) if name else folder, dict[str, Any]()
     if name:
         _check_files(path, roots=[folder, PACKAGE_CONFIGS])
         _, values = _read(path)
     gone = missing_groups(values, roots=[folder, PACKAGE_CONFIGS])
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(folder.resolve()), version_base="1.3"), empty_groups(gone) as stand_in:
+        with ONE_AT_A_TIME, empty_groups(gone) as stand_in:
             search = search_path([place for place in (PACKAGE_CONFIGS, *stand_in) if place != folder])
-            added = [f"+{word}" for word in group_words]
-            composed = compose(name.removesuffix(".yaml") or None, overrides=[*added, *search])
+            GlobalHydra.instance().clear()
+            with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+                words = [*map("+{}".format, group_words), *search]
+                composed = compose(name.removesuffix(".yaml") or None, overrides=words)
     # Hydra raises many kinds; each is about the user's file
     except Exception as error:
         raise UserError(f"{path}: cannot be read: {_first_line(error)}") from None

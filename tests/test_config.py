@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from ppt_kit.checks import domain_names, part_names
@@ -187,3 +189,9 @@ def test_numbers_that_are_none_are_refused(word):
 def test_a_crop_box_has_its_lower_corner_first():
     with pytest.raises(UserError, match="the lower corner comes first"):
         load_config("quickstart", "dataset.crop_box=[1,1,1,0,0,0]")
+
+
+def test_threads_read_configurations_beside_one_another():
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda seed: load_config("quickstart", f"seed={seed}").seed, range(40)))
+    assert found == list(range(40))
