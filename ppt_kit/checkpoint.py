@@ -31,7 +31,7 @@ from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.schema import Config
 from ppt_kit.tables import Table
 from ppt_kit.torch_file import check_parts, read_tensors, save_tensors
-from ppt_kit.tracking import METRICS, read_rows
+from ppt_kit.tracking import rows_so_far
 from ppt_kit.upgrade import upgraded_engine, upgraded_model
 
 log = logging.getLogger(__name__)
@@ -309,7 +309,7 @@ def checkpoints(run_dir: str | Path) -> Table:
     run_dir = Path(run_dir)
     rows, val_loss = [], None
     written: dict[str, dict] = {}
-    said = read_rows(run_dir / METRICS) if (run_dir / METRICS).is_file() else []
+    said = rows_so_far(run_dir)
     evaluated = [row for row in said if row.get("kind") == "eval"]
     rates = mean_success(evaluated, {row.get("domain") for row in evaluated})
     for row in said:

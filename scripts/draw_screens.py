@@ -25,14 +25,12 @@ class Screen:
     Attributes:
         cells: of the notebook.
         shows: CSS selector of what is drawn.
-        before: what happens in the browser before it is drawn.
-        waits: whether the cells are run to their end first.
+        before: what happens in the browser before it is drawn, once the cells have run.
     """
 
     cells: tuple[str, ...]
     shows: str
     before: Callable[[Any], Any] = lambda lab: lab.page.wait_for_timeout(1500)
-    waits: bool = True
 
 
 DATA = (
@@ -98,7 +96,7 @@ def main(names: list[str], into: Path) -> int:
                 screen = SCREENS[name]
                 with browser.browsing(server, folder / "books") as lab:
                     lab.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
-                    lab.open(screen.cells, run=screen.waits)
+                    lab.open(screen.cells)
                     screen.before(lab)
                     lab.screenshot(into / f"{name}.png", screen.shows)
                 print(into / f"{name}.png", flush=True)

@@ -129,6 +129,21 @@ def lab_with(tmp_path, monkeypatch):
     forget_my_lab()
 
 
+def save_new_policy(cfg, run_dir: Path) -> None:
+    """model_1.pth in a run folder, of the policy that a configuration begins with."""
+    from omegaconf import OmegaConf
+
+    from ppt_kit.checkpoint import save_model
+    from ppt_kit.train.assemble import card_of, new_policy, open_sources, statistics
+
+    sources = open_sources(cfg, run_dir)
+    stats = statistics(sources)
+    policy, _ = new_policy(sources, stats)
+    content = {"policy": policy.state_dict(), "ema": None, "step": 1, "epoch": 1}
+    content |= card_of(sources.train_set, policy, config=OmegaConf.to_container(cfg, resolve=True), stats=stats)
+    save_model(run_dir, content, epoch=1, keep_last=0)
+
+
 def untrained_run(folder: Path, text: str, simulator: str, *words: str, episodes: int = 3, **options) -> Path:
     """A run folder whose policy has learned nothing, recorded in a simulator of `folder`/my_lab/sim.py.
 
@@ -140,11 +155,7 @@ def untrained_run(folder: Path, text: str, simulator: str, *words: str, episodes
     """
     import contextlib
 
-    from omegaconf import OmegaConf
-
     import ppt_kit as ppt
-    from ppt_kit.checkpoint import save_model
-    from ppt_kit.train.assemble import card_of, new_policy, open_sources, statistics
 
     run_dir = folder / "run"
     for place in (folder / "my_lab", run_dir):
@@ -154,12 +165,7 @@ def untrained_run(folder: Path, text: str, simulator: str, *words: str, episodes
         before = list(sys.path)
         domain = ppt.collect(simulator=f"my_lab.sim:{simulator}", episodes=episodes, **options).path.stem
         cfg = ppt.load_config("quickstart", *latest(*SMALL_WORDS, "dataset_path=data", f"domains={domain}", *words))
-        sources = open_sources(cfg, run_dir)
-        stats = statistics(sources)
-        policy, _ = new_policy(sources, stats)
-        content = {"policy": policy.state_dict(), "ema": None, "step": 1, "epoch": 1}
-        content |= card_of(sources.train_set, policy, config=OmegaConf.to_container(cfg, resolve=True), stats=stats)
-        save_model(run_dir, content, epoch=1, keep_last=0)
+        save_new_policy(cfg, run_dir)
         sys.path[:] = before
     forget_my_lab()
     return run_dir

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_WORDS, latest
+from conftest import SMALL_WORDS, latest, save_new_policy
 from PIL import Image
 from scene import write_scene
 
@@ -27,21 +27,10 @@ ROOT = ".ppt-inspect"
 
 def untrained(folder, domain, *words):
     """A run folder whose policy has learned nothing of a dataset in folder/data."""
-    from omegaconf import OmegaConf
-
-    from ppt_kit.checkpoint import save_model
-    from ppt_kit.train.assemble import card_of, new_policy, open_sources, statistics
-
     run_dir = folder / f"{domain}_run"
     run_dir.mkdir()
     fixed = (f"dataset_path={folder / 'data'}", f"domains={domain}", "dataset.val_ratio=0")
-    cfg = ppt.load_config("quickstart", *latest(*SMALL_WORDS, *fixed, *words))
-    sources = open_sources(cfg, run_dir)
-    stats = statistics(sources)
-    policy, _ = new_policy(sources, stats)
-    content = {"policy": policy.state_dict(), "ema": None, "step": 1, "epoch": 1}
-    content |= card_of(sources.train_set, policy, config=OmegaConf.to_container(cfg, resolve=True), stats=stats)
-    save_model(run_dir, content, epoch=1, keep_last=0)
+    save_new_policy(ppt.load_config("quickstart", *latest(*SMALL_WORDS, *fixed, *words)), run_dir)
     return run_dir
 
 
@@ -266,7 +255,8 @@ def test_a_browser_draws_a_dataset_and_what_a_policy_predicts(lab, scene):
     page.keyboard.press("]")
     lab.wait(lambda: lab.ask("w.episode") == 1)
     lab.wait(lambda: page.locator(".ppt-readout").inner_text().startswith("0 / 39"))
-    # the kernel moves it too
+    # the kernel moves it too, once it has heard where the browser is: of two that move it at once the later holds
+    lab.wait(lambda: lab.ask("w.step") == 0)
     lab.ask("setattr(w, 'step', 21)")
     drawn(lab, 21)
     assert page.locator(".ppt-refused").inner_text() == ""

@@ -33,7 +33,7 @@ from ppt_kit.jobs.record import CONFIG, FOLDER, KILLED_MARK, LOGS, OUTPUT, RECOR
 from ppt_kit.jobs.slurm import Queue, executor_of, submit
 from ppt_kit.jobs.state import State, newest_rows, state_of_ended
 from ppt_kit.signals import held_back, on_stop_signals
-from ppt_kit.tracking import METRICS, read_rows
+from ppt_kit.tracking import rows_so_far
 
 POLL_S = 0.1
 KILLED = 128 + signal.SIGKILL
@@ -243,8 +243,7 @@ class Job:
 
     def rows(self) -> list[dict]:
         """The rows of metrics.jsonl so far."""
-        path = self.run_dir / METRICS
-        return read_rows(path) if path.exists() else []
+        return rows_so_far(self.run_dir)
 
     def log(self, rank: int = 0, *, last: int | None = None) -> str:
         """What a rank has printed in this launch; of a job without files of its own it is where its starter's is.

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppt_kit.checkpoint import mean_success
 from ppt_kit.errors import UserError
 from ppt_kit.files import json_row
 from ppt_kit.jobs.failures import failure_of, log_of, tail
 from ppt_kit.jobs.job import Job
 from ppt_kit.jobs.record import CONFIG, FOLDER, RECORD, Record, read_record
 from ppt_kit.signals import STOP_CODES
-from ppt_kit.tracking import METRICS, read_rows
+from ppt_kit.tracking import METRICS
 
 WAITING, RUNNING, FINISHED, STOPPED, FAILED = "waiting", "running", "finished", "stopped", "failed"
 # bytes at the end of metrics.jsonl in which its last row is looked for
@@ -56,13 +57,8 @@ def config_file(run_dir: Path) -> Path | None:
 
 def last_row(run_dir: Path) -> dict | None:
     """The newest whole row of metrics.jsonl, without reading what is before it."""
-    try:
-        with open(run_dir / METRICS, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL))
-            lines = file.read().splitlines(keepends=True)
-    except FileNotFoundError:
-        return None
-    rows = (json_row(line) for line in reversed(lines) if line.endswith(b"\n"))
+    lines = tail(run_dir / METRICS, num_bytes=TAIL).splitlines(keepends=True)
+    rows = (json_row(line) for line in reversed(lines) if line.endswith("\n"))
     return next((row for row in rows if row is not None), None)
 
 
@@ -111,22 +107,13 @@ def reached(rows: Sequence[Mapping[str, Any]]) -> Reached:
     """Of the rows of metrics.jsonl."""
     of = lambda kind, name: [row[name] for row in rows if row.get("kind") == kind and _is_number(row.get(name))]
     losses, checked, epochs = of("train", "loss"), of("val", "loss"), of("train", "epoch")
-    rates: dict[Any, dict[str, float]] = {}
-    for row in rows:
-        if row.get("kind") == "eval" and _is_number(row.get("success")):
-            rates.setdefault(row.get("epoch"), {})[str(row.get("domain"))] = row["success"]
+    rates = [row for row in rows if row.get("kind") == "eval" and _is_number(row.get("success"))]
     # one that could not be evaluated in a domain says nothing about the mean over all of them
-    most = max((len(each) for each in rates.values()), default=0)
-    means = [sum(each.values()) / most for each in rates.values() if len(each) == most]
+    means = mean_success(rates, {row.get("domain") for row in rates})
     return Reached(
         epoch=epochs[-1] if epochs else None, loss=losses[-1] if losses else None,
-        val_loss=min(checked, default=None), success=max(means, default=None),
+        val_loss=min(checked, default=None), success=max(means.values(), default=None),
     )  # fmt: skip
-
-
-def rows_of(run_dir: Path) -> list[dict]:
-    """The rows of metrics.jsonl so far; none where there is no file yet."""
-    return read_rows(run_dir / METRICS) if (run_dir / METRICS).is_file() else []
 
 
 def minutes_of(run_dir: Path) -> float:

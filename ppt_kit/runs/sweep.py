@@ -28,9 +28,9 @@ from ppt_kit.runs.devices import ranks_of, slots_for
 from ppt_kit.runs.grid import PlannedRun, plan_runs, short_name
 from ppt_kit.runs.keys import METRICS_OF_RUNS
 from ppt_kit.runs.queue import check_folders, progress_of, run_queue
-from ppt_kit.runs.state import FAILED, FINISHED, WAITING, minutes_of, reached, rows_of, state_of
+from ppt_kit.runs.state import FAILED, FINISHED, WAITING, minutes_of, reached, state_of
 from ppt_kit.signals import Stopped, stops_raise
-from ppt_kit.tracking import bar_pace
+from ppt_kit.tracking import bar_pace, rows_so_far
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class _Book:
 
 def _line(run: PlannedRun, minutes: Mapping[str, float]) -> dict[str, Any]:
     state, error = state_of(run.run_dir)
-    found = reached(rows_of(run.run_dir))
+    found = reached(rows_so_far(run.run_dir))
     spent = minutes.get(run.name, 0.0) + minutes_of(run.run_dir)
     return {
         "run": str(run.run_dir), **run.values, "state": state, "epoch": found.epoch, "loss": found.loss,

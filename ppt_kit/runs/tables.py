@@ -13,10 +13,11 @@ from ppt_kit.checkpoint import checkpoints
 from ppt_kit.config import from_file
 from ppt_kit.keys import leaves_of, show
 from ppt_kit.runs.grid import OWN
-from ppt_kit.runs.state import config_file, minutes_of, reached, rows_of, state_of
+from ppt_kit.runs.state import config_file, minutes_of, reached, state_of
 from ppt_kit.schema import Config
 from ppt_kit.sim.compare.read import rows_in
 from ppt_kit.sim.results import NOBODY, checkpoint_table
+from ppt_kit.tracking import rows_so_far
 
 # of a configuration, what is called differently in every run, and what tells nothing of the policy
 NO_PARAMETERS = (*OWN, "job_name")
@@ -41,7 +42,7 @@ def parameter_table(runs: Mapping[str, Path]) -> pd.DataFrame:
 
 def metric_table(runs: Mapping[str, Path], parameters: pd.DataFrame) -> pd.DataFrame:
     """The rows of metrics.jsonl of all runs: run, what differs, kind, step, epoch, and what the rows have."""
-    parts = [pd.DataFrame(rows).assign(run=name) for name, path in runs.items() if (rows := rows_of(path))]
+    parts = [pd.DataFrame(rows).assign(run=name) for name, path in runs.items() if (rows := rows_so_far(path))]
     table = pd.concat(parts) if parts else pd.DataFrame(columns=["run", "kind", "step", "epoch", "loss"])
     return _joined(table, parameters)
 
@@ -67,7 +68,7 @@ def summary_table(runs: Mapping[str, Path], parameters: pd.DataFrame) -> pd.Data
     lines = []
     for name, path in runs.items():
         state, error = state_of(path)
-        found = reached(rows_of(path))
+        found = reached(rows_so_far(path))
         lines.append(
             {
                 "run": name, "state": state, "epoch": found.epoch, "loss": found.loss, "val_loss": found.val_loss,
@@ -111,7 +112,7 @@ def _beside(path: Path) -> list[dict]:
             "successes": round(row["success"] * row["n"]), "rate": row["success"], "low_95": row.get("low_95"),
             "high_95": row.get("high_95"),
         }
-        for row in rows_of(path)
+        for row in rows_so_far(path)
         if row.get("kind") == "eval" and row.get("success") is not None
     ]  # fmt: skip
 

@@ -3,7 +3,7 @@
 from ppt_kit.tracking.logs import bar_pace, has_bars, log_as_lines
 from ppt_kit.tracking.mirrors import MirrorOptions
 from ppt_kit.tracking.origin import fingerprint_of, provenance
-from ppt_kit.tracking.rows import METRICS, read_metrics, read_rows
+from ppt_kit.tracking.rows import METRICS, read_metrics, read_rows, rows_so_far
 from ppt_kit.tracking.tracker import Tracker
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "provenance",
     "read_metrics",
     "read_rows",
+    "rows_so_far",
 ]

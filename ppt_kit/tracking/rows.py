@@ -46,6 +46,12 @@ def read_rows(path: Path) -> list[dict]:
     return [row for row in rows if row is not None]
 
 
+def rows_so_far(run_dir: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl; none where there is no file yet."""
+    path = run_dir / METRICS
+    return read_rows(path) if path.is_file() else []
+
+
 def drop_later_rows(path: Path, step: int) -> None:
     """Rows after `step`, the end of the run before, and what failed to be evaluated, come again as the run goes on."""
     if not path.exists():

@@ -18,7 +18,7 @@ from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.errors import UserError
 from ppt_kit.models.chunks import Execution
 from ppt_kit.schema import Config
-from ppt_kit.tracking import METRICS, Tracker, bar_pace, read_rows
+from ppt_kit.tracking import Tracker, bar_pace, rows_so_far
 from ppt_kit.train.beside import POLL_S, Beside
 from ppt_kit.train.evaluator import failed
 from ppt_kit.train_keys import TrainConfig
@@ -241,7 +241,7 @@ def simulated(dataset: MultiTrajDataset) -> list[str]:
 
 def _left(run_dir: Path, domains: Sequence[str]) -> tuple[list[dict], list[Due]]:
     """(rows of the evaluations so far, checkpoints that are still to be evaluated) of what metrics.jsonl says."""
-    rows = read_rows(run_dir / METRICS) if (run_dir / METRICS).is_file() else []
+    rows = rows_so_far(run_dir)
     done = [row for row in rows if row.get("kind") == "eval"]
     saved = [Due(row["epoch"], row["step"]) for row in rows if row.get("to_evaluate")]
     told = {(row.get("epoch"), row.get("domain")) for row in done}
