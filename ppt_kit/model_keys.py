@@ -123,6 +123,11 @@ class PolicyConfig:
         "what the policy sees, of state, pointcloud, rgb, depth and language; null = what every domain has, less the "
         "kinds of policy.stems that are null",
     )
+    cloud_origin: str | None = key(
+        None,
+        "state key with x, y, z (m) that the points of a cloud are told from, e.g. eef_pos: what lies before the hand "
+        "looks alike wherever the hand is; null = as recorded",
+    )
     history: str = key(
         "none",
         "inpaint = chunks are given the executed actions of the frames before; needs dataset.hist_action_cond",

@@ -15,6 +15,7 @@ from ppt_kit.models.domains import Group, Rows, groups_of, module_key
 from ppt_kit.models.encoders import with_every_camera
 from ppt_kit.models.making import Maker, modalities_of
 from ppt_kit.models.missing import Missing, blanked, by_modality, left_out, of_modality, sources_of, sources_there
+from ppt_kit.models.origin import from_origin, origin_columns
 from ppt_kit.models.pooling import Pooling, Positions
 from ppt_kit.models.rows import first_row, own_cameras, select
 from ppt_kit.models.stems import Stem
@@ -56,6 +57,8 @@ class Backbone(nn.Module):
         self.trunks = nn.ModuleDict({group.key: self.make.trunk() for group in owners})
         self._prepare_missing()
         self._make_between()
+        origin = options.cloud_origin
+        self.register_buffer("_origin", origin_columns(self.specs, origin) if origin else None, persistent=False)
 
     def all_trunks(self) -> Iterator[tuple[str, Trunk]]:
         """(name in the state dict, trunk): one, one of each domain (share=none), or none (no_trunk)."""
@@ -162,6 +165,8 @@ class Backbone(nn.Module):
             missing, domain = first_row(missing), torch.full((1,), group.domains[0], device=seeds.device)
         else:
             seen, missing, domain = select(obs, rows), select(missing, rows), select(domain, rows)
+        if self._origin is not None:
+            seen["pointcloud"] = from_origin(seen["pointcloud"], seen["state"], self._origin[domain])
         if "state" in seen and "state" not in self.encoders:
             state, _ = self._normalized(self.state_norm, group, seen["state"][..., : group.spec.state_dim], domain)
             seen["state"] = state.to(self.modality_embedding.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ppt_kit.errors import UserError
+from ppt_kit.models.origin import check_same_origin
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.pretrained import NAMES, check_behind_encoders, in_short, take_parts
 from ppt_kit.train_keys import TrainConfig
@@ -25,6 +26,9 @@ def begin_with(policy: PPTPolicy, content: Mapping[str, Any], options: TrainConf
     try:
         if "stems" in parts:
             check_behind_encoders(policy.encoder_fingerprints, content.get("encoders", {}))
+            if "pointcloud" in policy.modalities:
+                theirs = content.get("config", {}).get("policy", {}).get("cloud_origin")
+                check_same_origin(policy.options.cloud_origin, theirs)
         weights = content.get("ema") or content["policy"]
         taken = take_parts(policy, weights, parts=parts, domain=options.pretrained_domain)
     except ValueError as error:
