@@ -2,12 +2,12 @@
 
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
-    ground   errors lfs horizon keys randomness cameras upgrade signals tables  what everybody may know
+    ground   errors lfs horizon keys randomness cameras upgrade signals tables programs  what everybody may know
     words    files torch_file parts model_keys train_keys spec schema checks words config migration help    typed words
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim | zero      weights | processes | episodes and success | DeepSpeed's folders
     run      train | verify targets comparing | runs | installation    one run | evaluating, replaying | sweeps | here
-    face     notebook __main__ __init__                                what people see
+    face     notebook commands __main__ __init__                       what people see and type
 
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither
 deepspeed nor wandb nor mujoco. CONTRIBUTING.md has the paths of a batch and of a command.

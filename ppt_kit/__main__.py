@@ -1,15 +1,18 @@
 """python -m ppt_kit CONFIG: one rank of a run (the launcher's variables say which).
 
 --supervise FOLDER is its launch, --evaluate a checkpoint that is measured while the run trains on; jobs lists launches,
-doctor looks whether this machine can do it all.
+doctor looks whether this machine can do it all. An installation calls it `ppt`.
 """
 
 import sys
 from pathlib import Path
 
+from ppt_kit import __version__
+from ppt_kit.programs import to_type
+
 USAGE = (
-    "usage: python -m ppt_kit jobs [OUTPUT_DIR], python -m ppt_kit doctor, or CONFIG.yaml under a launcher; "
-    "to train type python scripts/train.py --help"
+    "usage: python -m ppt_kit jobs [OUTPUT_DIR], python -m ppt_kit doctor, --version, or CONFIG.yaml under a launcher; "
+    f"to train type {to_type('train')} --help"
 )
 
 
@@ -33,7 +36,10 @@ def main() -> int:
     if words[:1] == ["jobs"] and len(words) <= 2:
         return _list_jobs(*words[1:])
     if words == ["doctor"]:
-        return _check_installation()
+        return check_installation()
+    if words == ["--version"]:
+        print(f"ppt_kit {__version__}")
+        return 0
     if len(words) != 1 or words[0].startswith("-"):
         print(USAGE, file=sys.stderr)
         return 0 if words in (["-h"], ["--help"]) else 2
@@ -55,7 +61,8 @@ def _list_jobs(*output_dir: str) -> int:
     return 0
 
 
-def _check_installation() -> int:
+def check_installation() -> int:
+    """Prints what works here as it is found; 0 where all does, else 1."""
     from ppt_kit.installation import check_installation
 
     report = check_installation(tell=lambda line: print(line, flush=True))

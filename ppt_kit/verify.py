@@ -19,6 +19,7 @@ from ppt_kit.data.formats import find_domain
 from ppt_kit.data.normalizer import fit_normalizer
 from ppt_kit.errors import UserError
 from ppt_kit.models.policy import PPTPolicy
+from ppt_kit.programs import to_type
 from ppt_kit.sim.card import (
     CARD,
     REPLAYED,
@@ -137,7 +138,7 @@ def _find(place: Path) -> Path:
     if path is None:
         raise UserError(
             f"{place}: {'holds no card.json, nor eval/card.json' if place.is_dir() else 'no such file or folder'}. "
-            "An evaluation that is given a folder writes one: python scripts/eval_sim.py train.pretrained_dir=…"
+            f"An evaluation that is given a folder writes one: {to_type('eval_sim')} train.pretrained_dir=…"
         )
     return path
 

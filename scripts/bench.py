@@ -2,7 +2,6 @@
 
 import sys
 
-import cli
 from benches.bigstore import BigStoreBench, bigstore
 from benches.compare import CompareBench, compare
 from benches.engine import EngineBench, engine
@@ -15,6 +14,8 @@ from benches.planar import PlanarBench, planar
 from benches.policy import PolicyBench, policy
 from benches.rollout import RolloutBench, rollout
 from benches.success import SuccessBench, success
+
+from ppt_kit.commands import cli
 
 WAYS = {
     "engine": (engine, EngineBench), "loader": (loader, LoaderBench), "bigstore": (bigstore, BigStoreBench),

@@ -1,27 +1,6 @@
 """Trains a policy: python scripts/train.py [--config-name=NAME] [key=value …]; also under deepspeed and torchrun."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-import cli
-
-from ppt_kit.schema import DEFAULT_CONFIG, Config
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-
-def main(cfg: DictConfig) -> int:
-    from ppt_kit.train.trainer import UnifiedTrainer
-
-    return UnifiedTrainer(cfg).run()
-
+from ppt_kit.commands.train import run
 
 if __name__ == "__main__":
-    cli.run(
-        main,
-        schema=Config,
-        config_name=DEFAULT_CONFIG,
-        about="Trains a policy; one process, or one rank of a launched job.",
-    )
+    run()

@@ -29,7 +29,7 @@ OWNERS = {
     "deepspeed": {"engine/"}, "torch.distributed": {"engine/"}, "wandb": {"tracking/"},
     "mujoco": {"sim/"}, "metaworld": {"sim/"}, "gymnasium": {"sim/"},
     "ipywidgets": {"notebook/"}, "IPython": {"notebook/"},
-    "submitit": {"jobs/"}, "fire": set(), "zarr": {"data/"}, "h5py": {"data/"}, "pyarrow": {"data/"},
+    "submitit": {"jobs/"}, "fire": {"commands/"}, "zarr": {"data/"}, "h5py": {"data/"}, "pyarrow": {"data/"},
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 import ppt_kit as ppt
 from ppt_kit.errors import UserError
+from ppt_kit.programs import PROGRAMS
 from ppt_kit.signals import Stopped
 
 # a hand on a line; how long a step takes, and which seed is hard or deadly, is in the environment of the process
@@ -710,10 +711,12 @@ def test_a_dataset_has_one_plain_name(lab, domain):
 
 def test_what_a_script_imports_before_it_can_be_stopped_takes_no_time():
     """Until `cli.run` Ctrl-C would be Python's own many lines."""
-    scripts = ("train", "eval_sim", "collect_demos", "convert_dataset", "quickstart")
+    commands = ", ".join(PROGRAMS)
     slow = ("omegaconf", "fire", "hydra", "torch", "numpy", "tqdm")
-    code = f"import sys, {', '.join(scripts)}; print([name for name in {slow} if name in sys.modules])"
-    done = run_script(sys.executable, "-c", code, env={"PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}"})
+    code = (
+        f"import sys; from ppt_kit.commands import {commands}; print([name for name in {slow} if name in sys.modules])"
+    )
+    done = run_script(sys.executable, "-c", code, env={"PYTHONPATH": str(ROOT)})
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -770,11 +773,9 @@ def test_blanks_and_capitals_are_as_mujoco_reads_them(tmp_path):
 
 # ------------------------------------------------------------------ the quickstart
 
-# as scripts/quickstart.py, with fewer episodes
+# as the command of that name, with fewer episodes
 QUICKSTART = """
-import sys
-sys.path.insert(0, {scripts!r})
-import cli, quickstart
+from ppt_kit.commands import cli, quickstart
 from ppt_kit.schema import Config
 quickstart.DEMONSTRATIONS, quickstart.EPISODES = 3, 2
 if __name__ == "__main__":
@@ -784,7 +785,7 @@ QUICK_WORDS = latest(*SMALL_WORDS, "train.total_iters=300", "train.val_interval=
 
 
 def quickstart(folder):
-    (folder / "quick.py").write_text(QUICKSTART.format(scripts=str(ROOT / "scripts")))
+    (folder / "quick.py").write_text(QUICKSTART)
     return subprocess.Popen(
         [sys.executable, "quick.py", *QUICK_WORDS], cwd=folder, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -16,6 +16,7 @@ from ppt_kit.data.disk.rows import bytes_under, spread
 from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import Column, ConvertedColumn, EpisodeStore, NotFinite, decoded_part
 from ppt_kit.data.uses import uses_of
+from ppt_kit.programs import to_type
 from ppt_kit.tables import Table, shown
 
 # of a column, to give its range; of a larger one an eighth of this
@@ -211,7 +212,7 @@ def _advice(store: EpisodeStore, columns: list[Column], *, ms: float) -> str:
     if share < 1 and ms > STARVING_MS:
         return (
             f"{share:.0%} of it is in the cache {caches[0].folder.root}: faster once a pass has been made, or after "
-            f"`python scripts/convert_dataset.py source={store.path} target=… to=zarr`"
+            f"`{to_type('convert_dataset')} source={store.path} target=… to=zarr`"
         )
     return ""
 

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ppt_kit.errors import UserError
+from ppt_kit.programs import clone
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 GOOD, NOTE, BAD = "good", "note", "bad"
 MARK = "ppt_kit-found: "
+# the packages behind it in a version of ours; pip finds an installed ppt_kit here, and with it their ranges
+INSTALL = "pip install -c constraints.txt" if clone() else "pip install ppt_kit"
 # 1e9 bytes: below the first something will fail, below the second it may
 FULL_GB, TIGHT_GB = 1, 10
 SHM_FULL_GB, SHM_TIGHT_GB = 0.03, 1
@@ -60,7 +63,7 @@ def _versions() -> Found:
     wrong = [_unlike(each) for each in needed if _unlike(each)]
     if wrong:
         typed = " ".join(f"'{each.name}{each.specifier}'" for each in needed if _unlike(each))
-        return Found(BAD, "; ".join(map(str, wrong)), f"pip install -c constraints.txt {typed}")
+        return Found(BAD, "; ".join(map(str, wrong)), f"{INSTALL} {typed}")
     said = f"{len(needed)} packages in their ranges: torch {metadata.version('torch')}, " + (
         f"deepspeed {metadata.version('deepspeed')}, numpy {metadata.version('numpy')}"
     )
@@ -200,11 +203,11 @@ def _halves(said: str) -> tuple[str, str]:
 
 
 CURES = {
-    "packages": "make setup, or pip install . in a clone",
+    "packages": "make setup, or pip install . in a clone" if clone() else "pip install ppt_kit",
     "GPU and NCCL": "Look at nvidia-smi; the driver must be as new as the CUDA that torch was built with.",
-    "DeepSpeed": "pip install -c constraints.txt deepspeed torch",
+    "DeepSpeed": f"{INSTALL} deepspeed torch",
     "ports": "unset MASTER_PORT, or give a free one",
-    "W&B": "pip install -c constraints.txt wandb; wandb.mode=disabled does without",
+    "W&B": f"{INSTALL} wandb; wandb.mode=disabled does without",
     "two ranks": "Set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to a network interface; look at the firewall.",
 }
 # what is looked at, and how long it may take (s)

@@ -10,7 +10,7 @@ from typing import Any
 
 # the word behind `python -m ppt_kit` that makes a process supervise ranks instead of being one
 SUPERVISE = "--supervise"
-LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "ppt_kit", "train.py")
+LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "ppt_kit", "train.py", "ppt-train")
 
 
 def watch_launchers() -> None:

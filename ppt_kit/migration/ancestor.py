@@ -13,6 +13,7 @@ from ppt_kit.migration.arithmetic import RESOLVER, with_own_resolver
 from ppt_kit.migration.network import take_head, take_stems
 from ppt_kit.migration.parts import is_dataset, last_name
 from ppt_kit.migration.reasons import reason_for
+from ppt_kit.programs import to_type
 from ppt_kit.schema import Config
 
 # keys, and groups of `defaults`, that a configuration of ours cannot have
@@ -182,7 +183,7 @@ def _taken_as_is(done: Translated, dotted: str, value: Any) -> bool:
         _take_ignored(done, value or [])
         return True
     elif dotted == "train.total_epochs" and value == 0:
-        done.leave(dotted, value, "stood for evaluation alone: python scripts/eval_sim.py evaluates")
+        done.leave(dotted, value, f"stood for evaluation alone: {to_type('eval_sim')} evaluates")
         return True
     elif value == "" and (optional or dotted == "dataset.action_key"):
         value = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,23 +14,24 @@ from typing import Any
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place, json_row, write_text, write_whole
 from ppt_kit.migration.handover import OLD
+from ppt_kit.programs import clone, to_type_anywhere
 
 # what was written, and where what stood there is
 RECORD = ".ppt_kit_migration.json"
 OLD_SCRIPTS = ("run*.py", "migrate_*.py")
-WRAPPER = '''"""Deprecated: {name} hands over to ppt_kit. Type instead: python <ppt_kit>/scripts/{script}{words}"""
+WRAPPER = '''"""Deprecated: {name} hands over to ppt_kit. Type instead: {program}{words}"""
 
 import sys
 from pathlib import Path
 
-SCRIPTS = {scripts!r}
+CURE = {cure!r}
 
 if __name__ == "__main__":
     try:
         from ppt_kit.migration.handover import hand_over
     except ModuleNotFoundError as error:
-        sys.exit(f"{name}: {{error}} for {{sys.executable}}. Type pip install -e {{Path(SCRIPTS).parent}}")
-    hand_over("{name}", sys.argv[1:], scripts=SCRIPTS, project=str(Path(__file__).parent))
+        sys.exit(f"{name}: {{error}} for {{sys.executable}}. Type {{CURE}}")
+    hand_over("{name}", sys.argv[1:], project=str(Path(__file__).parent))
 '''
 
 
@@ -77,16 +79,13 @@ def backups(project: Path, folder: Path) -> list[Copy | Write]:
     return [Copy(path, folder / path.name) for path in found if ours.get(path.name) != _digest(path)]
 
 
-def wrappers(project: Path, folder: Path, *, scripts: Path) -> list[Copy | Write]:
-    """What writes the wrappers, each behind the backup of what it takes the place of.
-
-    Args:
-        scripts: folder of ours.
-    """
+def wrappers(project: Path, folder: Path) -> list[Copy | Write]:
+    """What writes the wrappers, each behind the backup of what it takes the place of."""
     changes: list[Copy | Write] = []
     for name, old in OLD.items():
         words = "".join(f" {key}={value}" for key, value in old.words)
-        text = WRAPPER.format(name=name, script=old.script, words=words, scripts=str(scripts))
+        cure = f"pip install -e {clone()}" if clone() else f"{sys.executable} {name}"
+        text = WRAPPER.format(name=name, program=to_type_anywhere(old.command), words=words, cure=cure)
         changes += writes(project, project / name, text, folder=folder)
     return changes
 

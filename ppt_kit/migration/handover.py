@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppt_kit.errors import UserError
+from ppt_kit.programs import to_type_anywhere
 from ppt_kit.schema import Config, EvaluateConfig
 from ppt_kit.words import own_words, parse_words
 
@@ -21,52 +22,48 @@ FILE_WORDS = ("config_name", "config_path")
 @dataclass(frozen=True)
 class Old:
     """Attributes:
-    script: ours, in scripts/.
+    command: ours, a module of commands/.
     config: the configuration that it read where none was named; "" = it reads none now.
     words: what its name said.
     """
 
-    script: str
+    command: str
     config: str = ""
     words: tuple[tuple[str, str], ...] = ()
 
 
 OLD = {
-    "run.py": Old("train.py", "config", (("train_mode", "single"),)),
-    "run_ddp.py": Old("train.py", "config_ddp_pcd", (("train_mode", "distributed"),)),
-    "run_train.py": Old("train.py", "config_unified"),
-    "run_eval_sim.py": Old("eval_sim.py"),
+    "run.py": Old("train", "config", (("train_mode", "single"),)),
+    "run_ddp.py": Old("train", "config_ddp_pcd", (("train_mode", "distributed"),)),
+    "run_train.py": Old("train", "config_unified"),
+    "run_eval_sim.py": Old("eval_sim"),
 }
 
 
-def hand_over(name: str, words: Sequence[str], *, scripts: str, project: str) -> None:
-    """Becomes the script that does today what `name` did; ends with exit code 2 where its words are wrong.
+def hand_over(name: str, words: Sequence[str], *, project: str) -> None:
+    """Becomes the command that does today what `name` did; ends with exit code 2 where its words are wrong.
 
     Args:
         name: of OLD.
         words: behind it.
-        scripts: folder of ours.
         project: folder that `name` lies in.
     """
-    script = Path(scripts) / OLD[name].script
+    command = OLD[name].command
     try:
-        if not script.is_file():
-            raise UserError(
-                f"{name} hands over to {script}, which is not there. Write it anew: python "
-                "<ppt_kit>/scripts/migrate_train_scripts.py --create-wrappers."
-            )
-        command = [str(script), *todays_words(name, words, project=Path(project))]
+        todays = todays_words(name, words, project=Path(project))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     # of several ranks one tells it
     if os.environ.get("RANK", "0") == "0":
-        print(f"{name} is deprecated. This is now: python {shlex.join(command)}", file=sys.stderr, flush=True)
-    os.execv(sys.executable, [sys.executable, *command])
+        said = f"{to_type_anywhere(command)} {shlex.join(todays)}"
+        print(f"{name} is deprecated. This is now: {said}", file=sys.stderr, flush=True)
+    # -P: a file of theirs that is called as one of Python's own stays out of the way
+    os.execv(sys.executable, [sys.executable, "-P", "-m", f"ppt_kit.commands.{command}", *todays])
 
 
 def todays_words(name: str, words: Sequence[str], *, project: Path) -> list[str]:
-    """The words of our script for those of an old one.
+    """The words of our command for those of an old one.
 
     Raises:
         UserError: a word that neither has.

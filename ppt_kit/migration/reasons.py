@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 
+from ppt_kit.programs import to_type
+
 COMPUTED = "computed from the data and the other keys"
 LOADER = "batches are gathered from memory-mapped arrays in one place: there is nothing to choose"
-EVALUATION = "of evaluation, which is a command of its own: python scripts/eval_sim.py"
+EVALUATION = f"of evaluation, which is a command of its own: {to_type('eval_sim')}"
 STORED = "pictures stay as they are stored; an encoder resizes: policy.encoders.rgb.options.size, .depth.options.size"
 MEMORY = "arrays are memory-mapped, and what must be decoded is cached: dataset.cache_gb"
 CLOUDS = "whether clouds are seen, and by what, is said by policy.modalities and policy.stems.pointcloud.kind"
@@ -104,7 +106,7 @@ SAME: dict[str, tuple[tuple[object, ...], str]] = {
     "dataset.normalize_state": ((True,), "states are normalised always"),
     "network.drop_path": ((0, 0.0), "none, and none here"),
     "network.cross_stem_attention": ((False,), "off, and off here"),
-    "network.temporal_agg": ((False,), "off, and off by default in scripts/eval_sim.py"),
+    "network.temporal_agg": ((False,), f"off, and off by default in {to_type('eval_sim')}"),
     "head.normalize_action": ((True,), "actions are normalised always"),
     "stem.normalize_state": ((True,), "states are normalised always"),
 }

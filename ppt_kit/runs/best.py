@@ -11,6 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.files import write_text
+from ppt_kit.programs import to_type
 from ppt_kit.runs.grid import SEED, PlannedRun, configured
 from ppt_kit.runs.state import FAILED, FINISHED, STOPPED
 
@@ -67,7 +68,7 @@ def write_best(best: Best, path: Path, *, base: DictConfig, metric: str) -> None
     said = ", ".join(f"{key}={value}" for key, value in best.values.items()) or "the only configuration"
     head = (
         f"# the best of a sweep by {metric}: {best.value:.6g}{of_seeds}; {said}\n"
-        f"# python scripts/train.py --config-path={path.parent} --config-name={path.stem}\n"
+        f"# {to_type('train')} --config-path={path.parent} --config-name={path.stem}\n"
     )
     write_text(path, head + OmegaConf.to_yaml(cfg))
 

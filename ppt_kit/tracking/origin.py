@@ -10,6 +10,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from ppt_kit.programs import clone
+
 PACKAGES = ("ppt_kit", "torch", "deepspeed", "numpy", "zarr", "metaworld", "mujoco")
 
 
@@ -41,8 +43,10 @@ def _version(name: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+    """Of the clone that this runs from; an installation inside of somebody's repository is not of its revision."""
+    folder = clone()
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5)
-        return found.stdout.strip() or None
+        if folder is not None:
+            found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)
+            return found.stdout.strip() or None
     return None

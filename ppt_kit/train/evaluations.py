@@ -17,6 +17,7 @@ from ppt_kit.checkpoint import BEST, mark_best, mean_success, model_of, prune
 from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.errors import UserError
 from ppt_kit.models.chunks import Execution
+from ppt_kit.programs import to_type
 from ppt_kit.schema import Config
 from ppt_kit.tracking import Tracker, bar_pace, rows_so_far
 from ppt_kit.train.beside import POLL_S, Beside
@@ -110,9 +111,9 @@ class Evaluations:
         candidates = len(_means(self._rows, self._domains))
         log.info(
             "best of %d evaluated: %s, success %.2f on the goals that chose it; measure it on others: "
-            "python scripts/eval_sim.py train.pretrained_dir=%s",
+            "%s train.pretrained_dir=%s",
             candidates, model_of(self._run_dir, self.best.epoch).name, _means(self._rows, self._domains)[self.best],
-            self._run_dir / BEST,
+            to_type("eval_sim"), self._run_dir / BEST,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from ppt_kit.data.store import DecodedColumn, EpisodeStore, decoded_part
 from ppt_kit.errors import UserError
 from ppt_kit.lfs import refuse_lfs_pointer
 from ppt_kit.parts import find_part
+from ppt_kit.programs import to_type
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def find_domain(dataset_path: str | Path, domain: str, *, format: str | None = N
     raise UserError(
         f"domains={domain}: no {folder / domain}{endings[0]}" + (f" (nor {_listed(others)})" if others else "") + ". "
         f"{folder} holds {', '.join(names) if names else 'no dataset'}. Set domains=… and dataset_path=…"
-        + (f", or collect it with `python scripts/collect_demos.py task={domain}`." if format is None else ".")
+        + (f", or collect it with `{to_type('collect_demos')} task={domain}`." if format is None else ".")
     )
 
 

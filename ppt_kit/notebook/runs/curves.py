@@ -22,6 +22,7 @@ from ppt_kit.notebook.runs.paper import (
     paper_figure,
     plain_axes,
 )
+from ppt_kit.programs import to_type
 from ppt_kit.runs.grid import short_name
 
 VAL_LOSS, SUCCESS = "val_loss", "success"
@@ -109,7 +110,7 @@ def _success(success: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, st
     if not len(rows):
         raise UserError(
             "success: no checkpoint of these runs was evaluated. Train with train.eval_interval=10, or type "
-            "python scripts/eval_sim.py train.pretrained_dir=RUN train.model_names=all."
+            f"{to_type('eval_sim')} train.pretrained_dir=RUN train.model_names=all."
         )
     groups = [*by, "task", "epoch"]
     named = {"mean": ("rate", "mean"), "min": ("rate", "min"), "max": ("rate", "max"), "count": ("rate", "size")}

@@ -1,10 +1,11 @@
-"""The shell's words for every script: fire splits them, the schema types them; a mistake is one line, exit code 2."""
+"""The shell's words for every command: fire splits them, the schema types them; a mistake is one line, exit code 2."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppt_kit.errors import UserError
@@ -12,7 +13,7 @@ from ppt_kit.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# words about files, for scripts that read one
+# words about files, for commands that read one
 FILE_WORDS = ("config_name", "config_path")
 
 
@@ -85,11 +86,18 @@ def _help_text(*, schema: type, about: str, config_name: str) -> str:
     from ppt_kit.config import load_config
     from ppt_kit.help import describe_keys
 
-    script = sys.argv[0]
     files = " [--config-name=NAME] [--config-path=FOLDER]" if config_name else ""
     defaults = load_config(config_name, schema=schema)
     source = f" (config {config_name})" if config_name else ""
     return (
-        f"{about}\n\nusage: python {script}{files} [key=value | --key=value …]\n\n"
+        f"{about}\n\nusage: {_called()}{files} [key=value | --key=value …]\n\n"
         f"keys with their defaults{source}:\n{describe_keys(schema, defaults=defaults)}"
     )
+
+
+def _called() -> str:
+    """What was typed before the words: a script, a module of this folder, or a program that pip has installed."""
+    typed = Path(sys.argv[0])
+    if typed.suffix != ".py":
+        return typed.name
+    return f"python -m {__package__}.{typed.stem}" if typed.parent == Path(__file__).parent else f"python {typed}"
