@@ -6,6 +6,7 @@ from benches.bigstore import BigStoreBench, bigstore
 from benches.compare import CompareBench, compare
 from benches.engine import EngineBench, engine
 from benches.evaluation import EvaluationBench, evaluation
+from benches.everything import AllBench, everything
 from benches.features import FeaturesBench, features
 from benches.inspect import InspectBench, inspect
 from benches.language import LanguageBench, language
@@ -22,7 +23,7 @@ WAYS = {
     "features": (features, FeaturesBench), "policy": (policy, PolicyBench), "planar": (planar, PlanarBench),
     "success": (success, SuccessBench), "language": (language, LanguageBench),
     "evaluation": (evaluation, EvaluationBench), "compare": (compare, CompareBench),
-    "rollout": (rollout, RolloutBench), "inspect": (inspect, InspectBench),
+    "rollout": (rollout, RolloutBench), "inspect": (inspect, InspectBench), "all": (everything, AllBench),
 }  # fmt: skip
 USAGE = f"python scripts/bench.py {'|'.join(WAYS)} [key=value …]"
 ABOUT = f"Speed and memory, side by side in one run (ratios are what to read), and learning: {USAGE}."

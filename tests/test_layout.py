@@ -100,8 +100,8 @@ def test_the_house_keeps_its_measures():
 
 def test_every_package_is_installed():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "ppt_kit").rglob("__init__.py")}
-    assert {".".join(folder.parts) for folder in folders} == listed - {"ppt_kit.ds_configs"}
+    folders = {path.parent for path in (ROOT / "ppt_kit").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == listed - {"ppt_kit.ds_configs"}
 
 
 def test_each_outside_power_has_one_owner():
@@ -207,6 +207,9 @@ def test_the_version_is_the_same_wherever_it_stands():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert version == ppt_kit.__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == version
 
 
 def test_settings_files_of_deepspeed_leave_our_numbers_alone():
