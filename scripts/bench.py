@@ -2,11 +2,11 @@
 
 import sys
 
+from benches.all import AllBench, everything
 from benches.bigstore import BigStoreBench, bigstore
 from benches.compare import CompareBench, compare
 from benches.engine import EngineBench, engine
 from benches.evaluation import EvaluationBench, evaluation
-from benches.all import AllBench, everything
 from benches.features import FeaturesBench, features
 from benches.inspect import InspectBench, inspect
 from benches.language import LanguageBench, language

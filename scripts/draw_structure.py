@@ -28,8 +28,8 @@ PICTURE = PACKAGE.parent / "notebooks/images/structure.png"
 
 # what each room is for; a room of the map that has no line here stops the script
 PURPOSE = {
-    "errors": "mistakes, in one line", "horizon": "which steps are seen and decided",
-    "keys": "default and range", "randomness": "noise counted by seed and place",
+    "errors": "mistakes, in one line", "horizon": "steps seen and decided",
+    "keys": "default and range", "randomness": "noise by seed and place",
     "cameras": "depth to points in metres", "upgrade": "what older versions wrote",
     "signals": "asked to stop, all kept",
     "files": "finished or absent", "parts": "yours, by name", "spec": "a domain in sizes",
