@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ppt_kit.keys import MAX_SEED, key
+from ppt_kit.programs import to_type
 
 
 @dataclass
@@ -56,7 +57,7 @@ class TrainConfig:
     eval_procs: int = key(1, "processes of each of those evaluations, one thread each", low=1, high=1000)
     eval_seed: int = key(
         500_000,
-        "seed of their first episode: not those of scripts/eval_sim.py, which measure what is chosen by these",
+        f"seed of their first episode: not those of {to_type('eval_sim')}, which measure what is chosen by these",
         low=0,
         high=MAX_SEED,
     )
