@@ -101,7 +101,9 @@ def _measure(folder: Path, name: str, size: str) -> dict[str, Any]:
     with Load() as load, open(here / OUTPUT, "wb") as output, open(here / LOG, "wb") as log:
         for command in commands:
             print(f"{name}: python {command}", flush=True)
-            code = code or _ran(command, output=output, log=log)
+            code = _ran(command, output=output, log=log)
+            if code:
+                break
     for path in (here / OUTPUT, here / LOG):
         write_text(path, anonymous(path.read_text(encoding="utf-8", errors="replace")))
     said = [line.strip() for line in (here / LOG).read_text(encoding="utf-8").splitlines() if line.strip()]

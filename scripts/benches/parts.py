@@ -95,7 +95,7 @@ PARTS = {
     "success": _bench(
         "success by task and head, ten demonstrations a task", "success", every=OF_SUCCESS,
         tiny=f"simulator=planar tasks=[detour] demos=2 episodes=2 {SHORT['tiny']}",
-        small=f"tasks=[button-press-topdown] episodes=5 {SHORT['small']}", full=f"heads=all tasks=[{THREE}]",
+        small=f"tasks=[button-press-topdown] episodes=5 {SHORT['small']}", full=f"heads=all tasks={THREE}",
     ),
     "success_longer": _bench(
         "what learns slower", "success", every=OF_SUCCESS,
