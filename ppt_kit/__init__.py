@@ -49,6 +49,7 @@ _WHERE = {
     "tasks": "sim.simulators.tasks",
     "evaluate": "sim.evaluate",
     "success_table": "sim.results",
+    "checkpoint_table": "sim.results",
     "compare": "comparing",
     "plan_evaluation": "sim.compare.plan",
     "protocol": "sim.compare.protocol",

@@ -55,7 +55,7 @@ def test_the_curves_of_an_episode_are_named(tmp_path):
     figure = ppt.plot_episode(tmp_path / "a.zarr", 0)
     named = [[text.get_text() for text in axes.get_legend().texts] for axes in figure.axes if axes.get_legend()]
     assert named == [
-        ["eef_pos[0]", "eef_pos[1]", "eef_pos[2]", "normalized_gripper_pos"], [f"actions[{i}]" for i in range(4)]
+        ["eef_pos 0", "eef_pos 1", "eef_pos 2", "normalized_gripper_pos"], [f"actions {i}" for i in range(4)]
     ]  # fmt: skip
 
 

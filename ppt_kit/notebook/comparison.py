@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppt_kit.notebook.plots import BLUE, GREY, Plot
+from ppt_kit.notebook.figure import Plot
+from ppt_kit.notebook.plots import BLUE, GREY
 from ppt_kit.sim.compare.result import STILL_OPEN, Comparison
 from ppt_kit.sim.compare.several import MethodComparison
 
@@ -14,11 +15,13 @@ def plot_comparison(result: Comparison | MethodComparison) -> Plot:
 
     Two methods with several training runs: every run's rate, the means with their intervals.
     """
-    figure = Plot(figsize=(6.4, 3.8), layout="constrained")
     if isinstance(result, Comparison):
-        _draw_sequence(figure.add_subplot(), result)
+        data, code, draw = result.sequence, "result.sequence", _draw_sequence
     else:
-        _draw_runs(figure.add_subplot(), result)
+        data = result.runs.merge(result.variance, on="method", suffixes=("", "_mean"))
+        code, draw = 'result.runs.merge(result.variance, on="method", suffixes=("", "_mean"))', _draw_runs
+    figure = Plot(figsize=(6.4, 3.8), layout="constrained", data=data, code=code)
+    draw(figure.add_subplot(), result)
     return figure
 
 

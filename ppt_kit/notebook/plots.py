@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
+from ppt_kit.notebook.figure import Plot
 from ppt_kit.notebook.success import bars_height, draw_bars
 from ppt_kit.sim.results import Evaluation, checkpoint_table, success_table
+from ppt_kit.spec import Spec
 from ppt_kit.tracking import read_metrics
 
 BLUE, GREY = "#3b7dd8", "#b9b9b9"
 SUCCESS = "success rate, beside training"
-
-
-class Plot(Figure):
-    """A figure that a notebook shows when a cell ends in it, and that `savefig` writes anywhere."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
-        return buffer.getvalue()
+# of metrics.jsonl, what a figure of a run's course is made of
+DRAWN, COLUMNS = ("train", "val", "eval"), ["run", "kind", "step", "loss", "domain", "success"]
 
 
 def plot_metrics(metrics: pd.DataFrame | str | Path | Iterable[str | Path]) -> Plot:
@@ -36,15 +29,20 @@ def plot_metrics(metrics: pd.DataFrame | str | Path | Iterable[str | Path]) -> P
     Args:
         metrics: what `read_metrics` gives, a run folder, or several run folders to compare.
     """
-    figure = Plot(figsize=(6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
     if isinstance(metrics, pd.DataFrame):
-        _draw_loss(axes, metrics, label="")
+        rows, read = metrics, "metrics"
     elif isinstance(metrics, (str, Path)):
-        _draw_loss(axes, read_metrics(metrics), label="")
+        rows, read = read_metrics(metrics), "ppt.read_metrics(metrics)"
     else:
-        for folder in metrics:
-            _draw_loss(axes, read_metrics(folder), label=f"{Path(folder).name} ")
+        rows = pd.concat([read_metrics(each).assign(run=str(each)) for each in metrics])
+        read = "pd.concat([ppt.read_metrics(each).assign(run=str(each)) for each in metrics])"
+    data = rows[rows["kind"].isin(DRAWN)].filter(COLUMNS)
+    code = f'{read}.query("kind in {DRAWN}").filter({COLUMNS})'
+    figure = Plot(figsize=(6, 3.6), layout="constrained", data=data, code=code)
+    axes = figure.add_subplot()
+    # a run without a row yet is a run all the same
+    for run in rows["run"].unique() if read.startswith("pd.concat") else [None]:
+        _draw_loss(axes, data if run is None else data[data["run"] == run], label=f"{Path(run).name} " if run else "")
     return figure
 
 
@@ -57,7 +55,8 @@ def plot_success(results: Evaluation | pd.DataFrame | Iterable[Evaluation], *, w
         width: of the figure in inches, e.g. 3.3 for one column of a paper.
     """
     table = success_table(results)
-    figure = Plot(figsize=(width, bars_height(table, width=width)), layout="constrained")
+    size = (width, bars_height(table, width=width))
+    figure = Plot(figsize=size, layout="constrained", data=table, code="ppt.success_table(results)")
     draw_bars(figure.add_subplot(), table, width=width)
     return figure
 
@@ -67,8 +66,9 @@ def plot_checkpoints(results: Iterable[Evaluation] | pd.DataFrame) -> Plot:
 
     Controls are grey: dashed across where no policy acts, dotted lines where the policy lacks something.
     """
-    figure = Plot(figsize=(6, 3.8), layout="constrained")
-    axes, table = figure.add_subplot(), checkpoint_table(results)
+    table = checkpoint_table(results)
+    figure = Plot(figsize=(6, 3.8), layout="constrained", data=table, code="ppt.checkpoint_table(results)")
+    axes = figure.add_subplot()
     for (run, task, control), group in table.groupby(["run", "task", "control"], sort=False):
         several, name = table["run"].nunique() > 2 or table["task"].nunique() > 1, f"{run} {task}"
         said = (name if several else str(task)) if control == "-" else f"{control} {task if several else ''}"
@@ -101,14 +101,15 @@ def plot_episode(dataset: MultiTrajDataset | str | Path, index: int = 0) -> Plot
     data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
     numbers = data.episode(index, modalities=["state", "language"])
     ends = data.episode(index, steps=[0, -1], modalities=["pointcloud", "rgb", "depth"])["obs"]
+    spec = data.specs[numbers["domain"]]
+    curves = {"state": numbers["obs"].get("state"), "action": numbers["action"]}
+    table, code = _curves_table(curves, spec, numbers, index=index, opened=data is dataset)
     pictures = _pictures(ends)
-    figure = Plot(figsize=(6 + 2.6 * len(pictures), 5), layout="constrained")
+    figure = Plot(figsize=(6 + 2.6 * len(pictures), 5), layout="constrained", data=table, code=code)
     figure.suptitle(_title(numbers), fontsize=10)
     grid = figure.add_gridspec(2, 1 + len(pictures), width_ratios=[6, *[2.6] * len(pictures)])
-    spec = data.specs[numbers["domain"]]
-    for row, (name, values) in enumerate((("state", numbers["obs"].get("state")), ("action", numbers["action"]))):
-        axes = figure.add_subplot(grid[row, 0])
-        _draw_curves(axes, values, name=name, parts=spec.layout(name), is_last=row == 1)
+    for row, (name, values) in enumerate(curves.items()):
+        _draw_curves(figure.add_subplot(grid[row, 0]), values, name=name, names=spec.names(name), is_last=row == 1)
     for column, (name, frames) in enumerate(pictures.items(), start=1):
         for row, when in enumerate(("first", "last")):
             is_cloud = name.startswith("cloud")
@@ -131,16 +132,34 @@ def _title(episode: dict) -> str:
     return f"{episode['domain']}, episode {episode['episode']}, {len(episode['action'])} steps{words}"
 
 
-def _draw_curves(
-    axes: Any, values: np.ndarray | None, *, name: str, parts: dict[str, tuple[int, int]], is_last: bool
-) -> None:
-    """(T, D) numbers over control steps, each named by its stored key; an empty frame where there are none."""
+def _curves_table(
+    curves: dict[str, np.ndarray | None], spec: Spec, episode: dict, *, index: int, opened: bool
+) -> tuple[pd.DataFrame, str]:
+    """State and action of an episode, a column a number under the name of its group; and the line that gives it.
+
+    Args:
+        opened: whether `dataset` is one, or the path of one.
+    """
+    dataset = "dataset" if opened else "ppt.open_dataset(dataset)"
+    read = {
+        "state": f"{dataset}.episode({index}, modalities=['state'])['obs']['state']",
+        "action": f"{dataset}.episode({index}, modalities=[])['action']",
+    }
+    there = {name: values for name, values in curves.items() if values is not None}
+    parts = [
+        f"'{name}': pd.DataFrame({read[name]}, columns={dataset}.specs[{episode['domain']!r}].names('{name}'))"
+        for name in there
+    ]
+    frames = {name: pd.DataFrame(values, columns=spec.names(name)) for name, values in there.items()}
+    return pd.concat(frames, axis=1), f"pd.concat({{{', '.join(parts)}}}, axis=1)"
+
+
+def _draw_curves(axes: Any, values: np.ndarray | None, *, name: str, names: list[str], is_last: bool) -> None:
+    """(T, D) numbers over control steps, each with its name; an empty frame where there are none."""
     if values is not None:
         shade = colormaps["viridis"].resampled(values.shape[1])
-        for key, (first, end) in parts.items():
-            for place in range(first, end):
-                label = key.rsplit("/", 1)[-1] + (f"[{place - first}]" if end - first > 1 else "")
-                axes.plot(values[:, place], color=shade(place), label=label, linewidth=1.2)
+        for place, label in enumerate(names):
+            axes.plot(values[:, place], color=shade(place), label=label, linewidth=1.2)
         axes.legend(
             frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + values.shape[1] // 9
         )

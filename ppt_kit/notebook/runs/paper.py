@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ppt_kit.errors import UserError
-from ppt_kit.notebook.plots import Plot
+from ppt_kit.notebook.figure import Plot
 
 # inches: one column of a conference paper
 COLUMN = 3.3
@@ -33,15 +31,7 @@ class Look(NamedTuple):
 
 
 class PaperFigure(Plot):
-    """A figure that says where its numbers come from.
-
-    Attributes:
-        data: what is drawn, as a table.
-        code: one line of pandas that gives `data`, with `runs` as what `compare_runs` gave.
-    """
-
-    data: pd.DataFrame
-    code: str
+    """A figure in the size that it has on paper; `runs` in its line of pandas is what `compare_runs` gave."""
 
     def savefig(self, *args: Any, **kwargs: Any) -> None:
         """As matplotlib's; words stay words in PDF and SVG."""
@@ -53,21 +43,14 @@ class PaperFigure(Plot):
         self.savefig(buffer, format="png", dpi=200)
         return buffer.getvalue()
 
-    def _repr_html_(self) -> str:
-        # shown at twice the width that it has on paper
-        width = 2 * 96 * self.get_size_inches()[0]
-        picture = base64.b64encode(self._repr_png_()).decode()
-        return (
-            f'<img style="width:{width:.0f}px;max-width:100%;background:white" src="data:image/png;base64,{picture}">'
-            f'<pre style="white-space:pre-wrap;font-size:85%;opacity:.75">{html.escape(self.code)}</pre>'
-        )
+    def _shown_style(self) -> str:
+        # at twice the width that it has on paper
+        return f"width:{2 * 96 * self.get_size_inches()[0]:.0f}px;"
 
 
 def paper_figure(*, width: float, height: float, data: pd.DataFrame, code: str) -> PaperFigure:
     """An empty figure of `width` times `height` inches."""
-    figure = PaperFigure(figsize=(width, height), layout="constrained")
-    figure.data, figure.code = data, code
-    return figure
+    return PaperFigure(figsize=(width, height), layout="constrained", data=data, code=code)
 
 
 def looks(count: int) -> list[Look]:
