@@ -1,4 +1,4 @@
-"""python -m ppt_kit CONFIG: one rank of a run (the launcher's variables say which).
+"""python -m ppt_kit CONFIG [key=value …]: one rank of a run (the launcher's variables say which).
 
 --supervise FOLDER is its launch, --evaluate a checkpoint that is measured while the run trains on; jobs lists launches,
 doctor looks whether this machine can do it all. An installation calls it `ppt`.
@@ -40,10 +40,10 @@ def main() -> int:
     if words == ["--version"]:
         print(f"ppt_kit {__version__}")
         return 0
-    if len(words) != 1 or words[0].startswith("-"):
+    if not words or words[0].startswith("-") or not all("=" in word for word in words[1:]):
         print(USAGE, file=sys.stderr)
         return 0 if words in (["-h"], ["--help"]) else 2
-    return _rank(Path(words[0]))
+    return _rank(Path(words[0]), words[1:])
 
 
 def _list_jobs(*output_dir: str) -> int:
@@ -70,14 +70,19 @@ def check_installation() -> int:
     return 0 if report.works else 1
 
 
-def _rank(config_file: Path) -> int:
+def _rank(config_file: Path, words: list[str]) -> int:
     from ppt_kit.config import from_file
     from ppt_kit.errors import UserError
     from ppt_kit.jobs.failures import tell_once
+    from ppt_kit.schema import Config
     from ppt_kit.train.trainer import UnifiedTrainer
+    from ppt_kit.words import parse_words, set_word
 
     try:
-        return UnifiedTrainer(from_file(config_file), mode="distributed").run()
+        cfg = from_file(config_file)
+        for key, text in parse_words(words):
+            cfg = set_word(cfg, key, text, Config)
+        return UnifiedTrainer(cfg, mode="distributed").run()
     except UserError as error:
         tell_once(error, config_file.parent)
         return 2

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Hashable, Sequence
+import types
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 LONGEST = 44  # characters of a cell
+LARGEST_WHOLE = 1e9
 ROWS = 60  # of a longer table the first and the last are shown
 STYLE = (
     "<style>.ppt-table{max-width:100%;overflow-x:auto}.ppt-table table{font-size:90%}.ppt-table td,.ppt-table th"
@@ -29,24 +31,29 @@ class Table(pd.DataFrame):
         return shown(self)
 
 
-def shown(frame: pd.DataFrame, *, above: Sequence[str] = ()) -> str:
+def shown(
+    frame: pd.DataFrame,
+    *,
+    above: Sequence[str] = (),
+    below: Sequence[str] = (),
+    colours: Mapping[str, str] = types.MappingProxyType({}),
+) -> str:
     """A table as HTML.
 
     Args:
-        above: sentences that stand over it.
+        above, below: sentences that stand over it, and under it.
+        colours: {a word: JupyterLab's variable for its colour}, of words that are all that a cell says.
     """
     frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
     numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame.columns]
     head = "".join(f"<th{_side(each)}>{html.escape(str(name))}</th>" for name, each in zip(frame.columns, numeric))
-    rows = [_row(values, numeric) for values in frame.itertuples(index=False, name=None)]
+    rows = [_row(values, numeric, colours) for values in frame.itertuples(index=False, name=None)]
     if len(rows) > ROWS:
         left = f'<tr><td colspan="{len(frame.columns)}">… {len(rows) - ROWS} more …</td></tr>'
         rows = [*rows[: ROWS // 2], left, *rows[-ROWS // 2 :]]
-    said = "".join(f"<p>{html.escape(line)}</p>" for line in above)
-    body = "".join(rows)
-    return (
-        f'{STYLE}<div class="ppt-table">{said}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    over, under = ("".join(f"<p>{html.escape(line)}</p>" for line in lines) for lines in (above, below))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'{STYLE}<div class="ppt-table">{over}{table}{under}</div>'
 
 
 def brief(value: Any) -> str:
@@ -58,7 +65,8 @@ def brief(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return "–"
     if isinstance(value, (float, np.floating)):
-        return f"{value:.4g}"
+        # whole numbers that a missing one beside them has made floats
+        return str(int(value)) if abs(value) < LARGEST_WHOLE and value == int(value) else f"{value:.4g}"
     text = str(value)
     if len(text) <= LONGEST:
         return text
@@ -69,14 +77,17 @@ def brief(value: Any) -> str:
     return f"{text[: LONGEST - 1]}…"
 
 
-def _row(values: Sequence[Hashable], numeric: Sequence[bool]) -> str:
-    return f"<tr>{''.join(_cell(value, is_number) for value, is_number in zip(values, numeric))}</tr>"
+def _row(values: Sequence[Hashable], numeric: Sequence[bool], colours: Mapping[str, str]) -> str:
+    return f"<tr>{''.join(_cell(value, is_number, colours) for value, is_number in zip(values, numeric))}</tr>"
 
 
-def _cell(value: Any, is_number: bool) -> str:
+def _cell(value: Any, is_number: bool, colours: Mapping[str, str]) -> str:
     text, whole = brief(value), str(value)
     title = f' title="{html.escape(whole)}"' if text.endswith("…") or text.startswith("…") else ""
-    return f"<td{_side(is_number)}{title}>{html.escape(text)}</td>"
+    said = html.escape(text)
+    if text in colours:
+        said = f'<b style="color:var({colours[text]})">{said}</b>'
+    return f"<td{_side(is_number)}{title}>{said}</td>"
 
 
 def _side(is_number: bool) -> str:

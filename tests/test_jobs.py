@@ -16,12 +16,15 @@ import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
+import ppt_kit as ppt
 from ppt_kit.checkpoint import load_model, load_resume
 from ppt_kit.config import from_file
 from ppt_kit.errors import UserError
 from ppt_kit.jobs.decide import decide, local_share
 from ppt_kit.jobs.job import Job
+from ppt_kit.jobs.ranks import free_port
 from ppt_kit.jobs.record import read_record
+from ppt_kit.jobs.taken import held
 from ppt_kit.tracking import read_metrics
 
 ALONE: dict = {}
@@ -252,3 +255,47 @@ def test_a_number_that_another_process_has_now_is_not_the_job(job_of, tmp_path):
     replace(job.record, host="another").write(folder)
     with pytest.raises(UserError, match="launched on another"):
         Job.attach(job.run_dir)
+
+
+# ------------------------------------------------------------------ one run a folder
+
+
+def launches(small_cfg, tmp_path, *envs):
+    """(exit code, what it said) of launches of one configuration that begin at once."""
+    path = tmp_path / "given.yaml"
+    words = ("train_mode=distributed", "world_size=2", "batch_size=4", "train.total_iters=6")
+    OmegaConf.save(small_cfg(*words), path)
+    code = "import sys\nimport ppt_kit as ppt\nfrom ppt_kit.config import from_file\nsys.exit(ppt.UnifiedTrainer(from_file(sys.argv[1])).run())"
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, path], cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )
+        for env in envs
+    ]  # fmt: skip
+    said = [each.communicate(timeout=200)[0] for each in begun]
+    return [(each.returncode, text) for each, text in zip(begun, said)]
+
+
+@pytest.mark.long
+def test_of_two_launches_at_once_one_trains_and_the_other_is_told_so(small_cfg, tmp_path):
+    ended = sorted(launches(small_cfg, tmp_path, {}, {}))
+    assert [code for code, _ in ended] == [0, 1], ended
+    assert "run: a job trains there already" in ended[1][1].splitlines()[-1]
+    assert read_metrics(tmp_path / "models/a/run", "train")["step"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.long
+def test_two_nodes_on_one_host_share_the_folder_of_their_job(small_cfg, tmp_path):
+    node = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    ended = launches(small_cfg, tmp_path, node | {"RANK": "0"}, node | {"RANK": "1"})
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert read_metrics(tmp_path / "models/a/run", "train")["step"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_nobody_launched_has_its_folder_for_itself_too(small_cfg, tmp_path):
+    run_dir = tmp_path / "models/a/run"
+    with held(run_dir), pytest.raises(UserError, match="a run trains there already"):
+        ppt.UnifiedTrainer(small_cfg("train.total_iters=1")).run()
+    assert not run_dir.exists()
+    assert ppt.UnifiedTrainer(small_cfg("train.total_iters=1")).run() == 0

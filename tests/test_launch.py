@@ -229,6 +229,30 @@ def test_the_command_for_hosts_is_deepspeeds(tmp_path):
     assert (here.num_gpus, here.module, here.user_script) == (2, True, "ppt_kit")
 
 
+def test_the_command_line_works_where_it_is_pasted(launched):
+    """In a shell that knows nothing of this environment, after a job that was stopped."""
+    job = launched("train.total_iters=6")
+    assert job.stop() == 143
+    env = {"PATH": "/usr/bin:/bin", "HOME": os.environ["HOME"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    pasted = subprocess.run(job.command_line, shell=True, env=env, capture_output=True, text=True, timeout=120)
+    assert pasted.returncode == 0, pasted.stdout + pasted.stderr
+    assert "x 2 process(es)" in pasted.stdout + pasted.stderr
+    assert (job.rows()[-1]["reason"], job.rows()[-1]["step"]) == ("finished", 6)
+
+
+def test_deepspeeds_launcher_starts_the_ranks_where_it_is_chosen(launched):
+    job = launched(*ENDLESS, launcher="deepspeed")
+    wait_for(lambda: len(job.rows()) > 2)
+    above = [" ".join(each.cmdline()) for each in psutil.Process(job.record.pid).children(recursive=True)]
+    assert any("deepspeed.launcher.launch" in line for line in above)
+    again = subprocess.run(job.command_line, shell=True, capture_output=True, text=True, timeout=120)
+    assert again.returncode
+    assert "a job trains there already" in again.stdout + again.stderr
+    assert job.stop() == 143
+    with pytest.raises(UserError, match="Give one of ppt_kit, deepspeed"):
+        launched(launcher="torchrun")
+
+
 def test_a_hostfile_of_this_machine_runs_under_the_deepspeed_launcher(launched, tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=2\n")
     job = launched(*ENDLESS, hostfile=tmp_path / "hosts")
@@ -409,6 +433,10 @@ def test_a_job_is_watched_and_stopped_from_its_panel(lab, small_cfg, tmp_path):
     steps = lambda: [row["step"] for row in ppt.attach(run_dir).rows()]
     lab.wait(lambda: len(steps()) > 2 and page.get_by_text("samples/s").count() == 1, timeout_s=60)
     assert shown.locator(".ppt-job-command").input_value() == lab.ask("job.command_line")
+    # one header: the job's
+    assert page.locator(".ppt-live .head").count() == 0
+    assert page.get_by_text("a/run", exact=True).count() == 1
+    assert page.get_by_role("button", name="Save now").is_enabled()
     shown.locator(".ppt-job-rank").select_option("1")
     lab.wait(lambda: lab.ask("job.panel.children[0].rank") == 1 and "global batch" not in log.inner_text())
     assert shown.locator(".ppt-job-resume").is_disabled()

@@ -32,6 +32,7 @@ from ppt_kit.jobs.ranks import STOP_GRACE_S, exit_code
 from ppt_kit.jobs.record import CONFIG, FOLDER, KILLED_MARK, LOGS, OUTPUT, RECORD, Record, read_record
 from ppt_kit.jobs.slurm import Queue, executor_of, submit
 from ppt_kit.jobs.state import State, newest_rows, state_of_ended
+from ppt_kit.jobs.taken import meeting_place, refuse_second, supervisor_of
 from ppt_kit.signals import held_back, on_stop_signals
 from ppt_kit.tracking import rows_so_far
 
@@ -39,6 +40,8 @@ POLL_S = 0.1
 KILLED = 128 + signal.SIGKILL
 # in the folder of a launch: whoever holds it launches
 LOCK = "lock"
+# what a command line that is pasted later has to say: its folder holds a run by then
+GO_ON = "train.resume=auto"
 
 
 def run_job(cfg: DictConfig, run_dir: Path, *, world_size: int, num_devices: int) -> int:
@@ -121,6 +124,7 @@ class Job:
             pid=0, started=0.0, host=socket.gethostname(), ranks=share, command=[], cwd=os.getcwd(),
             parent=None if detached or slurm is not None else os.getpid(),
             own_logs=detached or own_logs or slurm is not None, hostfile=hostfile, slurm=slurm,
+            meets=meeting_place(env or os.environ) if share.here < share.total else "",
         )  # fmt: skip
         record, child = _launch(cfg, run_dir, record, env=env)
         return cls(run_dir, record, child=child)
@@ -276,9 +280,13 @@ class Job:
 
     @property
     def command_line(self) -> str:
-        """To copy into a terminal: a `deepspeed` command that starts the same ranks; "" of several nodes of a queue."""
-        words = shlex.join(["deepspeed", *self.record.launcher[1:]]) if self.record.launcher else ""
-        return f"cd {shlex.quote(self.record.cwd)} && {words}" if words else ""
+        """To copy into a terminal: a `deepspeed` command that starts the same ranks, or goes on from what they saved.
+
+        "" of several nodes of a queue.
+        """
+        if not self.record.launcher:
+            return ""
+        return f"cd {shlex.quote(self.record.cwd)} && {shlex.join([*self.record.launcher, GO_ON])}"
 
     def __repr__(self) -> str:
         word, detail = self.state
@@ -291,7 +299,7 @@ class Job:
         self._child = child
         queued = record.slurm is not None and "job_id" in record.slurm
         self._queue = Queue((self.run_dir / FOLDER).absolute(), record.slurm or {}) if queued else None
-        self._supervisor = _supervisor_of(record)
+        self._supervisor = supervisor_of(record)
 
     def _newest_record(self) -> Record | None:
         """Of this launch, as it is on the disk; None after a later one."""
@@ -305,21 +313,6 @@ class Job:
             return exit_code(self._child.returncode)
         record = self._newest_record()
         return KILLED if record is None or record.exit_code is None else record.exit_code
-
-
-def refuse_second(run_dir: Path) -> None:
-    """Raises UserError when a job trains in `run_dir` already, unless this process is one of its ranks."""
-    record = read_record(run_dir / FOLDER)
-    # once that is written down the ranks have left, and what supervised them is about to
-    if record is None or record.exit_code is not None:
-        return
-    supervisor, by = _supervisor_of(record), f"process {record.pid}"
-    is_busy = supervisor is not None and supervisor not in psutil.Process().parents()
-    if not is_busy and record.slurm is not None and "job_id" in record.slurm:
-        queue = Queue((run_dir / FOLDER).absolute(), record.slurm)
-        by, is_busy = f"job {queue.job_id} of the queue", not queue.is_own and bool(queue.word())
-    if is_busy:
-        raise UserError(f"{run_dir}: a job trains there already ({by}). Stop it, or choose another suffix=….")
 
 
 def _launch(
@@ -371,15 +364,6 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-def _supervisor_of(record: Record) -> psutil.Process | None:
-    """The living process that a record is about."""
-    try:
-        process = psutil.Process(record.pid)
-        return process if record.is_of(process) and lives(process) else None
-    except psutil.Error:
-        return None
-
-
 def _spawn(command: list[str], *, output: Path | None, cwd: str, env: Mapping[str, str] | None) -> subprocess.Popen:
     """A supervising process, which waits for its record; in a session of its own, where no terminal's signal comes."""
     # a stop that comes while it is being loaded waits until it can be obeyed
@@ -396,3 +380,12 @@ def _hand_over(record: Record, folder: Path, child: subprocess.Popen) -> None:
     with contextlib.suppress(BrokenPipeError), child.stdin:
         record.write(folder)
         child.stdin.write(record.text().encode())
+
+
+def state_in(run_dir: Path, record: Record) -> State:
+    """What the newest launch in a folder does, or how it ended, as far as this host can know."""
+    if record.host == socket.gethostname() or record.slurm is not None:
+        return Job(run_dir, record).state
+    if record.exit_code is None:
+        return State("unknown", f"launched on {record.host}: only there it is known whether it runs")
+    return state_of_ended(run_dir, record)

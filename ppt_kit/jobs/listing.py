@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,38 +11,27 @@ from typing import Any
 import pandas as pd
 
 from ppt_kit.errors import UserError
-from ppt_kit.jobs.job import Job
-from ppt_kit.jobs.record import FOLDER, RECORD, Record, read_record
-from ppt_kit.jobs.state import State, newest_rows, state_of_ended
+from ppt_kit.jobs.job import state_in
+from ppt_kit.jobs.record import FOLDER, RECORD, read_record
+from ppt_kit.jobs.state import COLOURS, newest_rows
 from ppt_kit.schema import Config
+from ppt_kit.tables import shown
 from ppt_kit.tracking import METRICS
 
 COLUMNS = ("run", "state", "detail", "step", "epoch", "loss", "ranks", "started", "minutes", "host", "pid", "run_dir")
-COLOURS = {
-    "running": "--jp-info-color1", "queued": "--jp-info-color1", "ended": "--jp-success-color1",
-    "stopped": "--jp-warn-color1", "failed": "--jp-error-color1", "killed": "--jp-error-color1",
-    "vanished": "--jp-error-color1",
-}  # fmt: skip
-LONGEST_DETAIL = 100
-TEXTS = ("run", "state", "detail", "started")
 
 
 class JobsTable(pd.DataFrame):
-    """A table of jobs, as a notebook shows it: states in colour, long lines cut."""
+    """A table of jobs, as a notebook shows it: states in colour."""
 
     @property
     def _constructor(self) -> type[JobsTable]:
         return JobsTable
 
     def _repr_html_(self) -> str:
-        if "state" not in self.columns:
-            return self.to_html()
-        shown = [name for name in self.columns if name not in ("run_dir", "pid", "host")]
-        heads = "".join(f"<th style='{_align(name)}'>{html.escape(str(name))}</th>" for name in shown)
-        body = "".join(f"<tr>{''.join(_cell(name, row[name]) for name in shown)}</tr>" for _, row in self.iterrows())
-        if not body:
-            body = f"<tr><td colspan='{len(shown)}'>nothing was launched here</td></tr>"
-        return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        hidden = [name for name in ("run_dir", "pid", "host") if name in self.columns]
+        said = [] if len(self) else ["nothing was launched here"]
+        return shown(self.drop(columns=hidden), below=said, colours=COLOURS)
 
 
 def jobs(output_dir: str | Path = Config.output_dir) -> JobsTable:
@@ -79,7 +66,7 @@ def _row(run_dir: Path, folder: Path) -> dict[str, Any]:
     record = read_record(run_dir / FOLDER)
     assert record is not None, "it was there when it was found"
     newest = newest_rows(run_dir).train
-    state = _state(run_dir, record)
+    state = state_in(run_dir, record)
     end = record.ended or (time.time() if state.word == "running" else _last_written(run_dir))
     return {
         "run": str(run_dir.relative_to(folder)) if run_dir != folder else run_dir.name,
@@ -101,25 +88,3 @@ def _last_written(run_dir: Path) -> float | None:
     """When a run whose end nobody has written down wrote its newest row, s since 1970."""
     path = run_dir / METRICS
     return path.stat().st_mtime if path.exists() else None
-
-
-def _state(run_dir: Path, record: Record) -> State:
-    if record.host == socket.gethostname() or record.slurm is not None:
-        return Job(run_dir, record).state
-    if record.exit_code is None:
-        return State("unknown", f"launched on {record.host}: only there it is known whether it runs")
-    return state_of_ended(run_dir, record)
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None or value != value:
-        return "<td></td>"
-    text = f"{value:.0f}" if name in ("step", "epoch") else f"{value:.4g}" if isinstance(value, float) else str(value)
-    cut = html.escape(text if len(text) <= LONGEST_DETAIL else f"{text[:LONGEST_DETAIL]}…")
-    if name == "state":
-        cut = f"<b style='color:var({COLOURS.get(text, '--jp-ui-font-color2')})'>{cut}</b>"
-    return f"<td style='{_align(name)}' title='{html.escape(text)}'>{cut}</td>"
-
-
-def _align(name: str) -> str:
-    return ("text-align:left" if name in TEXTS else "text-align:right") + (";white-space:nowrap" * (name == "started"))

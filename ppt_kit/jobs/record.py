@@ -38,6 +38,7 @@ class Record:
     own_logs: bool = False  # each rank prints to a file of its own, not where its starter prints
     launcher: list[str] = field(default_factory=list)  # the `deepspeed` command that starts the same ranks
     hostfile: str | None = None  # its ranks are started by `deepspeed --hostfile`
+    meets: str = ""  # address and port where its ranks of all nodes meet, where somebody has set them on each node
     slurm: dict | None = None  # what the queue was asked for, and the job_id that it gave
 
     @classmethod

@@ -16,6 +16,13 @@ from ppt_kit.signals import STOP_CODES
 from ppt_kit.tracking import METRICS
 
 WORDS = ("queued", "running", "ended", "stopped", "failed", "killed", "vanished", "unknown")
+# of these words, and of "finished" for a whole run, in tables
+COLOURS = {
+    "running": "--jp-info-color1", "queued": "--jp-info-color1", "ended": "--jp-success-color1",
+    "finished": "--jp-success-color1",
+    "stopped": "--jp-warn-color1", "failed": "--jp-error-color1", "killed": "--jp-error-color1",
+    "vanished": "--jp-error-color1",
+}  # fmt: skip
 
 
 class State(NamedTuple):

@@ -11,14 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.config import from_mapping
 from ppt_kit.errors import UserError
-from ppt_kit.jobs.decide import num_visible_devices
-from ppt_kit.jobs.job import Job, refuse_second
+from ppt_kit.files import write_text
+from ppt_kit.jobs.decide import local_share, num_visible_devices
+from ppt_kit.jobs.job import Job
 from ppt_kit.jobs.launcher import check_reach, read_hostfile
+from ppt_kit.jobs.record import FOLDER
 from ppt_kit.jobs.slurm import share_of
+from ppt_kit.jobs.taken import refuse_second
 from ppt_kit.train.assemble import open_sources
 from ppt_kit.train.trainer import UnifiedTrainer
 
 MOST_RANKS = 1024
+LAUNCHERS = ("ppt_kit", "deepspeed")
+# in the folder of a launch by DeepSpeed's launcher on this machine alone
+HOSTS = "hosts"
 
 
 class ShownJob(Job):
@@ -45,6 +51,7 @@ def launch(
     cfg: DictConfig | Mapping[str, Any],
     *,
     num_gpus: int | None = None,
+    launcher: str = LAUNCHERS[0],
     hostfile: str | Path | None = None,
     slurm: Mapping[str, Any] | None = None,
     detached: bool = True,
@@ -55,6 +62,7 @@ def launch(
         cfg: what `load_config` gives. What is wrong with it, or with its data, is told here, before anything starts.
         num_gpus: ranks, of each node where there are several; None = every GPU, or cfg.world_size. Without GPUs they
             are ranks on the CPU (gloo).
+        launcher: who starts the ranks on this machine: "ppt_kit", whose supervising process is theirs, or "deepspeed".
         hostfile: `name slots=4` a line; the `deepspeed` launcher starts the ranks on these hosts, by pdsh and ssh.
             The run folder must be on a disk that they share.
         slurm: hands the run to a queue, with submitit's words: timeout_min (required), nodes, mem_gb, cpus_per_task,
@@ -64,6 +72,8 @@ def launch(
         UserError: cfg, the data, the hosts, or more ranks than GPUs; or a run trains in that folder already.
     """
     cfg = from_mapping(cfg)
+    if launcher not in LAUNCHERS:
+        raise UserError(f"launcher={launcher!r}. Give one of {', '.join(LAUNCHERS)}.")
     here = _ranks_of_a_node(cfg, num_gpus, elsewhere=hostfile is not None or slurm is not None)
     words: dict[str, Any] = {"num_devices": num_visible_devices()}
     total = here
@@ -75,6 +85,8 @@ def launch(
         total = sum(hosts.values())
         words = {"num_devices": max(hosts.values()), "nodes": str(Path(hostfile).absolute())}
     elif slurm is not None:
+        if launcher != LAUNCHERS[0]:
+            raise UserError("launcher and slurm: the queue starts the ranks. Give one of them.")
         total = share_of(slurm, num_gpus=here).total
         words = {"num_devices": here, "nodes": dict(slurm)}
     OmegaConf.update(cfg, "train_mode", "distributed")
@@ -82,6 +94,8 @@ def launch(
     run = UnifiedTrainer(cfg)
     refuse_second(run.run_dir)
     open_sources(run.cfg, run.run_dir)
+    if launcher == "deepspeed" and not words.get("nodes"):
+        words |= {"num_devices": total, "nodes": _hosts_file(run.run_dir, total, num_devices=words["num_devices"])}
     return ShownJob.start(run.cfg, run.run_dir, world_size=total, detached=detached, own_logs=True, **words)
 
 
@@ -92,6 +106,19 @@ def attach(run_dir: str | Path) -> ShownJob:
         UserError: nothing was launched there, or from another host and into no queue.
     """
     return ShownJob.attach(run_dir)
+
+
+def _hosts_file(run_dir: Path, total: int, *, num_devices: int) -> str:
+    """A file that names this machine alone, for `deepspeed --hostfile`.
+
+    Raises:
+        UserError: there are fewer GPUs.
+    """
+    local_share({}, world_size=total, num_devices=num_devices)
+    path = (run_dir / FOLDER / HOSTS).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, f"localhost slots={total}\n")
+    return str(path)
 
 
 def _ranks_of_a_node(cfg: DictConfig, num_gpus: int | None, *, elsewhere: bool) -> int:

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from ppt_kit.config import from_file
 from ppt_kit.errors import UserError
-from ppt_kit.jobs.job import Job, refuse_second
+from ppt_kit.jobs.job import Job
+from ppt_kit.jobs.taken import refuse_second
 from ppt_kit.keys import leaves_of, show
 from ppt_kit.runs.devices import Slot
 from ppt_kit.runs.grid import PlannedRun

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from ppt_kit.checkpoint import mean_success
 from ppt_kit.errors import UserError
 from ppt_kit.files import json_row
 from ppt_kit.jobs.failures import failure_of, log_of, tail
-from ppt_kit.jobs.job import Job
+from ppt_kit.jobs.job import Job, state_in
 from ppt_kit.jobs.record import CONFIG, FOLDER, RECORD, Record, read_record
-from ppt_kit.signals import STOP_CODES
 from ppt_kit.tracking import METRICS
 
 WAITING, RUNNING, FINISHED, STOPPED, FAILED = "waiting", "running", "finished", "stopped", "failed"
@@ -75,19 +73,20 @@ def living_job(run_dir: Path) -> Job | None:
 def state_of(run_dir: Path) -> tuple[str, str]:
     """(one of the states, the last line of its error or nothing).
 
-    Whether one lives that was not launched, as in a notebook, or on another host, its file of rows tells.
+    Of a launched run it is what its job says. Whether one lives that was not launched, as in a notebook, or on another
+    host, its file of rows tells.
     """
-    if living_job(run_dir) is not None:
+    record, row = read_record(run_dir / FOLDER), last_row(run_dir) or {}
+    word = "unknown" if record is None else state_in(run_dir, record).word
+    if word in ("queued", "running"):
         return RUNNING, ""
-    row = last_row(run_dir) or {}
     if row.get("kind") == "end" and row.get("reason") == "finished":
         return FINISHED, ""
-    record = read_record(run_dir / FOLDER)
-    elsewhere = record is None or (record.host != socket.gethostname() and record.exit_code is None)
-    if row and elsewhere and row.get("kind") != "end" and _seconds_since(run_dir / METRICS) < SILENT_S:
-        return RUNNING, ""
-    if record is not None and record.exit_code not in (None, 0, *STOP_CODES):
+    if record is not None and word in ("failed", "killed"):
         return FAILED, error_of(run_dir, record)
+    writes = bool(row) and row.get("kind") != "end" and _seconds_since(run_dir / METRICS) < SILENT_S
+    if word == "unknown" and writes:
+        return RUNNING, ""
     return (STOPPED, "") if is_run(run_dir) else (WAITING, "")
 
 

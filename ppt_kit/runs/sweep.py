@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import html
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from ppt_kit.data.formats import find_domain
 from ppt_kit.errors import UserError
 from ppt_kit.files import check_place, json_row, write_text
 from ppt_kit.jobs.decide import num_visible_devices
+from ppt_kit.jobs.state import COLOURS
 from ppt_kit.runs.best import best_configuration, write_best
 from ppt_kit.runs.devices import ranks_of, slots_for
 from ppt_kit.runs.grid import PlannedRun, plan_runs, short_name
@@ -30,6 +30,7 @@ from ppt_kit.runs.keys import METRICS_OF_RUNS
 from ppt_kit.runs.queue import check_folders, progress_of, run_queue
 from ppt_kit.runs.state import FAILED, FINISHED, WAITING, minutes_of, reached, state_of
 from ppt_kit.signals import Stopped, stops_raise
+from ppt_kit.tables import shown
 from ppt_kit.tracking import bar_pace, rows_so_far
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,7 @@ class Sweep:
         return f"{text}\n{self._said()}"
 
     def _repr_html_(self) -> str:
-        text = self._shown().to_html(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}")
-        return f"{text}<p>{html.escape(self._said())}</p>"
+        return shown(self._shown(), below=[self._said()], colours=COLOURS)
 
     def _shown(self) -> pd.DataFrame:
         """The table without folders and empty columns, keys by their last names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -20,8 +21,9 @@ from ppt_kit.engine import World, from_first, join_world, leave_world
 from ppt_kit.errors import UserError
 from ppt_kit.jobs.decide import decide, is_rank, launch_numbers, local_share, num_visible_devices
 from ppt_kit.jobs.failures import note_failure, tell_first_failure
-from ppt_kit.jobs.job import refuse_second, run_job
+from ppt_kit.jobs.job import run_job
 from ppt_kit.jobs.parents import watch_launchers
+from ppt_kit.jobs.taken import held, refuse_second
 from ppt_kit.signals import end_with_parent
 from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.background import Background
@@ -209,6 +211,27 @@ class UnifiedTrainer:
 
     def _train(self, sources: Sources, world: World, *, asked_from: float) -> int:
         """`asked_from`: requests from before were another part of the run's."""
+        with self._held(world):
+            return self._train_alone(sources, world, asked_from=asked_from)
+
+    def _held(self, world: World) -> contextlib.ExitStack:
+        """The run folder, which rank 0 holds for all ranks.
+
+        Raises:
+            UserError: another run trains there. On every rank.
+        """
+        stack, problem = contextlib.ExitStack(), ""
+        try:
+            if world.is_first:
+                stack.enter_context(held(self.run_dir))
+        except UserError as error:
+            problem = str(error)
+        problem = from_first(problem)
+        if problem:
+            raise UserError(problem)
+        return stack
+
+    def _train_alone(self, sources: Sources, world: World, *, asked_from: float) -> int:
         run = build_run(sources, world, self.run_dir, self.listeners, has_panel=self._has_panel)
         if world.is_first:
             forget_requests(self.run_dir, before=asked_from)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 
 from ppt_kit.comparing import compare
 from ppt_kit.errors import UserError
+from ppt_kit.jobs.state import COLOURS
 from ppt_kit.notebook.runs.curves import curves_of
 from ppt_kit.notebook.runs.effects import draw_effects
 from ppt_kit.notebook.runs.paper import COLUMN, PaperFigure
@@ -20,6 +20,7 @@ from ppt_kit.runs.find import find_runs, tails
 from ppt_kit.runs.grid import SEED
 from ppt_kit.runs.tables import checkpoint_files, metric_table, parameter_table, success_of_runs, summary_table
 from ppt_kit.sim.compare.read import control_of, rows_in
+from ppt_kit.tables import shown
 
 METRICS = ("success", "val_loss", "loss")
 
@@ -158,8 +159,7 @@ class Runs:
 
     def _repr_html_(self) -> str:
         keys = f", which differ in {', '.join(self.keys)}" if self.keys else ""
-        table = self._shown().to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")
-        return f"<p>{len(self)} runs{html.escape(keys)}</p>{table}"
+        return shown(self._shown(), above=[f"{len(self)} runs{keys}"], colours=COLOURS)
 
     def _shown(self) -> pd.DataFrame:
         return self.summary.dropna(axis="columns", how="all")

@@ -86,7 +86,8 @@ def _metric(metrics: pd.DataFrame, y: str, by: Sequence[str], smooth: int) -> tu
     rows = metrics[metrics["kind"] == kind]
     if column not in rows or rows[column].isna().all():
         numbers = [str(name) for name in metrics.select_dtypes("number") if name not in ("step", "epoch", *by)]
-        raise UserError(f"{y}: no run has rows with it. There is {', '.join([*numbers, VAL_LOSS, SUCCESS])}.")
+        others = [each for each in (*numbers, VAL_LOSS, SUCCESS) if each != y]
+        raise UserError(f"{y}: no run has rows with it. There is {', '.join(others)}.")
     groups = [*by, "step"]
     rows = rows.dropna(subset=[column])
     smoother = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ppt_kit.sim.compare.statistics.power import (
     smallest,
     t_power,
 )
+from ppt_kit.tables import shown
 
 # correlations of success on one goal that a plan is shown for, beside the one it was asked for
 SHOWN = (0.0, 0.2, 0.4, 0.6)
@@ -68,8 +68,7 @@ class EvaluationPlan:
         return f"{self.table.to_string(index=False, float_format=_number, na_rep='-')}\n{self.said}"
 
     def _repr_html_(self) -> str:
-        table = self.table.to_html(index=False, float_format=_number, na_rep="-")
-        return f"{table}<p>{html.escape(self.said)}</p>"
+        return shown(self.table, below=[self.said])
 
 
 def plan_evaluation(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import pandas as pd
 from ppt_kit.errors import UserError
 from ppt_kit.sim.compare.sides import Side
 from ppt_kit.sim.compare.statistics.training import Variance, difference_interval, mean_interval
+from ppt_kit.tables import shown
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,7 @@ class MethodComparison:
         return f"{self.variance.to_string(index=False, float_format='%.3f')}\n{self._said()}"
 
     def _repr_html_(self) -> str:
-        table = self.variance.to_html(index=False, float_format=lambda value: f"{value:.3f}")
-        return f"{table}<p>{html.escape(self._said())}</p>"
+        return shown(self.variance, below=[self._said()])
 
     def _said(self) -> str:
         low, high = (100 * bound for bound in self.interval)
