@@ -21,7 +21,7 @@ test-long: setup
 	$(PY) -m pytest $(BOTH_CORES) -m "long or not long" --override-ini "timeout=1800"
 
 lab: setup
-	cd notebooks && ../.venv/bin/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) 01_quickstart.ipynb
+	cd notebooks && ../.venv/bin/python ../scripts/lab.py 01_quickstart.ipynb
 
 clean:
 	rm -rf .venv outputs data .pytest_cache .mypy_cache .ruff_cache
