@@ -21,7 +21,7 @@ LONG = "/a/very/long/way/to/the/folder/of/all/runs/button-press-topdown/exp1/mod
 @pytest.mark.parametrize(
     ("value", "seen"),
     [
-        (0.123456789, "0.1235"), (np.float32(2), "2"), (np.nan, "–"), (None, "–"), (pd.NA, "–"), ((128, 128, 3), "128×128×3"),
+        (0.123456789, "0.1235"), (np.float32(2), "2"), (np.nan, "–"), (None, "–"), (pd.NA, "–"), ((128, 128, 3), "128×128×3"), (120000.0, "120000"),
         (LONG, "…/button-press-topdown/exp1/model_45.pth"), ("a b" * 40, "a b" * 14 + "a…"), (7, "7"), (True, "True"),
     ],
 )  # fmt: skip
@@ -66,17 +66,28 @@ def test_a_notebook_shows_configurations_and_mistakes_without_a_flood():
         "'total_epochs' in dir(cfg.train)",
         "import logging\nlogging.getLogger('ppt_kit.sim').warning('a sentence')",
     ]
+    words = [
+        "ppt.load_config('quickstart',\n    'train.total_e", 'ppt.load_config("quickstart", "optim', "ppt.sweep(cfg, {'optimizer.l",
+        'ppt.load_config("quickstart"', 'print("train.total_e', "ppt.load_config('quickstart', 'nothing.begins_so",
+    ]  # fmt: skip
     manager, client = start_new_kernel()
-    said = []
+    said, completions = [], []
     try:
         for cell in cells:
             said.append([])
             client.execute_interactive(
                 cell, timeout=60, output_hook=lambda message: said[-1].append(message["content"])
             )
+        for text in words:
+            completions.append(client.complete(text, reply=True, timeout=60)["content"])
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+    # keys inside the words of a configuration; elsewhere what IPython has to say
+    assert [each["matches"] for each in completions[:2]] == [["train.total_epochs="], ["optimizer."]]
+    assert completions[0]["cursor_end"] - completions[0]["cursor_start"] == len("train.total_e")
+    assert "optimizer.lr" in completions[2]["matches"]
+    assert not [name for each in completions[3:] for name in each["matches"] if name.startswith(("train.", "optim"))]
     (shown,) = [each["data"] for each in said[0] if "data" in each]
     assert "train.total_epochs=7" in shown["text/plain"]
     assert len(shown["text/plain"].splitlines()) < 20

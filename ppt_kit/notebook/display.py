@@ -9,18 +9,23 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.keys import default_of, leaves_of, show
+from ppt_kit.notebook import completion
 from ppt_kit.schema import Config
 from ppt_kit.tables import STYLE
 from ppt_kit.tracking import log_as_lines
 
 
 def install() -> None:
-    """In IPython: configurations have a look; in a notebook what the package warns of is a line, not a red block."""
+    """In IPython: configurations have a look and their keys are completed.
+
+    In a notebook what the package warns of is a line, not a red block.
+    """
     shell = sys.modules["IPython"].get_ipython()
     if shell is None:
         return
     shell.display_formatter.formatters["text/html"].for_type(DictConfig, html_of)
     shell.display_formatter.formatters["text/plain"].for_type(DictConfig, _print_plain)
+    completion.install(shell)
     if "ipykernel" in sys.modules:
         log_as_lines()
 
