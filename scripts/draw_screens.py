@@ -80,14 +80,21 @@ SCREENS = {
 
 
 def main(names: list[str], into: Path) -> int:
-    """Draws some of SCREENS, or all."""
+    """Draws some of SCREENS, or all; 2 where that cannot be, with one line that says why."""
     sys.path.insert(0, str(ROOT / "tests"))
-    import browser
-
     strange = [name for name in names if name not in SCREENS]
     if strange:
-        print(f"error: {strange[0]}: takes {', '.join(SCREENS)}.", file=sys.stderr)
-        return 2
+        return _refused(f"{strange[0]}: takes {', '.join(SCREENS)}.")
+    if not into.is_dir():
+        return _refused(f"--into={into}: no such folder.")
+    try:
+        import browser
+    except ImportError as error:
+        return _refused(f"{error.name} is not installed. Type pip install 'ppt_kit[notebook,test]', in a checkout.")
+    try:
+        browser.find_browser()
+    except browser.NoBrowser as error:
+        return _refused(str(error))
     with tempfile.TemporaryDirectory() as told:
         folder = Path(told)
         (folder / "books").mkdir()
@@ -101,6 +108,11 @@ def main(names: list[str], into: Path) -> int:
                     lab.screenshot(into / f"{name}.png", screen.shows)
                 print(into / f"{name}.png", flush=True)
     return 0
+
+
+def _refused(why: str) -> int:
+    print(f"error: {why}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

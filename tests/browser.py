@@ -47,6 +47,10 @@ ASK = """async code => {
 }"""
 
 
+class NoBrowser(RuntimeError):
+    """What draws pages is not installed here."""
+
+
 class Lab:
     """One browser with a JupyterLab, of one test.
 
@@ -187,8 +191,11 @@ def lab(lab_server, tmp_path) -> Iterator[Lab]:
     *server, books = lab_server
     folder = books / tmp_path.name
     folder.mkdir(exist_ok=True)
-    with browsing(server, folder) as opened:
-        yield opened
+    try:
+        with browsing(server, folder) as opened:
+            yield opened
+    except NoBrowser as error:
+        cannot(str(error))
 
 
 @contextmanager
@@ -212,11 +219,12 @@ def served(folder: Path) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def browsing(server: Sequence[str], folder: Path) -> Iterator[Lab]:
-    """A fresh browser, whose notebooks go to a folder of the server's."""
-    sync_api = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else _playwright()
-    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if chromium is None:
-        cannot(f"no browser: none of {', '.join(CHROMIUM)} is installed.")
+    """A fresh browser, whose notebooks go to a folder of the server's.
+
+    Raises:
+        NoBrowser: there is none.
+    """
+    sync_api, chromium = find_browser()
     url, token = server
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -231,10 +239,20 @@ def browsing(server: Sequence[str], folder: Path) -> Iterator[Lab]:
             browser.close()
 
 
-def _playwright() -> Any:
-    from playwright import sync_api
+def find_browser() -> tuple[Any, str]:
+    """Playwright's module, and the program that it drives.
 
-    return sync_api
+    Raises:
+        NoBrowser: one of them is not here.
+    """
+    try:
+        from playwright import sync_api
+    except ImportError:
+        raise NoBrowser("no browser: playwright is not installed. Type pip install 'ppt_kit[test]'.") from None
+    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if chromium is None:
+        raise NoBrowser(f"no browser: none of {', '.join(CHROMIUM)} is installed. Type apt-get install chromium.")
+    return sync_api, chromium
 
 
 def _command(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 SLIDER = """import ipywidgets
 slider = ipywidgets.IntSlider(value=3, max=10, layout={'width': '400px'})
@@ -28,3 +28,13 @@ def test_a_notebook_runs_in_jupyterlab_and_its_slider_moves_the_kernels_value(la
 def test_a_cell_that_raises_is_told(lab):
     with pytest.raises(AssertionError, match="division by zero"):
         lab.open(["1 / 0"])
+
+
+@pytest.mark.parametrize("words", [[], ["launch"]])
+def test_screenshots_without_a_browser_are_one_line(words, tmp_path):
+    done = run_script(str(ROOT / "scripts/draw_screens.py"), *words, env={"PATH": str(tmp_path)})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: no browser: none of chromium")
+    unknown = run_script(str(ROOT / "scripts/draw_screens.py"), "lunch", env={"PATH": str(tmp_path)})
+    assert unknown.stderr == "error: lunch: takes inspect, live, launch, runs.\n"

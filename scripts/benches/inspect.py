@@ -73,6 +73,10 @@ def _lab(folder: Path, width: int) -> Iterator[Any]:
         import browser
     except ImportError as error:
         raise UserError(f"inspect needs {error.name}: pip install 'ppt_kit[notebook,test]', in a checkout.") from None
+    try:
+        browser.find_browser()
+    except browser.NoBrowser as error:
+        raise UserError(str(error)) from None
     (folder / "books").mkdir()
     with browser.served(folder) as server, browser.browsing(server, folder / "books") as lab:
         lab.page.set_viewport_size({"width": width, "height": 1000})
