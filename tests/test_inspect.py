@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
@@ -23,6 +24,7 @@ from ppt_kit.randomness import sample_seeds
 SIZE, POINTS, LENGTHS = 48, 256, (60, 40)
 PIXELS = "selector => document.querySelector(selector).toDataURL()"
 ROOT = ".ppt-inspect"
+PALETTE = ["#3b7dd8", "#e07b39", "#2e9a5a", "#b05cc6", "#c9a227", "#17a2b8", "#d1495b", "#7f8c8d", "#8d6e4f", "#5c6bc0"]
 
 
 def untrained(folder, domain, *words):
@@ -261,6 +263,37 @@ def test_a_browser_draws_a_dataset_and_what_a_policy_predicts(lab, scene):
     drawn(lab, 21)
     assert page.locator(".ppt-refused").inner_text() == ""
     assert not lab.elsewhere
+
+
+def colours_in(lab, selector):
+    """{colour of the palette: pixels of it} of a canvas."""
+    data = lab.page.evaluate(PIXELS, selector).partition(",")[2]
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).reshape(-1, 3).astype(int)
+    palette = [[int(each[at : at + 2], 16) for at in (1, 3, 5)] for each in PALETTE]
+    return {name: int((np.abs(drawn - colour).max(1) <= 3).sum()) for name, colour in zip(PALETTE, palette)}
+
+
+def test_a_browser_colours_the_points_of_a_cloud_by_their_segments(lab, tmp_path):
+    from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
+
+    rng, kinds = np.random.default_rng(0), np.repeat([0, 3, 16], 100)
+    blobs = rng.normal(size=(5, 300, 3), scale=0.05) + np.eye(3)[np.repeat([0, 1, 2], 100)]
+    with ZarrWriter(tmp_path / "blobs.zarr") as writer:
+        writer.append({
+            "actions": np.zeros((5, 2), np.float32), "obs/eef_pos": np.zeros((5, 3), np.float32),
+            "obs/pointcloud/pos": blobs.astype(np.float32),
+            "obs/pointcloud/colors": np.full((5, 300, 3), 255, np.uint8),
+            "obs/pointcloud/seg": np.tile(kinds, (5, 1)).astype(np.uint8),
+        })  # fmt: skip
+    page = lab.open([f"import ppt_kit as ppt\nw = ppt.inspect({str(tmp_path / 'blobs.zarr')!r})\nw"])
+    drawn(lab, 0)
+    cloud = '[data-view="cloud"]'
+    assert sum(colours_in(lab, cloud).values()) == 0
+    page.locator(".ppt-wide select").select_option("segment")
+    # of the palette's ten the segments 0, 3 and 16 have the first, the fourth and the seventh
+    lab.wait(lambda: sum(colours_in(lab, cloud).values()) > 300)
+    shown = {name for name, count in colours_in(lab, cloud).items() if count > 50}
+    assert shown == {PALETTE[0], PALETTE[3], PALETTE[6]}
 
 
 def test_a_browser_draws_evaluated_episodes_in_the_dark(lab, detour):

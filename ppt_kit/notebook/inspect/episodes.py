@@ -9,6 +9,7 @@ import numpy as np
 
 from ppt_kit.data.dataset import MultiTrajDataset
 from ppt_kit.data.disk.rows import spread
+from ppt_kit.data.domain import Domain
 from ppt_kit.horizon import Horizon
 from ppt_kit.notebook.inspect.augmented import Augmented
 from ppt_kit.notebook.inspect.packing import Packed, has_color, has_segments, pack, page_steps, points_shown
@@ -18,6 +19,7 @@ from ppt_kit.spec import Spec
 # frames that are looked at for the range of depths and the place of clouds
 LOOKED_AT = 8
 PICTURES = ("rgb", "depth", "pointcloud")
+SEGMENTS = "obs/pointcloud/seg"
 
 
 class Episodes(Protocol):
@@ -70,6 +72,8 @@ class DatasetEpisodes:
             number, steps=spread(LOOKED_AT, len(numbers["action"])).tolist(), modalities=["depth", "pointcloud"]
         )["obs"]
         head, buffers = described(numbers["obs"].get("state"), numbers["action"], spec, self.horizon, some=some)
+        if head["cloud"] is not None and _keeps_segments(self.dataset.domains[name]):
+            head["cloud"]["by"] = [*dict.fromkeys([*head["cloud"]["by"], "segment"])]
         head["language"] = numbers["obs"]["language"][0] if "language" in numbers["obs"] else ""
         head["hand"] = hand_column(spec)
         head["can_augment"] = self._augmented.is_on
@@ -80,7 +84,21 @@ class DatasetEpisodes:
 
     def page(self, number: int, steps: Sequence[int]) -> Packed:
         """See `Episodes`."""
-        return pack(self.dataset.episode(number, steps=steps, modalities=PICTURES)["obs"])
+        return pack(
+            self.dataset.episode(number, steps=steps, modalities=PICTURES)["obs"] | self._segments(number, steps)
+        )
+
+    def _segments(self, number: int, steps: Sequence[int]) -> dict[str, np.ndarray]:
+        """{"segments": (N, P)} of clouds' points, also where a policy does not see them; {} where none are kept."""
+        name, episode = self.dataset.find_episode(number)
+        domain = self.dataset.domains[name]
+        if not _keeps_segments(domain):
+            return {}
+        rows = domain.store.bounds(episode)[0] + np.asarray(steps)
+        stored = domain.store.read(SEGMENTS, rows)
+        stored = stored.reshape(len(rows), -1)
+        # of more points the same are shown as of the cloud
+        return {"segments": stored[:, spread(domain.view.points, stored.shape[1])]}
 
     def chunks(self, number: int, steps: Sequence[int]) -> tuple[dict[str, Any], list[bytes]]:
         """See `Episodes`."""
@@ -90,6 +108,11 @@ class DatasetEpisodes:
     def augmented(self, number: int, step: int, draw: int) -> tuple[dict[str, Any], list[bytes]]:
         """See `Episodes`."""
         return self._augmented.window(number, step, draw=draw)
+
+
+def _keeps_segments(domain: Domain) -> bool:
+    """Whether a segmentation is stored of the clouds that are shown."""
+    return bool(domain.view.cloud) and domain.view.made_from is None and SEGMENTS in domain.store.columns
 
 
 def described(

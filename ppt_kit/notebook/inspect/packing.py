@@ -35,8 +35,8 @@ def pack(seen: Mapping[str, Any]) -> Packed:
     """The pictures and clouds of N frames.
 
     Args:
-        seen: "rgb" {camera: (N, H, W, 3) uint8}, "depth" {camera: (N, H, W, 1) m}, "pointcloud" (N, P, C); each may be
-            absent.
+        seen: "rgb" {camera: (N, H, W, 3) uint8}, "depth" {camera: (N, H, W, 1) m}, "pointcloud" (N, P, C), "segments"
+            (N, P) of its points; each may be absent.
     """
     packed = Packed()
     for camera, frames in seen.get("rgb", {}).items():
@@ -46,7 +46,7 @@ def pack(seen: Mapping[str, Any]) -> Packed:
         shown = millimetres(np.asarray(frames))
         packed.add({"what": "depth", "camera": camera, "size": [*shown.shape[1:]]}, shown.tobytes())
     if "pointcloud" in seen:
-        _pack_clouds(packed, np.asarray(seen["pointcloud"]))
+        _pack_clouds(packed, np.asarray(seen["pointcloud"]), seen.get("segments"))
     return packed
 
 
@@ -92,8 +92,10 @@ def page_steps(*, cameras: Sequence[Mapping[str, Any]], points: int) -> int:
     return int(np.clip(PAGE_BYTES // max(1, a_frame), 4, PAGE_STEPS))
 
 
-def _pack_clouds(packed: Packed, clouds: np.ndarray) -> None:
+def _pack_clouds(packed: Packed, clouds: np.ndarray, segments: np.ndarray | None) -> None:
     """xyz as 16 bits between this page's lowest and highest corner; colours and segments as bytes."""
+    if segments is None and has_segments(clouds.shape[-1]):
+        segments = clouds[..., 3]
     channels, every = clouds.shape[-1], -(-clouds.shape[1] // MOST_POINTS)
     clouds = clouds[:, ::every]
     xyz = np.nan_to_num(clouds[..., :3])
@@ -105,5 +107,6 @@ def _pack_clouds(packed: Packed, clouds: np.ndarray) -> None:
     if has_color(channels):
         colors = np.rint(np.clip(np.nan_to_num(clouds[..., 3:6]), 0, 1) * 255).astype(np.uint8)
         packed.add({"what": "colors"}, np.ascontiguousarray(colors).tobytes())
-    if has_segments(channels):
-        packed.add({"what": "segments"}, np.clip(np.nan_to_num(clouds[..., 3]), 0, 255).astype(np.uint8).tobytes())
+    if segments is not None:
+        numbers = np.nan_to_num(segments[:, ::every])
+        packed.add({"what": "segments"}, np.clip(numbers, 0, 255).astype(np.uint8).tobytes())

@@ -25,7 +25,7 @@ class Link {
   close() { this.model.off("msg:custom", this.heard); }
 }
 
-const KEPT_BYTES = 160e6, KEPT_BITMAPS = 256, IN_FLIGHT = 2, OVERVIEW = 48, SETTLES_MS = 150;
+const KEPT_BYTES = 160e6, KEPT_BITMAPS = 256, IN_FLIGHT = 2, OVERVIEW = 48, SETTLES_MS = 150, PATIENCE_MS = 100;
 
 // Frames of some steps, unpacked when they are looked at.
 class Page {
@@ -59,8 +59,12 @@ class Page {
       bitmaps.delete(oldest);
     }
     bitmaps.set(index, null);
-    createImageBitmap(new Blob([files[index]], { type: "image/jpeg" })).then(bitmap => { bitmaps.set(index, bitmap); ready(); });
+    createImageBitmap(new Blob([files[index]], { type: "image/jpeg" })).then(bitmap => { bitmaps.set(index, bitmap); ready(); }, ready);
     return null;
+  }
+  // of a page that is new: once every picture of one frame is decoded
+  decoded(index) {
+    return Promise.all([...this.rgb.keys()].map(camera => new Promise(done => this.picture(camera, index, done))));
   }
   depthOf(camera, index) {
     const { size, values } = this.depth.get(camera), pixels = size[0] * size[1];
@@ -86,7 +90,7 @@ class Pages {
     this.length = head.length; this.count = head.page_steps;
     this.needed = head.cameras.length > 0 || head.cloud !== null;
     this.pages = new Map(); this.asked = new Set(); this.step = 0; this.forward = true; this.closed = false;
-    this.overview = this.still = this.stillOf = null; this.leapt = -Infinity;
+    this.overview = this.still = this.stillOf = null; this.leapt = -Infinity; this.missed = null;
   }
   get idle() { return this.asked.size === 0 && this.stillOf === null; }
   want(step) {
@@ -103,11 +107,22 @@ class Pages {
     this.pages.set(number, page);
     return [page, step - page.steps[0]];
   }
+  // whether the frame before stays for the moment: drawing another in its place would delay the right one
+  patient(step) {
+    if (this.exact(step)) this.missed = null;
+    else if (this.missed === null) {
+      this.missed = performance.now();
+      setTimeout(this.changed, PATIENCE_MS + 1);
+    }
+    return this.missed !== null && performance.now() - this.missed < PATIENCE_MS;
+  }
   // the nearest frame that is here: what is shown while the right one comes
   nearest(step) {
-    if (!this.overview) return null;
+    const alone = this.still && [this.still, 0];
+    if (!this.overview) return alone;
     const index = clamp(Math.round(step / this.overview.every), 0, this.overview.steps.length - 1);
-    return [this.overview, index];
+    // the last one that was asked for may be nearer than any of the overview
+    return alone && Math.abs(this.still.steps[0] - step) < Math.abs(this.overview.steps[index] - step) ? alone : [this.overview, index];
   }
   ahead(step, count, ready) {
     for (let i = 1; i <= count; i++) {
@@ -128,13 +143,16 @@ class Pages {
     this.stillOf = step;
     this.link.ask("page", { episode: this.episode, first: step, count: 1, every: 1 }).then(
       answer => {
-        this.stillOf = null;
-        if (this.closed) return;
-        this.still?.free();
-        this.still = new Page(answer, [step]);
-        for (const camera of this.still.rgb.keys()) this.still.picture(camera, 0, this.changed);
-        this.changed();
-        this.fetch();
+        const still = new Page(answer, [step]);
+        // drawn once, when all of it is there
+        still.decoded(0).then(() => {
+          this.stillOf = null;
+          if (this.closed) { still.free(); return; }
+          this.still?.free();
+          this.still = still;
+          this.changed();
+          this.fetch();
+        });
       },
       error => { this.stillOf = null; this.closed = true; this.refused(error.message); },
     );

@@ -145,14 +145,14 @@ class Panel {
     if (!this.head) return;
     const { step, pages } = this, again = () => this.later();
     pages.want(step);
-    const exact = pages.exact(step), frame = exact || pages.nearest(step);
+    const exact = pages.exact(step), waits = pages.patient(step), frame = exact || (waits ? null : pages.nearest(step));
     let complete = Boolean(exact) || !pages.needed;
     if (frame) for (const camera of this.cameras) complete = camera.draw(frame, again) && complete;
     if (exact) pages.ahead(step, 4, () => {});
     if (this.mixed) this.askMixed();
     const mixed = this.mixed && this.mixedAt === step ? this.mixedFrame : null;
     if (mixed) for (const camera of this.shadows) camera.draw([mixed.page, 0], again);
-    if (this.cloud) this.drawCloud(frame, mixed);
+    if (this.cloud && !waits) this.drawCloud(frame, mixed);
     this.drawPlots(mixed);
     this.chunks?.fetch(step);
     if (complete && this.drawn !== step) { this.drawn = step; this.frames++; }
