@@ -75,7 +75,8 @@ class JobPanel(anywidget.AnyWidget):
 
 def job_panel(job: Job) -> ipywidgets.VBox:
     """The panel of a job, and below it that of its run: progress, curves, and what a run can be asked."""
-    return ipywidgets.VBox([JobPanel(job), Panel(job.run_dir, failure=lambda: _end_without_a_row(job))])
+    live = Panel(job.run_dir, failure=lambda: _end_without_a_row(job), headed=False)
+    return ipywidgets.VBox([JobPanel(job), live])
 
 
 def _end_without_a_row(job: Job) -> ChildProcessError | None:

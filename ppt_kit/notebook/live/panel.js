@@ -246,6 +246,8 @@ class View {
     this.part = null;
     this.asked = null;
     this.heardAt = performance.now();
+    // without a header it stands below one that says how the run stands
+    this.headed = model.get("headed");
     this.build(host);
     this.onNews = () => this.take(model.get("news"));
     model.on("change:news", this.onNews);
@@ -283,12 +285,12 @@ class View {
     this.saved = element("div", { className: "saved" });
     this.note = element("div", { className: "note" });
     this.note.setAttribute("role", "status");
-    this.forms = element("div", { className: "line ask" }, this.form("lr", "peak learning rate"), this.form("epochs", "epochs"));
+    this.forms = element("div", { className: "line ask" }, this.form("lr", "peak learning rate"), this.form("epochs", "epochs"), ...(this.headed ? [] : [this.save]));
     this.root = element(
       "div", { className: "ppt-live" },
-      element("div", { className: "line head" }, this.name, this.state, this.save, this.stop),
+      ...(this.headed ? [element("div", { className: "line head" }, this.name, this.state, this.save, this.stop)] : []),
       element("div", { className: "bar" }, this.fill),
-      element("div", { className: "where" }, this.far, this.left),
+      element("div", { className: "where" }, this.far, ...(this.headed ? [] : [this.state]), this.left),
       this.numbers, this.charts, this.saved, this.forms, this.note,
     );
     // JupyterLab would take the keys of a field for its own, and the focus with them
@@ -441,12 +443,13 @@ class View {
     else if (!last.step) [is, told] = ["waiting", "waiting for the first row"];
     else if (age > Math.max(QUIET_S, (5 * known.every) / (last.steps_per_s || 1))) [is, told] = ["quiet", `nothing new for ${duration(age)}`];
     if (is === "stopped" && /^(Stop|SIG\w+)$/.test(known.end.reason)) told = `stopped (${known.end.reason}), saved`;
-    if (is === "failed") this.say(news.failed, true);
+    if (is === "failed" && this.headed) this.say(news.failed, true);
     const { asked } = this, waits = asked ? (performance.now() - asked.at) / 1000 : 0;
     if (asked?.id && !asked.answered && waits > UNANSWERED_S)
       this.say(`${this.words(asked)}: asked ${duration(waits)} ago, and no answer. Is the run alive?`, true);
     this.state.dataset.is = is;
     this.state.textContent = told;
+    this.state.hidden = !this.headed && is !== "quiet";
     const over = ["finished", "stopped", "failed"].includes(is);
     for (const each of this.root.querySelectorAll("button, input")) each.disabled = over;
     // what the run did not live to answer

@@ -30,6 +30,7 @@ class Panel(anywidget.AnyWidget):
     Args:
         run_dir: may come into being later.
         failure: what ended a run of this process, if anything did.
+        headed: whether it says which run this is and how it stands, and stops it; what it is part of may do so.
     Attributes:
         news: rows from a place on, and what is known besides; what the page draws.
     """
@@ -37,8 +38,11 @@ class Panel(anywidget.AnyWidget):
     _esm = HERE / "panel.js"
     _css = HERE / "panel.css"
     news = traitlets.Dict().tag(sync=True)
+    headed = traitlets.Bool(True).tag(sync=True)
 
-    def __init__(self, run_dir: Path, *, failure: Callable[[], BaseException | None] = lambda: None):
+    def __init__(
+        self, run_dir: Path, *, failure: Callable[[], BaseException | None] = lambda: None, headed: bool = True
+    ):
         self.run_dir = run_dir
         self._following, self._failure = Following(run_dir), failure
         # rows that the page has, and how often it was sent some since it last said so
@@ -49,7 +53,7 @@ class Panel(anywidget.AnyWidget):
         # the learning rate's peak of the configuration, read once a part of the run
         self._configured: tuple[int, float | None] = (0, None)
         self._following.read()
-        super().__init__(news=self._news(0))
+        super().__init__(news=self._news(0), headed=headed)
         self._sent = len(self._following.rows)
         _answer_while_busy(self.comm)
         self.on_msg(self._hear)
