@@ -233,8 +233,13 @@ def test_the_command_line_works_where_it_is_pasted(launched):
     """In a shell that knows nothing of this environment, after a job that was stopped."""
     job = launched("train.total_iters=6")
     assert job.stop() == 143
-    env = {"PATH": "/usr/bin:/bin", "HOME": os.environ["HOME"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    pasted = subprocess.run(job.command_line, shell=True, env=env, capture_output=True, text=True, timeout=120)
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": os.environ["HOME"],
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
+    pasted = subprocess.run(job.command_line, shell=True, env=env, capture_output=True, text=True, timeout=300)
     assert pasted.returncode == 0, pasted.stdout + pasted.stderr
     assert "x 2 process(es)" in pasted.stdout + pasted.stderr
     assert (job.rows()[-1]["reason"], job.rows()[-1]["step"]) == ("finished", 6)
@@ -245,7 +250,7 @@ def test_deepspeeds_launcher_starts_the_ranks_where_it_is_chosen(launched):
     wait_for(lambda: len(job.rows()) > 2)
     above = [" ".join(each.cmdline()) for each in psutil.Process(job.record.pid).children(recursive=True)]
     assert any("deepspeed.launcher.launch" in line for line in above)
-    again = subprocess.run(job.command_line, shell=True, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(job.command_line, shell=True, capture_output=True, text=True, timeout=300)
     assert again.returncode
     assert "a job trains there already" in again.stdout + again.stderr
     assert job.stop() == 143
