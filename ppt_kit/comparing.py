@@ -16,7 +16,7 @@ from ppt_kit.sim.compare.read import is_rows
 from ppt_kit.sim.compare.result import Comparison, Pair
 from ppt_kit.sim.compare.running import run_seeds
 from ppt_kit.sim.compare.several import MethodComparison
-from ppt_kit.sim.compare.sides import Load, Side, check_alike, common_seeds, side_of
+from ppt_kit.sim.compare.sides import Load, Side, check_alike, common_seeds, side_of, write_cards
 from ppt_kit.sim.compare.statistics.betting import can_still_decide, is_decided
 from ppt_kit.sim.compare.statistics.quantiles import check_confidence
 from ppt_kit.sim.runner.options import EvaluateOptions, num_processes
@@ -48,8 +48,9 @@ def compare(
 
     Policies are run pair by pair, both on a seed, until it is decided by a test that may be looked at after every pair,
     or until `episodes` are over. Rows are on the disk as their episodes end, and the same call goes on with what is
-    there. What was evaluated before is compared on the seeds that both have. Lists are training runs of one method
-    each: then every run meets every goal, and the interval is over other training runs too.
+    there; cards say what they stand on, as an evaluation's do, and the one beside the first's rows has all sides. What
+    was evaluated before is compared on the seeds that both have. Lists are training runs of one method each: then every
+    run meets every goal, and the interval is over other training runs too.
 
     Args:
         a, b: a policy, a run folder, a checkpoint (.pth), an evaluation, a table of its rows or a rows file (.jsonl);
@@ -133,6 +134,7 @@ def compared(
         return bool(stopped)
 
     run_seeds(sides, seeds, options, enough=enough)
+    write_cards(sides)
     _check_ran(pairs)
     # a look after every pair is what was done, also where it decided nothing
     looked = until_decided and any(side.policy is not None for side in sides)
@@ -154,6 +156,7 @@ def _methods(
     seeds = common_seeds(everyone, options.seeds)
     for side in everyone:
         run_seeds([side], seeds, options, enough=lambda _: False)
+    write_cards(everyone)
     return MethodComparison.of(*sides, seeds, confidence=confidence, apart=apart)
 
 

@@ -343,6 +343,7 @@ class VerifyConfig:
     episodes: int = key(3, "episodes to replay of each evaluation in it, spread over its seeds", low=1, high=1_000_000)
     eval_log_name: str | None = key(None, "of its evaluations those of this name; null = all", is_name=True)
     checkpoint: str | None = key(None, "file of weights; null = the one that the card names, from its own folder")
+    dataset_path: str | None = key(None, "folder of the data that was trained on; null = where it was then")
 
 
 @dataclass

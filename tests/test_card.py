@@ -69,8 +69,19 @@ def lab(made, lab_with):
     return folder
 
 
-def card_of(lab):
-    return json.loads((lab / "runs/a/run/eval/card.json").read_text())
+def card_of(lab, run="run"):
+    return json.loads((lab / "runs/a" / run / "eval/card.json").read_text())
+
+
+def change_weights(file):
+    content = read_tensors(file, needs={}, remedy="")
+    for weights in (content["policy"], content["ema"]):
+        weights["heads.a.queries"][..., 0] += 0.5
+    save_tensors(content, file)
+
+
+def sha256(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_what_a_card_says_is_so(lab):
@@ -86,15 +97,6 @@ def test_what_a_card_says_is_so(lab):
     assert there["versions"]["torch"] == torch.__version__
     assert there["versions"]["numpy"] == np.__version__
     assert entry["data"]["a"]["dataset"] == ppt.load_policy(run_dir).card["normalizer"]["a"]["fingerprint"]["dataset"]
-
-
-def test_a_run_folder_that_was_moved_is_replayed_by_the_script_and_is_the_same(lab):
-    (lab / "runs/a/run").rename(lab / "elsewhere")
-    done = run_script(VERIFY, "elsewhere", "episodes=2", cwd=lab)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].endswith("2 of 2 replayed episodes are the same to the bit")
-    assert lines[-1] == "the same"
 
 
 def test_first_and_last_are_among_those_replayed_and_all_where_there_are_no_more(lab):
@@ -179,16 +181,107 @@ def test_rows_that_have_no_trace_yet_are_replayed_by_what_they_say(lab):
     assert ppt.verify_card("runs/a/run", episodes=2).same
 
 
+# ------------------------------------------------------------------ comparisons
+
+
+@pytest.fixture
+def versus(lab, run_here):
+    """The run compared with another one, on four goals, whose rows are beside each."""
+    shutil.copytree(lab / "runs/a/run", lab / "runs/a/other", ignore=shutil.ignore_patterns("eval"))
+    change_weights(lab / "runs/a/other/model.pth")
+    words = ("train.pretrained_dir=runs/a/run", "compare=runs/a/other", "episodes=4", "until_decided=false")
+    done = run_here(str(ROOT / "scripts/eval_sim.py"), *words, "eval_log_name=versus", cwd=lab)
+    assert done.returncode == 0, done.stderr
+    return lab
+
+
+def entries_of(lab, run, log_name="versus"):
+    return [each for each in card_of(lab, run)["evaluations"] if each["log_name"] == log_name]
+
+
+def test_a_comparison_is_in_the_cards_of_both_and_both_are_replayed_from_the_first(versus):
+    files = {run: sha256(versus / "runs/a" / run / "model.pth") for run in ("run", "other")}
+    assert {each["file_sha256"] for each in entries_of(versus, "run")} == set(files.values())
+    (own,) = entries_of(versus, "other")
+    assert (own["file"], own["file_sha256"]) == ("../model.pth", files["other"])
+    for entry in (*entries_of(versus, "run"), own):
+        assert [each["seed"] for each in entry["episodes"]] == list(range(100_000, 100_004))
+    found = ppt.verify_card("runs/a/run", episodes=2, eval_log_name="versus")
+    assert (found.same, len(found.episodes)) == (True, 4)
+    assert found.frame["checkpoint"].nunique() == 2
+
+
+def test_of_a_comparison_the_side_that_changed_is_named_and_one_that_is_gone_is_not_compared(versus):
+    change_weights(versus / "runs/a/other/model.pth")
+    found = ppt.verify_card("runs/a/run", episodes=1, eval_log_name="versus")
+    (told,) = found.differences
+    assert "runs/a/other/model.pth (changed since): other in heads.a" in told
+    assert dict(zip(found.frame["checkpoint"], found.frame["same"])) == {"runs/a/run": True, "runs/a/other": False}
+    assert "lift, runs/a/other, seed 100000: from step 1 on" in str(found)
+    shutil.rmtree(versus / "runs/a/other")
+    found = ppt.verify_card("runs/a/run", episodes=1, eval_log_name="versus")
+    assert (found.same, len(found.episodes)) == (True, 1)
+    (told,) = found.not_compared
+    assert "other/model.pth: is gone" in told
+
+
+def test_every_run_of_two_methods_is_in_the_card(versus):
+    shutil.copytree(versus / "runs/a/other", versus / "runs/a/third", ignore=shutil.ignore_patterns("eval"))
+    change_weights(versus / "runs/a/third/model.pth")
+    runs = [f"runs/a/{name}" for name in ("run", "other", "third")]
+    ppt.compare(runs[:2], runs[2:], episodes=2, log_name="methods", out_dir="both")
+    entries = json.loads((versus / "both/card.json").read_text())["evaluations"]
+    assert [each["checkpoint"] for each in entries] == runs
+    assert ppt.verify_card("both", episodes=1).same
+
+
+def test_each_checkpoint_and_dataset_is_opened_once_however_many_evaluations_are_of_it(versus, monkeypatch):
+    from ppt_kit.verify import opened
+
+    policy = ppt.load_policy("runs/a/run")
+    ppt.evaluate(policy, episodes=1, out_dir="runs/a/run/eval", controls=["hold", "replay", "blind"], log_name="more")
+    asked = []
+    for name in ("load_policy", "load_dataset"):
+        real = getattr(opened, name)
+        spy = lambda *given, real=real, name=name, **options: (
+            asked.append((name, str(given[0])[-30:])) or real(*given, **options)
+        )
+        monkeypatch.setattr(opened, name, spy)
+    assert ppt.verify_card("runs/a/run", episodes=1).same
+    names = [name for name, _ in asked]
+    # seven evaluations of two files whose runs were configured alike
+    assert len(card_of(versus)["evaluations"]) == 7
+    assert (names.count("load_policy"), names.count("load_dataset")) == (2, 1)
+
+
+# ------------------------------------------------------------------ elsewhere
+
+
+def test_a_run_folder_in_another_place_with_another_home_threads_and_data_is_the_same(lab, tmp_path_factory):
+    """Where nothing is as it was but the bits: what this machine can show of another one."""
+    policy = ppt.load_policy("runs/a/run")
+    ppt.evaluate(policy, episodes=3, out_dir="runs/a/run/eval", controls=["hold", "replay"], log_name="floor")
+    away = tmp_path_factory.mktemp("another machine")
+    shutil.copytree(lab / "my_lab", away / "my_lab")
+    shutil.move(lab / "runs/a/run", away / "results/their run")
+    shutil.move(lab / "data", away / "their data")
+    env = {"HOME": str(away), "OMP_NUM_THREADS": "2", "LANG": "C", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
+    words = ("results/their run", "episodes=2")
+    done = run_script(VERIFY, *words, cwd=away, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not compared: data of a: not in data here" in done.stdout
+    assert "not compared: the control replay: " in done.stdout
+    done = run_script(VERIFY, *words, "dataset_path=their data", cwd=away, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 of 8 replayed episodes are the same to the bit\nthe same\n" in done.stdout
+
+
 # ------------------------------------------------------------------ what is not as it was
 
 
-def test_changed_weights_are_named_by_their_part(lab):
-    file = lab / "runs/a/run/model.pth"
-    content = read_tensors(file, needs={}, remedy="")
-    for weights in (content["policy"], content["ema"]):
-        weights["heads.a.queries"][..., 0] += 0.5
-    save_tensors(content, file)
-    done = run_script(VERIFY, "card=runs/a/run/eval", "episodes=1", cwd=lab)
+def test_changed_weights_are_named_by_their_part(lab, run_here):
+    change_weights(lab / "runs/a/run/model.pth")
+    done = run_here(VERIFY, "card=runs/a/run/eval", "episodes=1", cwd=lab)
     assert done.returncode == 1, done.stderr
     assert "model.pth (changed since): other in heads.a\n" in done.stdout
     assert "seed 100000: from step 1 on, after the same observations another action" in done.stdout
@@ -219,15 +312,27 @@ def test_a_simulator_that_goes_otherwise_is_told_with_the_step(lab):
     assert "simulator my_lab.sim:Env: its file is another" in done.stdout
 
 
+def test_a_seed_that_was_changed_is_named_with_the_one_that_the_rows_have(lab, run_here):
+    path, card = lab / "runs/a/run/eval/card.json", card_of(lab)
+    card["evaluations"][0]["episodes"][5]["seed"] = 100_017
+    path.write_text(json.dumps(sealed(card)))
+    done = run_here(VERIFY, "runs/a/run", "episodes=2", cwd=lab)
+    assert done.returncode == 1, done.stderr
+    assert "differs: seed 100017 of eval: the rows beside it have its episode as seed 100005\n" in done.stdout
+    assert "seed 100017: from step 1 on, its first observation: the simulator or its rendering differs" in done.stdout
+
+
 def test_other_versions_are_said_and_do_not_make_equal_episodes_unequal(lab):
     path = lab / "runs/a/run/eval/card.json"
     card = card_of(lab)
     (there,) = card["made_with"].values()
-    there["versions"]["torch"], there["machine"]["processor"] = "1.0.0", "Abacus"
+    there["machine"]["processor"] = "Abacus"
+    there["versions"] |= dict.fromkeys(("torch", "mujoco", "metaworld", "gymnasium", "gym-pusht"), "1.0.0")
     path.write_text(json.dumps(sealed(card)))
     found = ppt.verify_card(path, episodes=1)
     assert found.same
-    assert f"torch 1.0.0 there, {metadata.version('torch')} here" in found.surroundings
+    for name in ("torch", "mujoco", "metaworld", "gymnasium", "gym-pusht"):
+        assert f"{name} 1.0.0 there, {metadata.version(name)} here" in found.surroundings
     assert any(each.startswith("processor Abacus there") for each in found.surroundings)
 
 

@@ -115,6 +115,25 @@ def test_processes_decide_as_one_does(policies):
     assert one == two
 
 
+def test_a_batch_asks_each_policy_once_for_all_of_its_goals_and_gives_the_rows_of_an_evaluation(
+    policies, monkeypatch, tmp_path
+):
+    calls, act = [], type(policies["up"]).act
+    monkeypatch.setattr(
+        type(policies["up"]), "act", lambda self, *args, **more: calls.append(1) or act(self, *args, **more)
+    )
+    options = {"episodes": 12, "batch_envs": 4}
+    ppt.compare(policies["up"], policies["down"], until_decided=False, out_dir=tmp_path, **options)
+    # episodes of one step
+    assert len(calls) == 2 * 12 / 4
+    rows = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    there = ppt.evaluate(policies["up"], **options).untimed
+    ours = Evaluation([row for row in rows if row["checkpoint"] == there[0]["checkpoint"]]).untimed
+    assert sorted(ours, key=lambda row: row["seed"]) == there
+    two = ppt.compare(policies["up"], policies["down"], n_procs=2, **options)
+    assert two == ppt.compare(policies["up"], policies["down"], **options)
+
+
 def test_a_fixed_number_of_goals_is_run_to_its_end(policies):
     result = ppt.compare(policies["up"], policies["down"], episodes=40, until_decided=False)
     assert len(result.pairs) == 40

@@ -20,7 +20,10 @@ def main(cfg: DictConfig) -> int:
     from ppt_kit.verify import verify_card
 
     with stops_raise():
-        found = verify_card(cfg.card, episodes=cfg.episodes, eval_log_name=cfg.eval_log_name, checkpoint=cfg.checkpoint)
+        found = verify_card(
+            cfg.card, episodes=cfg.episodes, eval_log_name=cfg.eval_log_name, checkpoint=cfg.checkpoint,
+            dataset_path=cfg.dataset_path,
+        )  # fmt: skip
     print(found)
     return 0 if found.same else 1
 

@@ -57,10 +57,8 @@ def run_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> Evaluation:
             simulator has no such task or option, a control cannot be run, or `out_dir` cannot be written to.
         Stopped: a stop signal, or a notebook's interrupt, came; the rows of the episodes that ended are in the file.
     """
-    parts = parts_of(policy, options)
-    for part in parts[1:]:
-        plan_of(policy, part)
-    results = [run_part(policy, part) for part in parts]
+    planned = [(part, plan_of(policy, part)) for part in parts_of(policy, options)]
+    results = [run_part(policy, part, plan) for part, plan in planned]
     return Evaluation([row for each in results for row in each.rows], [by for each in results for by in each.made_by])
 
 
@@ -74,15 +72,17 @@ def check_evaluation(policy: PPTPolicy, options: EvaluateOptions) -> None:
         close_env(open_checked(policy, plan_of(policy, part), seed=part.seed))
 
 
-def run_part(policy: PPTPolicy, options: PartOptions) -> Evaluation:
+def run_part(policy: PPTPolicy, options: PartOptions, plan: EpisodePlan | None = None) -> Evaluation:
     """The policy's own episodes, or those of one control.
 
     With `out_dir` they have an entry of their own in its card.json, also those in which no policy acts.
 
+    Args:
+        plan: `plan_of` the options; None = it is made here.
     Raises:
         UserError, Stopped: see `run_evaluation`.
     """
-    plan = plan_of(policy, options)
+    plan = plan_of(policy, options) if plan is None else plan
     common = common_of(policy, plan, control=options.control)
     file = RowFile(Path(options.out_dir) / f"{options.log_name}.jsonl", common) if options.out_dir is not None else None
     done = file.take_up(options.seeds, film=plan.film) if file else {}

@@ -1,4 +1,7 @@
-"""Episodes of a comparison as they are run: all sides on a seed, then the next, in one process or several."""
+"""Episodes of a comparison as they are run: all sides on a seed, then the next, in one process or several.
+
+With batch_envs, all sides on so many seeds that are stepped together, then on the next ones.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +44,16 @@ def run_seeds(
     Args:
         seeds: in the order in which their rows are looked at, whatever the order in which they end: an episode that
             ends early is likely to be a success, and would be looked at first.
-        options: n_procs, retries and episode_timeout_s of them are read here.
+        options: n_procs, batch_envs, retries and episode_timeout_s of them are read here.
         enough: is shown the rows of each seed, one a side, in that order.
     Raises:
         UserError: an environment cannot be built, or does not show what its policy sees.
         Stopped: a stop signal, or a notebook's interrupt, came; the rows of the episodes that ended are kept.
     """
-    tasks = [(place, seed) for seed in seeds for place, side in enumerate(sides) if seed not in side.rows]
+    groups = _groups(sides, seeds, size=options.batch_envs)
     with stops_raise():
         try:
-            with contextlib.closing(_rows(sides, tasks, options)) as rows:
+            with contextlib.closing(_rows(sides, groups, options)) as rows:
                 with tqdm(total=len(seeds), desc="comparing", unit="goal", **bar_pace()) as bar:
                     for seed in seeds:
                         _wait_for(seed, sides, rows)
@@ -59,6 +62,17 @@ def run_seeds(
                             break
         except KeyboardInterrupt as stop:
             raise Stopped(getattr(stop, "number", signal.SIGINT), _kept(sides)) from None
+
+
+def _groups(sides: Sequence[Side], seeds: Sequence[int], *, size: int) -> list[list[Task]]:
+    """What is left to run: of each `size` seeds, those of every side that are stepped together."""
+    chunks = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+    groups = [
+        [(place, seed) for seed in chunk if seed not in side.rows]
+        for chunk in chunks
+        for place, side in enumerate(sides)
+    ]  # fmt: skip
+    return [group for group in groups if group]
 
 
 def _wait_for(seed: int, sides: Sequence[Side], rows: Iterator[tuple[Task, dict]]) -> None:
@@ -71,39 +85,40 @@ def _wait_for(seed: int, sides: Sequence[Side], rows: Iterator[tuple[Task, dict]
 
 
 def _rows(
-    sides: Sequence[Side], tasks: Sequence[Task], options: EvaluateOptions
+    sides: Sequence[Side], groups: Sequence[Sequence[Task]], options: EvaluateOptions
 ) -> Generator[tuple[Task, dict], None, None]:
-    """The rows of tasks as they end."""
-    needed = {place for place, _ in tasks}
+    """The rows of groups of tasks as they end."""
+    needed = {place for group in groups for place, _ in group}
     parts = {
         place: (side.policy, side.plan)
         for place, side in enumerate(sides)
         if place in needed and side.policy is not None and side.plan is not None
     }
-    envs = {place: open_checked(*part, seed=tasks[0][1]) for place, part in parts.items()}
+    envs = {place: open_checked(*part, seed=groups[0][0][1]) for place, part in parts.items()}
     if options.n_procs == 1 and options.episode_timeout_s is None:
         crew = {place: Places(*part, env=envs[place]) for place, part in parts.items()}
         try:
-            for task, row in _work(crew, options.retries, tasks):
-                if row != BEGUN:
-                    yield task, row
+            for group in groups:
+                for task, row in _work(crew, options.retries, group):
+                    if row != BEGUN:
+                        yield task, row
         finally:
             _close(crew)
         return
     # a worker builds its own, and may need the room; what takes too long can only be ended in a process of its own
     for env in envs.values():
         close_env(env)
-    if tasks:
-        yield from _in_processes(parts, tasks, options)
+    if groups:
+        yield from _in_processes(parts, groups, options)
 
 
 def _in_processes(
-    parts: Runnable, tasks: Sequence[Task], options: EvaluateOptions
+    parts: Runnable, groups: Sequence[Sequence[Task]], options: EvaluateOptions
 ) -> Generator[tuple[Task, dict], None, None]:
     limit = LONGEST_S if options.episode_timeout_s is None else options.episode_timeout_s
     work = work_in_processes(
-        partial(_begin, parts, options.retries), [[task] for task in tasks], n_procs=min(options.n_procs, len(tasks)),
-        timeout_s=limit, retries=options.retries,
+        partial(_begin, parts, options.retries), groups, n_procs=min(options.n_procs, len(groups)), timeout_s=limit,
+        retries=options.retries,
     )  # fmt: skip
     deaths = Counter[Task]()
     with contextlib.closing(work) as results:
@@ -124,15 +139,23 @@ def _begin(parts: Runnable, retries: int) -> Work:
     return partial(_work, crew, retries), partial(_close, crew)
 
 
-def _work(crew: dict[int, Places], retries: int, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-    """(task, BEGUN) and then (task, its row) of each; one that ends in an error is run again as often as is asked."""
-    for place, seed in tasks:
-        yield (place, seed), BEGUN
-        for attempt in range(1, retries + 2):
-            row = next(row for _, row in crew[place].run([seed]) if row != BEGUN) | {"attempts": attempt}
-            if row["error"] is None:
-                break
-        yield (place, seed), row
+def _work(crew: dict[int, Places], retries: int, group: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+    """(task, BEGUN) and then (task, its row) of each of one side; errors are run again as often as is asked."""
+    place, left = group[0][0], [seed for _, seed in group]
+    for attempt in range(1, retries + 2):
+        broken = []
+        for seed, row in crew[place].run(left):
+            if row == BEGUN:
+                # a task begins once, however often it is tried
+                if attempt == 1:
+                    yield (place, seed), BEGUN
+            elif row["error"] is None or attempt > retries:
+                yield (place, seed), row | {"attempts": attempt}
+            else:
+                broken.append(seed)
+        left = broken
+        if not left:
+            return
 
 
 def _close(crew: dict[int, Places]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ppt_kit.errors import UserError
 from ppt_kit.models.policy import PPTPolicy
+from ppt_kit.sim.card import Card, entry_of
 from ppt_kit.sim.compare.read import NO_CONTROL, control_of, is_rows, rows_in, zeroed
 from ppt_kit.sim.episodes import EpisodePlan
 from ppt_kit.sim.rows import IDENTITY, RowFile
@@ -30,7 +31,8 @@ class Side:
         key: what the user gave it as, a or b.
         common: what each of its rows says: checkpoint, and what makes rows those of one evaluation.
         rows: seed -> row of the episodes that were run.
-        policy, plan, file: of one that can be run; the file is None where nothing is to be written.
+        policy, plan, options: of one that can be run.
+        file, card: of its rows, and what they stand on; None where nothing is to be written.
     """
 
     key: str
@@ -38,7 +40,9 @@ class Side:
     rows: dict[int, dict] = field(default_factory=dict)
     policy: PPTPolicy | None = None
     plan: EpisodePlan | None = None
+    options: PartOptions | None = None
     file: RowFile | None = None
+    card: Card | None = None
 
     @property
     def name(self) -> str:
@@ -49,9 +53,18 @@ class Side:
     def add(self, row: Mapping[str, Any]) -> None:
         """One more episode that was run; on the disk, where it has a file."""
         whole = {**self.common, **row}
-        if self.file is not None:
+        if self.file is not None and self.card is not None:
+            self.card.begin()
             self.file.add(whole)
         self.rows[whole["seed"]] = whole
+
+    def entry_in(self, card: Card) -> dict[str, Any] | None:
+        """What a card says of its episodes; None of rows whose policy is not here."""
+        if self.policy is None or self.plan is None or self.options is None:
+            return None
+        rows = [self.rows[seed] for seed in sorted(self.rows)]
+        options = replace(self.options, out_dir=card.path.parent)
+        return entry_of(self.policy, options, rows, common=self.common, env=self.plan.env)
 
 
 def side_of(given: Any, options: EvaluateOptions, *, key: str, load: Load) -> Side:
@@ -97,6 +110,20 @@ def check_alike(a: Side, b: Side, *, differ_in: Sequence[str]) -> tuple[tuple[st
     if not apart and a.common.get("weights") is not None and a.common["weights"] == b.common.get("weights"):
         raise UserError(f"a and b are the same weights, evaluated in the same way: {a.name}. Give two different ones.")
     return apart
+
+
+def write_cards(sides: Sequence[Side]) -> None:
+    """Each side into the card beside its own rows; all of them into the first one's, where the result goes.
+
+    Raises:
+        UserError: see `Card.add`.
+    """
+    cards = [side.card for side in sides if side.card is not None]
+    for side in sides:
+        for card in {card.path: card for card in (*cards[:1], side.card) if card is not None}.values():
+            entry = side.entry_in(card)
+            if entry is not None:
+                card.add(entry)
 
 
 def common_seeds(sides: Sequence[Side], asked: Sequence[int]) -> list[int]:
@@ -151,11 +178,14 @@ def _kinds(rows: Sequence[dict]) -> list[tuple]:
 
 
 def _runnable(policy: PPTPolicy, options: EvaluateOptions, *, key: str, folder: str | Path | None) -> Side:
-    plan = plan_of(policy, PartOptions.of(options))
+    part = PartOptions.of(options, out_dir=folder)
+    plan = plan_of(policy, part)
     common = common_of(policy, plan)
-    file = RowFile(Path(folder) / f"{options.log_name}.jsonl", common) if folder is not None else None
-    rows = file.take_up(options.seeds, film=frozenset()) if file else {}
-    return Side(key, common, rows, policy, plan, file)
+    side = Side(key, common, policy=policy, plan=plan, options=part)
+    if folder is not None:
+        side.file, side.card = RowFile(Path(folder) / f"{options.log_name}.jsonl", common), Card(Path(folder))
+        side.rows = side.file.take_up(options.seeds, film=frozenset())
+    return side
 
 
 def _ways(common: Mapping[str, Any]) -> dict[str, str]:

@@ -1,9 +1,7 @@
-"""Whether a card's episodes go here as they went there, to the bit; and where and why they do not."""
+"""Replays a card: what it stands on is compared with what is here, and some of its episodes are run again."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -12,36 +10,20 @@ from typing import Any
 
 import pandas as pd
 
-from ppt_kit.checkpoint import load_policy
 from ppt_kit.config import from_mapping, typed
-from ppt_kit.data.dataset import load_dataset
 from ppt_kit.data.formats import find_domain
-from ppt_kit.data.normalizer import fit_normalizer
 from ppt_kit.errors import UserError
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.programs import to_type
-from ppt_kit.sim.card import (
-    CARD,
-    REPLAYED,
-    data_hashes,
-    differing,
-    file_hash,
-    made_with,
-    part_hashes,
-    read_card,
-    weights_file,
-)
+from ppt_kit.sim.card import CARD, data_hashes, differing, made_with, read_card
 from ppt_kit.sim.env import code_of
 from ppt_kit.sim.evaluate import run_part
 from ppt_kit.sim.results import NOBODY
 from ppt_kit.sim.runner.controls import acting
 from ppt_kit.sim.runner.options import PartOptions
 from ppt_kit.targets import Target
-
-# hex digits that a trace has of what was seen, and of what was done, in one step
-SEEN = DONE = 4
-# what rows said before there were traces
-BEFORE_TRACES = ("success", "steps", "return", "actions_sha256")
+from ppt_kit.verify.departs import departs, other_rows
+from ppt_kit.verify.opened import Opened
 
 
 @dataclass(frozen=True)
@@ -83,16 +65,23 @@ class Verification:
             ("not compared", self.not_compared),
         ):
             lines += [f"{title}: {each}" for each in told]
+        several = len({each["checkpoint"] for each in self.episodes} - {NOBODY}) > 1
         for each in self.episodes:
             if not each["same"]:
                 where = f"from step {each['step']} on" if each["step"] else "somewhere"
                 under = f", {each['control']}" if each["control"] else ""
+                under += f", {each['checkpoint']}" if several else ""
                 lines.append(f"{each['task']}{under}, seed {each['seed']}: {where}, {each['what']}")
         return "\n".join([*lines, "the same" if self.same else "not the same"])
 
 
 def verify_card(
-    place: str | Path, *, episodes: int = 3, eval_log_name: str | None = None, checkpoint: str | Path | None = None
+    place: str | Path,
+    *,
+    episodes: int = 3,
+    eval_log_name: str | None = None,
+    checkpoint: str | Path | None = None,
+    dataset_path: str | Path | None = None,
 ) -> Verification:
     """Replays some of a card's episodes here, and compares what they stand on.
 
@@ -103,33 +92,47 @@ def verify_card(
         place: a card.json, the folder that it is in, or a run folder.
         episodes: how many of each evaluation in it, spread over its seeds.
         eval_log_name: of the evaluations in it, those of this name; None = all.
-        checkpoint: file of weights; None = the one that the card names, from its own folder.
+        checkpoint: file of weights, for the evaluations that are of it, or for all where none is; None = those that the
+            card names, from its own folder. One that is not there is said in `not_compared` while others are.
+        dataset_path: folder of the data that the policies were trained on; None = as they were.
     Raises:
-        UserError: there is no card, it is damaged or of another version, or a checkpoint is not there or cannot be
+        UserError: there is no card, it is damaged or of another version, or no checkpoint is there, or one cannot be
             read.
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise UserError(f"episodes={episodes!r}: takes a whole number, at least 1.")
     path = _find(Path(place))
     card = read_card(path)
+    opened = Opened(path, checkpoint=checkpoint, dataset_path=dataset_path)
     with _described(path):
-        chosen = _chosen(card, path, log_name=eval_log_name)
         found = Verification(path, [], [], [], [])
-        for entry in chosen:
-            policy, differences = _load(entry, path, checkpoint)
-            _add(found.differences, differences)
-            spec = {name: value for name, value in entry["simulator"].items() if name != "code"}
-            if code_of(spec) != entry["simulator"]["code"]:
-                _add(found.differences, [f"simulator {spec['simulator']}: its file is another"])
-            _compare_data(entry, policy, found)
-            _compare_surroundings(card, entry, found)
-            options = _options(entry)
-            absent = _absent(options, policy)
-            if absent is None:
-                found.episodes.extend(_replayed(entry, policy, options, count=episodes))
-            else:
-                _add(found.not_compared, [absent])
+        there, gone = opened.sorted(_chosen(card, path, log_name=eval_log_name))
+        if not there:
+            raise gone[0]
+        _add(found.not_compared, [str(each) for each in gone])
+        for entry, file in there:
+            _verify(entry, file, opened, card, found, count=episodes)
     return found
+
+
+def _verify(
+    entry: Mapping[str, Any], file: Path, opened: Opened, card: Mapping[str, Any], found: Verification, *, count: int
+) -> None:
+    """Adds to what was found what comes of one evaluation."""
+    policy, differences = opened.policy_of(entry, file)
+    _add(found.differences, differences)
+    spec = {name: value for name, value in entry["simulator"].items() if name != "code"}
+    if code_of(spec) != entry["simulator"]["code"]:
+        _add(found.differences, [f"simulator {spec['simulator']}: its file is another"])
+    _add(found.differences, other_rows(entry, found.card))
+    _compare_data(entry, policy, opened, found)
+    _compare_surroundings(card, entry, found)
+    options = _options(entry)
+    absent = _absent(options, policy)
+    if absent is None:
+        found.episodes.extend(_replayed(entry, policy, options, count=count))
+    else:
+        _add(found.not_compared, [absent])
 
 
 def _find(place: Path) -> Path:
@@ -168,41 +171,11 @@ def _chosen(card: Mapping[str, Any], path: Path, *, log_name: str | None) -> lis
     return [entry for entry in entries if log_name in (None, entry["log_name"])]
 
 
-def _load(entry: Mapping[str, Any], card: Path, checkpoint: str | Path | None) -> tuple[PPTPolicy, list[str]]:
-    """The policy that acted, or the nearest to it, and in what it differs."""
-    file = _file_of(entry, card, checkpoint)
-    if entry["weights"] == NOBODY:
-        return load_policy(file), []
-    for use_ema in (True, False):
-        policy = load_policy(file, use_ema=use_ema)
-        parts = part_hashes(policy)
-        # the card does not say whether raw or averaged weights acted: it says which
-        if parts == entry["parts"]:
-            return policy, []
-    averaged = load_policy(file)
-    other = [name for name, value in part_hashes(averaged).items() if entry["parts"].get(name) != value]
-    gone = [name for name in entry["parts"] if name not in part_hashes(averaged)]
-    changed = "changed since" if file_hash(file) != entry["file_sha256"] else "the file that was evaluated"
-    return averaged, [f"weights of {file} ({changed}): other in {', '.join(other + gone)}"]
-
-
-def _file_of(entry: Mapping[str, Any], card: Path, checkpoint: str | Path | None) -> Path:
-    file = weights_file(checkpoint) if checkpoint is not None else Path(os.path.normpath(card.parent / entry["file"]))
-    # the card may have been copied alone
-    if checkpoint is None and not file.is_file() and weights_file(entry["path"]).is_file():
-        file = weights_file(entry["path"])
-    if not file.is_file():
-        raise UserError(
-            f"{file}: is gone, and {entry['log_name']} in {card} is of it (SHA-256 {entry['file_sha256']}). "
-            "Type checkpoint=<where it is>, or eval_log_name=<another evaluation of the card>."
-        )
-    return file
-
-
-def _compare_data(entry: Mapping[str, Any], policy: PPTPolicy, found: Verification) -> None:
+def _compare_data(entry: Mapping[str, Any], policy: PPTPolicy, opened: Opened, found: Verification) -> None:
     """The data that the weights were trained on, where it is here."""
     here = data_hashes(policy.card["normalizer"])
     told = [f"data of {name}: {each}" for name in entry["data"] for each in differing(entry["data"][name], here[name])]
+    _add(found.differences, told)
     cfg = typed(from_mapping(policy.card["config"]))
     if cfg.normalizer.path is not None:
         _add(found.not_compared, ["data: the normaliser's statistics are another run's, so they say nothing of it"])
@@ -214,12 +187,11 @@ def _compare_data(entry: Mapping[str, Any], policy: PPTPolicy, found: Verificati
             _add(found.not_compared, [f"data of {name}: not in {cfg.dataset_path} here"])
             return
     try:
-        dataset = load_dataset(cfg, modalities=policy.modalities)
-        now = data_hashes(fit_normalizer(dataset, cfg.normalizer))
+        now = opened.data_of(policy)
     except UserError as error:
         _add(found.differences, [f"data: {error}"])
         return
-    told += [f"data of {name}: {each}" for name in entry["data"] for each in differing(entry["data"][name], now[name])]
+    told = [f"data of {name}: {each}" for name in entry["data"] for each in differing(entry["data"][name], now[name])]
     _add(found.differences, told)
 
 
@@ -267,36 +239,6 @@ def _replayed(entry: Mapping[str, Any], policy: PPTPolicy, options: PartOptions,
             "seed": episode["seed"],
             "same": what == "", "step": step, "what": what,
         }  # fmt: skip
-
-
-def departs(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[int | None, str]:
-    """The first step in which two rows of one episode differ, from 1, and in what; (None, "") of the same.
-
-    A trace has SEEN + DONE digits a step: of everything that was seen until then, and of everything that was done.
-    """
-    if here["error"] is not None:
-        return None, f"it could not be run here: {here['error']}"
-    one, other = _steps(there["trace"]), _steps(here["trace"])
-    for step, (a, b) in enumerate(zip(one, other), 1):
-        if a[:SEEN] != b[:SEEN]:
-            begun = "its first observation" if step == 1 else "after the same actions another observation"
-            return step, f"{begun}: the simulator or its rendering differs"
-        if a != b:
-            why = "who acts does otherwise" if here.get("checkpoint") == NOBODY else "the policy's arithmetic differs"
-            return step, f"after the same observations another action: {why}"
-    if len(one) != len(other) and one and other:
-        return min(len(one), len(other)) + 1, f"it ends after {len(other)} steps here, after {len(one)} there"
-    names = REPLAYED if there["trace"] is not None else BEFORE_TRACES
-    # as the card has them: a number that is none is the same as itself there
-    wrong = [name for name in names if json.dumps(there[name]) != json.dumps(here[name])]
-    if not wrong:
-        return None, ""
-    return None, ", ".join(f"{name} {str(there[name])[:40]} there, {str(here[name])[:40]} here" for name in wrong)
-
-
-def _steps(trace: str | None) -> list[str]:
-    width = SEEN + DONE
-    return [trace[at : at + width] for at in range(0, len(trace), width)] if trace else []
 
 
 def _spread(episodes: Sequence[dict], count: int) -> list[dict]:
