@@ -21,6 +21,7 @@ from ppt_kit.sim.compare.statistics.betting import can_still_decide, is_decided
 from ppt_kit.sim.compare.statistics.quantiles import check_confidence
 from ppt_kit.sim.runner.options import EvaluateOptions, num_processes
 from ppt_kit.sim.runner.options import asked as of_options
+from ppt_kit.targets import places_in
 
 # pairs at most, unless asked otherwise: with them a difference of 20 points is found in four of five comparisons
 AT_MOST = 200
@@ -88,7 +89,7 @@ def comparisons(cfg: EvaluateConfig) -> Iterator[tuple[str, Comparison | MethodC
         UserError, Stopped: see `compare`.
     """
     _check_words(cfg)
-    a, b = _places(cfg.train.pretrained_dir), _places(cfg.compare)
+    a, b = places_in(cfg.train.pretrained_dir), places_in(cfg.compare)
     several = len(a) > 1 or len(b) > 1
     same = {each.name for each in fields(EvaluateOptions)} & {each.name for each in fields(EvaluateConfig)}
     options = {name: getattr(cfg, name) for name in same - HANDED_ON}
@@ -109,7 +110,7 @@ def place_of_results(cfg: EvaluateConfig) -> Path:
         UserError: nothing is given to be compared.
     """
     _check_words(cfg)
-    first = Path(_places(cfg.train.pretrained_dir)[0])
+    first = Path(places_in(cfg.train.pretrained_dir)[0])
     if first.suffix == ".jsonl":
         return first.parent
     return (first if first.is_dir() else first.parent) / "eval"
@@ -221,14 +222,8 @@ def _is_several(given: Any) -> bool:
     return isinstance(given, (list, tuple))
 
 
-def _places(text: str | None) -> list[str]:
-    """Run folders, files of weights or of rows in `a,b`; a folder may have a comma in its name."""
-    text = text or ""
-    return [text] if Path(text).exists() else [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _check_words(cfg: EvaluateConfig) -> None:
-    if not _places(cfg.train.pretrained_dir) or not _places(cfg.compare):
+    if not places_in(cfg.train.pretrained_dir) or not places_in(cfg.compare):
         raise UserError(
             "train.pretrained_dir or compare is empty. Type train.pretrained_dir=<run folder> compare=<another one>."
         )

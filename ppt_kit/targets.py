@@ -68,18 +68,23 @@ def targets_of(places: str | None, names: Sequence[str] = ()) -> list[Target]:
     Raises:
         UserError: nothing is given, or something is not there.
     """
-    if not places or not places.strip(" ,"):
+    if not places_in(places):
         raise UserError(
             "train.pretrained_dir is empty. Type train.pretrained_dir=<run folder>, "
             "e.g. outputs/models/button-press-topdown/exp1."
         )
-    # a folder may have a comma in its name
-    single = [places] if Path(places).exists() else [part.strip() for part in places.split(",") if part.strip()]
-    found = [target for place in single for target in _targets_at(Path(place), names)]
+    found = [target for place in places_in(places) for target in _targets_at(Path(place), names)]
     twice = next((each.path for i, each in enumerate(found) if each in found[:i]), None)
     if twice is not None:
         raise UserError(f"train.pretrained_dir={places}: names {twice} twice. Name each once.")
     return found
+
+
+def places_in(text: str | None) -> list[str]:
+    """Run folders and files in `a,b`; a folder may have a comma in its name."""
+    if text and Path(text).exists():
+        return [text]
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _targets_at(place: Path, names: Sequence[str]) -> list[Target]:

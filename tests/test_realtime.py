@@ -8,6 +8,7 @@ import signal
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import SMALL_WORDS, latest
 
@@ -393,3 +394,99 @@ def test_at_twenty_hertz_a_latency_of_a_tenth_of_a_second_costs_few_actions_wher
     assert known.frame["began_s"].iloc[-1] == pytest.approx(known.frame["step"].iloc[-1] / 20, abs=0.1)
     assert known.timing.loc["period", "p50_ms"] == pytest.approx(50, abs=5)
     assert known.timing.loc["latency", "p50_ms"] >= 100
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A flow policy that has learned to go round the obstacle, either way, with actions of its delay known."""
+    from ppt_kit.train.trainer import UnifiedTrainer
+
+    folder = tmp_path_factory.mktemp("learned")
+    ppt.collect("detour", simulator="planar", episodes=60, dataset_path=str(folder))
+    words = (
+        f"dataset_path={folder}", f"output_dir={folder}/models", "suffix=flow", "policy/head=flow",
+        "policy.max_delay=6", "train.total_epochs=20", "wandb.mode=disabled",
+    )  # fmt: skip
+    run = UnifiedTrainer(ppt.load_config("planar", *words))
+    run.run()
+    return ppt.load_policy(run.run_dir)
+
+
+class Recorded(ThreadSampler):
+    """Keeps every chunk that was made."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.chunks = []
+
+    def ask(self, make):
+        def made():
+            self.chunks.append(make())
+            return self.chunks[-1]
+
+        super().ask(made)
+
+
+class Paced:
+    """The planar task as a robot has it: a step takes a part of the period, and it goes on after a success."""
+
+    def __init__(self, takes_s):
+        self.env, self.takes_s = make_env({"simulator": "planar", "task": "detour"}), takes_s
+        self.description = "go round"
+
+    def reset(self, seed):
+        return self.env.reset(seed)
+
+    def step(self, action):
+        time.sleep(self.takes_s)
+        reading, _, _ = self.env.step(action)
+        return reading, None, None
+
+
+def jumps(policy, *, chunking, seeds, hz=20.0, latency_s=0.12, delay=4):
+    """Of every step that takes over a chunk, how far that is from what the one before had for it; and what ran."""
+    found, runs = [], []
+    for seed in seeds:
+        sampler = Recorded(latency_s=latency_s)
+        execution = ppt.Execution(execute_steps=6, delay=delay, real_time_chunking=chunking)
+        runner = ppt.PolicyRunner(policy, Paced(0.01), hz=hz, sampler=sampler, execution=execution)
+        ran = runner.run(max_steps=80, seed=seed)
+        asked = list(dict.fromkeys(ran.frame["asked"]))
+        chunks = dict(zip(asked, sampler.chunks))
+        for before, after in zip(asked, asked[1:]):
+            step = int(ran.frame["step"][ran.frame["asked"] == after].iloc[0])
+            if step - before < TAKEN:
+                found.append(np.linalg.norm(chunks[after][step - after] - chunks[before][step - before]))
+        runs.append(ran)
+    return np.array(found), runs
+
+
+# actions of a chunk of the planar configuration
+TAKEN = 16
+
+
+@pytest.mark.long
+def test_on_the_wall_clock_the_period_is_kept_late_actions_are_counted_and_a_chunk_goes_on_without_a_jump(learned):
+    """20 Hz, a step that sleeps, chunks that take 0.12 s more: bounds that a loaded machine keeps, and a fault breaks."""
+    smooth, runs = jumps(learned, chunking=True, seeds=range(6))
+    torn, _ = jumps(learned, chunking=False, seeds=range(6))
+    print(f"jumps {smooth.mean():.4f} with real-time chunking, {torn.mean():.4f} without")
+    assert len(smooth) > 15
+    assert smooth.mean() < 0.5 * torn.mean()
+    frame = pd.concat([ran.frame.assign(run=number) for number, ran in enumerate(runs)])
+    lateness = 1000 * (frame["began_s"] - frame["deadline_s"])
+    print(f"a step begins {lateness.median():.2f} ms late (median), {lateness.quantile(0.95):.2f} ms (95 %)")
+    # no drift: the last step of each run is at its time as the first is
+    assert lateness.min() >= -1e-3
+    assert lateness.median() < 5
+    assert lateness.quantile(0.9) < 25
+    for ran in runs:
+        late = ran.frame["step"] - ran.frame["asked"]
+        # by hand: an action is late once the chunk asked for 6 steps after the one executed is 4 steps old
+        assert ran.late == sum(late >= 6 + 4)
+        assert ran.steps + ran.skipped == 80
+    # it takes three steps and is given four
+    assert sum(ran.late for ran in runs) < 0.25 * len(frame)
+    assert min(min(ran.latencies_s) for ran in runs) >= 0.12
+    _, hurried = jumps(learned, chunking=True, seeds=range(2), delay=1)
+    assert sum(ran.late for ran in hurried) > 0.25 * sum(ran.steps for ran in hurried)

@@ -30,6 +30,8 @@ class Clock:
     description = "wait"
 
     def __init__(self, task, *, max_steps=12):
+        if task == "wiat":
+            raise ValueError("no such task")
         self.task, self.max_steps = task, max_steps
 
     def reset(self, seed):
@@ -375,6 +377,7 @@ def test_all_checkpoints_of_a_run_are_evaluated_in_all_tasks_and_a_killed_one_go
         (("warmup_steps=12",), "none is left for the policy"),
         (("controls=[no_depth]",), "controls=no_depth: a policy that sees state has none"),
         (("episodes=0",), "episodes=0: must be at least 1"),
+        (("task=wiat",), "no such task"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line_before_the_first_episode(run_dir, run_here, words, says):

@@ -9,12 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from ppt_kit.sim.results import NOBODY
+from ppt_kit.sim.results import NO_CONTROL, NOBODY
 from ppt_kit.sim.rows import run_of
 
 # blue and grey are as far apart in grey print as in colour, and a control is hatched besides
 POLICY, CONTROL, EDGE = "#0072b2", "#e8e8e8", "#6b6b6b"
-NO_CONTROL = "-"
 # inches: of a line of text, of what a bar has beside its lines, of the axis below them
 LINE, AROUND, BELOW = 0.15, 0.16, 0.62
 # figures under this have no room for a name and numbers in one line

@@ -103,6 +103,10 @@ def read_card(path: Path) -> dict:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
+        if path.name != CARD:
+            raise UserError(
+                f"{path}: is no card of an evaluation. Give a {CARD}, its folder or a run folder."
+            ) from None
         raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:80]}). {AGAIN}") from None
     if not isinstance(card, dict) or "card" not in card:
         raise UserError(f"{path}: is no card of an evaluation. {AGAIN}")

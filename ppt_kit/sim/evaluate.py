@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.signals import Stopped, held_back, stops_raise
 from ppt_kit.sim.card import Card, entry_of
-from ppt_kit.sim.env import close_env
+from ppt_kit.sim.env import SimEnv, close_env
 from ppt_kit.sim.episodes import EpisodePlan, open_checked
 from ppt_kit.sim.results import Evaluation, write_summary
 from ppt_kit.sim.rows import RowFile
@@ -121,8 +121,10 @@ def _run(
     # half a cell has room for few words
     title = f"evaluating {plan.stem.removeprefix(f'{options.log_name}_').partition('_no-')[0]}"
     title += f", {options.control}" if options.control else "".join(f", no {name}" for name in options.zero_keys)
+    # what is refused is refused before a bar is drawn
+    env = open_checked(policy, plan, seed=left[0])
     with (
-        closing(_tried(policy, plan, left, options)) as rows,
+        closing(_tried(policy, plan, left, options, env=env)) as rows,
         tqdm(total=options.episodes, initial=len(ran), desc=title, unit="episode", **bar_pace()) as bar,
     ):
         for row in rows:
@@ -135,11 +137,13 @@ def _run(
             bar.set_postfix(success=f"{wins}/{len(ran)}", refresh=False)
 
 
-def _tried(policy: PPTPolicy, plan: EpisodePlan, left: list[int], options: PartOptions) -> Generator[dict, None, None]:
+def _tried(
+    policy: PPTPolicy, plan: EpisodePlan, left: list[int], options: PartOptions, *, env: SimEnv
+) -> Generator[dict, None, None]:
     """One row a seed; those that ended in an error are run again as often as is asked."""
     for attempt in range(options.retries + 1):
         broken = []
-        with closing(_once(policy, plan, left, options, check=not attempt)) as rows:
+        with closing(_once(policy, plan, left, options, env=None if attempt else env)) as rows:
             for row in rows:
                 if row["error"] is None or attempt == options.retries:
                     yield row | {"attempts": attempt + 1}
@@ -152,10 +156,10 @@ def _tried(policy: PPTPolicy, plan: EpisodePlan, left: list[int], options: PartO
 
 
 def _once(
-    policy: PPTPolicy, plan: EpisodePlan, left: list[int], options: PartOptions, *, check: bool
+    policy: PPTPolicy, plan: EpisodePlan, left: list[int], options: PartOptions, *, env: SimEnv | None
 ) -> Generator[dict, None, None]:
-    # an episode that ended in an error may do so as it begins
-    env = open_checked(policy, plan, seed=left[0]) if check else plan.open_env(policy)
+    # one that was checked, the first time: an episode that ended in an error may do so as it begins
+    env = plan.open_env(policy) if env is None else env
     n_procs = min(options.n_procs, len(left))
     if n_procs == 1 and options.episode_timeout_s is None:
         yield from run_here(policy, env, plan, left)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 # in the place of a checkpoint, where no policy acts
 NOBODY = "-"
+# in the place of a control, where the policy acts with all that it sees
+NO_CONTROL = "-"
 # what tells rows of NOBODY apart
 SHARED = ("checkpoint", "domain", "task", "options", "control", "seed")
 # controls below which nothing is proved, and what: those of ppt_kit/sim/runner/controls.py
@@ -134,16 +136,24 @@ def _gathered(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> pd.D
         shared = frame["checkpoint"] == NOBODY
         again = frame.loc[shared].duplicated([*(set(SHARED) & set(frame))])
         frame = frame.drop(index=again[again].index)
-    zeroed = [", ".join(keys) or "-" for keys in frame["zero_keys"]]
     named = frame["control"] if "control" in frame else [None] * len(frame)
-    plain = ["-" if keys == "-" else f"zeroed {keys}" for keys in zeroed]
-    told = [name if isinstance(name, str) else other for name, other in zip(named, plain)]
-    return frame.assign(zeroed=zeroed, control=told)
+    told = [name if isinstance(name, str) else zeroed(keys) for name, keys in zip(named, frame["zero_keys"])]
+    return frame.assign(zeroed=[", ".join(keys) or NO_CONTROL for keys in frame["zero_keys"]], control=told)
+
+
+def control_of(row: Mapping[str, Any]) -> str:
+    """What was taken from the policy, or who acted instead, in the words of `success_table`; - = nothing and nobody."""
+    return row.get("control") or zeroed(row.get("zero_keys"))
+
+
+def zeroed(zero_keys: Iterable[str] | None) -> str:
+    """How a control is called in which these are zeroed."""
+    return f"zeroed {', '.join(zero_keys)}" if zero_keys else NO_CONTROL
 
 
 def _note(line: dict, lines: list[dict]) -> str:
     """What the floor says of a line: a policy that is no better than it proves nothing."""
-    if line["control"] != "-" or not line["successes"]:
+    if line["control"] != NO_CONTROL or not line["successes"]:
         return ""
     as_good = [
         f"{other['control']} {other['successes']}/{other['episodes']}"

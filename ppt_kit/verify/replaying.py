@@ -101,6 +101,8 @@ def verify_card(
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise UserError(f"episodes={episodes!r}: takes a whole number, at least 1.")
+    if dataset_path is not None and not Path(dataset_path).is_dir():
+        raise UserError(f"dataset_path={dataset_path}: no such folder. Leave it out, or give that of the data.")
     path = _find(Path(place))
     card = read_card(path)
     opened = Opened(path, checkpoint=checkpoint, dataset_path=dataset_path)

@@ -144,7 +144,8 @@ def _ours(folders: Sequence[Path]) -> dict[str, Any]:
 def _best(rows: Sequence[Path]) -> float:
     """The literature's count; missing where a run has too few checkpoints for it."""
     import ppt_kit as ppt
-    from ppt_kit.sim.compare.read import NO_CONTROL, control_of, rows_in
+    from ppt_kit.sim.compare.read import rows_in
+    from ppt_kit.sim.results import NO_CONTROL, control_of
 
     seeing = pd.DataFrame([row for row in rows_in(list(rows)) if control_of(row) == NO_CONTROL])
     try:

@@ -69,6 +69,7 @@ def _trials(cfg: DictConfig) -> Iterator[dict[str, Any]]:
 
 def _result(cfg: DictConfig, trial: dict[str, Any]) -> dict[str, Any]:
     import ppt_kit as ppt
+    from ppt_kit.sim.runner.controls import zeroed_by
 
     domain = _collected(cfg, trial)
     parts = [f"policy.modalities=[{trial['seen'].replace('+', ',')}]"] if trial["seen"] else []
@@ -85,8 +86,7 @@ def _result(cfg: DictConfig, trial: dict[str, Any]) -> dict[str, Any]:
     if cfg.checkpoints:
         evaluate_checkpoints(run_dir, options={**options, "n_procs": cfg.n_procs})
     policy = ppt.load_policy(run_dir)
-    # without what shows the goal; a policy that sees the state alone, without that
-    blind = [name for name in policy.modalities if name != "state"] or ["state"]
+    blind = list(zeroed_by("blind", policy))
     counted: dict[str, Any] = {"errors": 0}
     for column, zero_keys in (("successes", []), ("control", blind)):
         rows = ppt.evaluate(policy, **options, zero_keys=zero_keys, n_procs=cfg.n_procs, out_dir=run_dir / "eval").rows
@@ -128,7 +128,7 @@ def _tell(ledger: Ledger, path: Path) -> None:
     ]  # fmt: skip
     table = markdown(columns, lines)
     path.write_text(table + "\n")
-    print(f"\n{table}\nfinal checkpoints; control: all but the state zeroed. {path}", flush=True)
+    print(f"\n{table}\nfinal checkpoints; control: blind, all that shows the scene zeroed. {path}", flush=True)
 
 
 def _tell_published(cfg: DictConfig, ledger: Ledger) -> None:

@@ -19,7 +19,8 @@ from ppt_kit.runs.effects import effect_table
 from ppt_kit.runs.find import find_runs, tails
 from ppt_kit.runs.grid import SEED
 from ppt_kit.runs.tables import checkpoint_files, metric_table, parameter_table, success_of_runs, summary_table
-from ppt_kit.sim.compare.read import control_of, rows_in
+from ppt_kit.sim.compare.read import rows_in
+from ppt_kit.sim.results import control_of
 from ppt_kit.tables import shown
 
 METRICS = ("success", "val_loss", "loss")

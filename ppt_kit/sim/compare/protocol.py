@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ppt_kit.errors import UserError
-from ppt_kit.sim.compare.read import control_of, rows_in
+from ppt_kit.sim.compare.read import rows_in
 from ppt_kit.sim.compare.statistics.quantiles import check_confidence
 from ppt_kit.sim.compare.statistics.training import mean_interval
+from ppt_kit.sim.results import control_of
 from ppt_kit.sim.rows import run_of
 
 SUCCESS = ("any", "last")

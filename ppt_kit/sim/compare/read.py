@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from ppt_kit.errors import UserError
 from ppt_kit.files import json_row
 from ppt_kit.sim.results import Evaluation
 
-NO_CONTROL = "-"
 # what a row must say to be one of an evaluation
 NEEDED = ("checkpoint", "task", "seed", "success", "steps")
 
@@ -44,16 +43,6 @@ def is_rows(given: Any) -> bool:
     return isinstance(given, (Evaluation, pd.DataFrame)) or (
         isinstance(given, (str, Path)) and Path(given).suffix == ".jsonl"
     )
-
-
-def control_of(row: Mapping[str, Any]) -> str:
-    """What was taken from the policy, or who acted instead, in the words of `success_table`; - = nothing and nobody."""
-    return row.get("control") or zeroed(row.get("zero_keys"))
-
-
-def zeroed(zero_keys: Iterable[str] | None) -> str:
-    """How a control is called in which these are zeroed."""
-    return f"zeroed {', '.join(zero_keys)}" if zero_keys else NO_CONTROL
 
 
 def _read(path: Path, *, key: str) -> list[dict]:

@@ -11,8 +11,9 @@ from typing import Any
 from ppt_kit.errors import UserError
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.sim.card import Card, entry_of
-from ppt_kit.sim.compare.read import NO_CONTROL, control_of, is_rows, rows_in, zeroed
+from ppt_kit.sim.compare.read import is_rows, rows_in
 from ppt_kit.sim.episodes import EpisodePlan
+from ppt_kit.sim.results import NO_CONTROL, control_of, zeroed
 from ppt_kit.sim.rows import IDENTITY, RowFile
 from ppt_kit.sim.runner.options import EvaluateOptions, PartOptions
 from ppt_kit.sim.runner.plan import common_of, plan_of
