@@ -405,9 +405,10 @@ def test_what_is_not_there_is_one_clear_line(lab, run_here):
     copied = shutil.copy(lab / "runs/a/run/model.pth", lab / "kept.pth")
     (lab / "runs/a/run/model.pth").unlink()
     for words, said in [
-        (["runs/a/run"], "model.pth: is gone"), (["nowhere"], "no such file or folder"), (["data"], "holds no card.json"), ([__file__], "is no card of an evaluation. Give card.json"),
-        ([], "card is empty"), (["runs/a/run", "eval_log_name=best"], "has eval"),
-        (["runs/a/run", "dataset_path=nowhere"], "dataset_path=nowhere: no such folder"), (["runs/a/run", "episodes=0"], "episodes"),
+        (["runs/a/run"], "model.pth: is gone"), (["nowhere"], "no such file or folder"), (["data"], "holds no card.json"),
+        ([__file__], "is no card of an evaluation. Give a card.json"), ([], "card is empty"),
+        (["runs/a/run", "eval_log_name=best"], "has eval"), (["runs/a/run", "episodes=0"], "episodes"),
+        (["runs/a/run", "dataset_path=nowhere"], "dataset_path=nowhere: no such folder"),
     ]:  # fmt: skip
         done = run_here(VERIFY, *words, cwd=lab)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -400,49 +401,50 @@ def with_tests():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Run folders of the quickstart by training seed, shorter than it is, with a checkpoint of their beginning."""
+    """The run folder of a training seed: the quickstart, shorter than it is, with a checkpoint of its beginning."""
     folder = tmp_path_factory.mktemp("metaworld")
     ppt.collect("button-press-topdown", episodes=10, dataset_path=str(folder))
-    made = []
-    for seed in (0, 1):
+
+    @cache
+    def of(seed):
         cfg = ppt.load_config(
             "quickstart", f"dataset_path={folder}", f"output_dir={folder}/models", f"suffix=seed{seed}", f"seed={seed}",
-            "train.total_epochs=20", "save_interval=2", "train.last_k_checkpoints=0", "train.val_interval=0",
+            "train.total_epochs=15", "save_interval=3", "train.last_k_checkpoints=0", "train.val_interval=0",
         )  # fmt: skip
         run = ppt.UnifiedTrainer(cfg, mode="single")
         assert run.run() == 0
-        made.append(run.run_dir)
-    return made
+        return run.run_dir
+
+    return of
 
 
 @pytest.mark.long
 def test_a_final_checkpoint_is_found_to_beat_an_early_one_and_processes_agree(trained):
-    early, final = (trained[0] / f"model_{epoch}.pth" for epoch in (2, 20))
-    options = {"episodes": 60, "max_steps": 120}
-    one = ppt.compare(final, early, out_dir=trained[0] / "one", **options)
-    two = ppt.compare(final, early, out_dir=trained[0] / "two", n_procs=2, **options)
+    early, final = (trained(0) / f"model_{epoch}.pth" for epoch in (3, 15))
+    options = {"episodes": 40, "max_steps": 90}
+    one = ppt.compare(final, early, out_dir=trained(0) / "one", **options)
+    two = ppt.compare(final, early, out_dir=trained(0) / "two", n_procs=2, **options)
     print(f"{one}\n")
     assert one == two
     assert (one.decision, one.stopped) == ("a", "decided")
     # eight wins and no loss are the fewest that decide
-    assert 8 <= one.decided_after == len(one.pairs) < 60
+    assert 8 <= one.decided_after == len(one.pairs) < 40
     rows = [
         {json.loads(line)["seed"]: json.loads(line)["trace"] for line in file.read_text().splitlines()
          if json.loads(line)["checkpoint"] == str(final)}
-        for file in (trained[0] / name / "eval.jsonl" for name in ("one", "two"))
+        for file in (trained(0) / name / "eval.jsonl" for name in ("one", "two"))
     ]  # fmt: skip
     assert all(rows[1][seed] == trace for seed, trace in rows[0].items())
-    assert ppt.verify_card(trained[0] / "two", episodes=2).same
+    assert ppt.verify_card(trained(0) / "two", episodes=1).same
 
 
 @pytest.mark.long
 def test_two_training_seeds_of_the_quickstart_are_compared_alike_in_one_process_and_two(trained):
-    options = {"episodes": 10, "max_steps": 120, "until_decided": False}
-    one, two = (
-        ppt.compare(*trained, out_dir=trained[0] / f"seeds{n}", n_procs=n, **options) for n in (1, 2)
-    )  # fmt: skip
+    options = {"episodes": 8, "max_steps": 90, "until_decided": False}
+    a, b = (trained(seed) / "model_15.pth" for seed in (0, 1))
+    one, two = (ppt.compare(a, b, out_dir=trained(0) / f"seeds{n}", n_procs=n, **options) for n in (1, 2))
     print(f"{one}\n")
     assert one == two
-    assert len(one.ran) == 10
+    assert len(one.ran) == 8
     low, high = one.interval
     assert low <= one.difference <= high

@@ -402,10 +402,10 @@ def learned(tmp_path_factory):
     from ppt_kit.train.trainer import UnifiedTrainer
 
     folder = tmp_path_factory.mktemp("learned")
-    ppt.collect("detour", simulator="planar", episodes=60, dataset_path=str(folder))
+    ppt.collect("detour", simulator="planar", episodes=50, dataset_path=str(folder))
     words = (
         f"dataset_path={folder}", f"output_dir={folder}/models", "suffix=flow", "policy/head=flow",
-        "policy.max_delay=6", "train.total_epochs=20", "wandb.mode=disabled",
+        "policy.max_delay=6", "train.total_epochs=12", "wandb.mode=disabled",
     )  # fmt: skip
     run = UnifiedTrainer(ppt.load_config("planar", *words))
     run.run()

@@ -33,17 +33,20 @@ def rollout(cfg: DictConfig) -> int:
     env = _ours(cfg)
     ours = _endless(env, cfg)
     print(f"{'a step and its cloud':<34}{'steps/s':>9}{'ours':>9}{'x':>7}{'clouds differ by':>20}")
+    # closed together: the first to be closed takes the display with it
+    stocks = []
     for size in cfg.stock_sizes:
         stock = _Stock(cfg, size)
+        stocks.append(stock)
         pairs = in_turn(stock.step, ours, block=cfg.block, rounds=cfg.rounds)
         rates = [1 / float(np.median(seconds)) for seconds in zip(*pairs)]
         gap = _gap(stock.reset(), env.reset(0)["obs/pointcloud/pos"])
         name = f"env.render() {size}x{size}, ours {cfg.image_size}x{cfg.image_size}"
         print(f"{name:<34}{rates[0]:>9.1f}{rates[1]:>9.1f}{1 / ratio(pairs):>7.1f}{1000 * gap:>17.1f} mm", flush=True)
-        stock.close()
     print("x: median over pairs measured in turn. clouds differ by: median distance of a point to the other cloud.")
     _tell_parts(env)
-    env.close()
+    for each in (env, *stocks):
+        each.close()
     return 0
 
 
