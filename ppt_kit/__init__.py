@@ -3,9 +3,9 @@
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
     ground   errors lfs horizon keys randomness cameras upgrade signals tables programs  what everybody may know
-    words    files torch_file parts model_keys train_keys spec schema checks words config migration help    typed words
+    words    files nearby torch_file parts model_keys train_keys spec schema checks words config migration help  words
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
-    joined   checkpoint | jobs | sim | zero      weights | processes | episodes and success | DeepSpeed's folders
+    joined   checkpoint | jobs | sim | zero | memory      weights | processes | episodes | DeepSpeed's folders | bytes
     run      train | verify targets comparing | runs | installation    one run | evaluating, replaying | sweeps | here
     face     notebook commands __main__ __init__                       what people see and type
 
@@ -35,6 +35,7 @@ _WHERE = {
     "Actor": "models.actor",
     "Execution": "models.chunks",
     "UnifiedTrainer": "notebook.trainer",
+    "plan": "train.planning",
     "sweep": "runs.sweep",
     "launch": "notebook.launching",
     "attach": "notebook.launching",

@@ -1,7 +1,8 @@
 """python -m ppt_kit CONFIG [key=value …]: one rank of a run (the launcher's variables say which).
 
 --supervise FOLDER is its launch, --evaluate a checkpoint that is measured while the run trains on; jobs lists launches,
-doctor looks whether this machine can do it all. An installation calls it `ppt`.
+doctor looks whether this machine can do it all, plan says what a run would take of memory. An installation calls it
+`ppt`.
 """
 
 import sys
@@ -11,7 +12,8 @@ from ppt_kit import __version__
 from ppt_kit.programs import to_type
 
 USAGE = (
-    "usage: python -m ppt_kit jobs [OUTPUT_DIR], python -m ppt_kit doctor, --version, or CONFIG.yaml under a launcher; "
+    "usage: python -m ppt_kit jobs [OUTPUT_DIR], python -m ppt_kit doctor, python -m ppt_kit plan [num_gpus=N] "
+    "[gpu_gb=GB] [key=value …], --version, or CONFIG.yaml under a launcher; "
     f"to train type {to_type('train')} --help"
 )
 
@@ -37,6 +39,8 @@ def main() -> int:
         return _list_jobs(*words[1:])
     if words == ["doctor"]:
         return check_installation()
+    if words[:1] == ["plan"]:
+        return _plan(words[1:])
     if words == ["--version"]:
         print(f"ppt_kit {__version__}")
         return 0
@@ -68,6 +72,19 @@ def check_installation() -> int:
     report = check_installation(tell=lambda line: print(line, flush=True))
     print(report.told())
     return 0 if report.works else 1
+
+
+def _plan(words: list[str]) -> int:
+    from ppt_kit.errors import UserError
+    from ppt_kit.train.planning import plan_of_words
+
+    try:
+        found = plan_of_words(words)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(found)
+    return 0 if found.fits else 1
 
 
 def _rank(config_file: Path, words: list[str]) -> int:

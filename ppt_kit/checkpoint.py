@@ -28,6 +28,7 @@ from ppt_kit.files import write_whole
 from ppt_kit.keys import leaves_of
 from ppt_kit.models.encoders import remade
 from ppt_kit.models.policy import PPTPolicy, build_policy
+from ppt_kit.nearby import checkpoints_near
 from ppt_kit.schema import Config
 from ppt_kit.tables import Table
 from ppt_kit.torch_file import check_parts, read_tensors, save_tensors
@@ -185,24 +186,36 @@ def numbered_models(run_dir: Path) -> list[Path]:
     return [found[epoch] for epoch in sorted(found)]
 
 
-def load_model(path: str | Path) -> dict:
+def load_model(path: str | Path, *, key: str = "") -> dict:
     """What `save_model` wrote, from a run folder (its model.pth) or one file.
 
+    Args:
+        key: of the configuration, that `path` is the value of: what is told begins with it.
     Raises:
         UserError: nothing there, a damaged file, or one that needs more than weights to be unpickled.
     """
-    path = Path(path)
+    path, said = Path(path), f"{key}={path}" if key else str(path)
     file = path / LATEST if path.is_dir() else path
     if not file.is_file():
-        raise UserError(
-            f"{path}: {'holds no model.pth' if path.is_dir() else 'no such file'}. "
-            "Give a run folder, <output_dir>/<domain>/<suffix>, or a .pth file in one."
-        )
-    content = read_tensors(file, needs=MODEL_PARTS, remedy=OTHERS)
+        raise UserError(_nothing_there(path, said))
+    try:
+        content = read_tensors(file, needs=MODEL_PARTS, remedy=OTHERS)
+    except UserError as error:
+        near = checkpoints_near(file) if key else []
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"{said}: {error}{hint}" if key else str(error)) from None
     if content.get("format", 1) >= 2:
         check_parts(content, {"views": dict}, file=file, remedy=OTHERS)
     with _described(file):
         return upgraded_model(content)
+
+
+def _nothing_there(path: Path, said: str) -> str:
+    """Why a path leads to no weights, and which do."""
+    why = "holds no model.pth" if path.is_dir() else "no such file or folder"
+    near = checkpoints_near(path)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "No checkpoint lies near."
+    return f"{said}: {why}. {hint} Give a run folder, <output_dir>/<domain>/<suffix>, or a .pth file in one."
 
 
 def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torch.device = "cpu") -> PPTPolicy:

@@ -61,7 +61,7 @@ def test_contradictions_are_refused():
         decide("single", world_size=1, env=LAUNCHED, num_devices=2)
     with pytest.raises(UserError, match="Leave world_size out"):
         decide("auto", world_size=3, env=LAUNCHED, num_devices=2)
-    with pytest.raises(UserError, match=r"2 device\(s\) are visible"):
+    with pytest.raises(UserError, match=r"2 GPU\(s\) are visible"):
         local_share({}, world_size=4, num_devices=2)
     with pytest.raises(UserError, match="no rank for this node"):
         local_share({"MASTER_ADDR": "h", "RANK": "8", "WORLD_SIZE": "8"}, world_size=8, num_devices=4)

@@ -16,7 +16,7 @@ from ppt_kit.engine.quiet import forget_autocast, import_deepspeed, leave_whole,
 from ppt_kit.engine.settings import HALF, offloads, stage_of, whole_settings
 from ppt_kit.engine.state import MOMENTS, OptimizerState
 from ppt_kit.engine.weights import Weights
-from ppt_kit.engine.world import World, from_first, tensors_from_first
+from ppt_kit.engine.world import World, from_first, give_back_freed, tensors_from_first
 from ppt_kit.schema import Config
 
 
@@ -61,6 +61,7 @@ class Engine:
         self._deepspeed.clip_fp32_gradients = self._clip
         self._state = OptimizerState(self._deepspeed, stage=self.stage)
         self.ema = Averaged(policy, decay=cfg.train.ema_decay) if cfg.train.ema_decay else None
+        give_back_freed()
 
     @property
     def policy(self) -> nn.Module:

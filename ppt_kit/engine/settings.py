@@ -88,6 +88,24 @@ def whole_settings(cfg: Config) -> dict:
     }
 
 
+def zero_numbers(name: str) -> dict[str, Any]:
+    """What a DeepSpeed file says of ZeRO, with DeepSpeed's own defaults where it says nothing.
+
+    Args:
+        name: in ds_configs/, or a path, as `deepspeed` of a configuration.
+    Raises:
+        UserError: no such file, or one that DeepSpeed would not take.
+    """
+    path = _settings_file(name)
+    settings = _read(path)
+    _check_keys(settings, path)
+    _check_zero(settings, path)
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    with quiet():
+        return DeepSpeedZeroConfig(**settings.get("zero_optimization", {})).model_dump()
+
+
 def stage_of(settings: dict) -> int:
     """The ZeRO stage, 0 to 3."""
     return settings.get("zero_optimization", {}).get("stage", 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from ppt_kit.checks import check_processes, env_number
@@ -97,11 +99,25 @@ def local_share(env: Mapping[str, str], *, world_size: int, num_devices: int) ->
         return _share_of_a_node(numbers, world_size=world_size, num_devices=num_devices)
     if num_devices and world_size > num_devices:
         raise UserError(
-            f"world_size={world_size}, but {num_devices} device(s) are visible. "
-            f"Set world_size={num_devices}, or check CUDA_VISIBLE_DEVICES."
+            f"world_size={world_size}, but {num_devices} GPU(s) are visible{_by_variable(env)}: a rank needs one of "
+            f"its own. Set world_size={num_devices}; gradient_accumulation_steps=… makes up for the others."
         )
     check_processes(world_size, key="world_size")
     return Share(first=0, here=world_size, total=world_size)
+
+
+def why_on_cpu(env: Mapping[str, str]) -> str:
+    """Why no GPU is visible to this process, and how to get one, in a sentence."""
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES={visible} hides every GPU: unset it, or name some, as CUDA_VISIBLE_DEVICES=0,1."
+    if not (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
+        return "This machine has none: ppt.launch(cfg, hostfile=…) or slurm={…} takes the run to one that has."
+    import torch
+
+    if torch.version.cuda is None:
+        return f"This machine has some, but torch {torch.__version__} is built without CUDA: install the build with it."
+    return "This machine has an NVIDIA driver that does not answer: look at nvidia-smi, and python -m ppt_kit doctor."
 
 
 def num_visible_devices() -> int:
@@ -109,6 +125,11 @@ def num_visible_devices() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _by_variable(env: Mapping[str, str]) -> str:
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    return "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
 
 
 def _share_of_a_node(numbers: Mapping[str, int], *, world_size: int, num_devices: int) -> Share:

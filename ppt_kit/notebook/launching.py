@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppt_kit.config import from_mapping
 from ppt_kit.errors import UserError
 from ppt_kit.files import write_text
-from ppt_kit.jobs.decide import local_share, num_visible_devices
+from ppt_kit.jobs.decide import local_share, num_visible_devices, why_on_cpu
 from ppt_kit.jobs.job import Job
 from ppt_kit.jobs.launcher import check_reach, read_hostfile
 from ppt_kit.jobs.record import FOLDER
@@ -20,6 +22,8 @@ from ppt_kit.jobs.slurm import share_of
 from ppt_kit.jobs.taken import refuse_second
 from ppt_kit.train.assemble import open_sources
 from ppt_kit.train.trainer import UnifiedTrainer
+
+log = logging.getLogger(__name__)
 
 MOST_RANKS = 1024
 LAUNCHERS = ("ppt_kit", "deepspeed")
@@ -89,6 +93,8 @@ def launch(
             raise UserError("launcher and slurm: the queue starts the ranks. Give one of them.")
         total = share_of(slurm, num_gpus=here).total
         words = {"num_devices": here, "nodes": dict(slurm)}
+    else:
+        _check_devices(here, given=num_gpus, there=words["num_devices"])
     OmegaConf.update(cfg, "train_mode", "distributed")
     OmegaConf.update(cfg, "world_size", total)
     run = UnifiedTrainer(cfg)
@@ -119,6 +125,19 @@ def _hosts_file(run_dir: Path, total: int, *, num_devices: int) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, f"localhost slots={total}\n")
     return str(path)
+
+
+def _check_devices(ranks: int, *, given: int | None, there: int) -> None:
+    """Raises UserError where there are GPUs, and fewer than ranks; says so where there is none."""
+    if there == 0:
+        log.warning("no GPU is visible: %d rank(s) train on the CPU. %s", ranks, why_on_cpu(os.environ))
+    elif given is not None and given > there:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise UserError(
+            f"num_gpus={given}, but {there} GPU(s) are visible"
+            f"{'' if visible is None else f' (CUDA_VISIBLE_DEVICES={visible})'}. Type num_gpus={there}, or give "
+            "hostfile=… or slurm={…} for other machines."
+        )
 
 
 def _ranks_of_a_node(cfg: DictConfig, num_gpus: int | None, *, elsewhere: bool) -> int:

@@ -127,8 +127,15 @@ def open_sources(given: DictConfig, run_dir: Path) -> Sources:
     cfg = typed(given)
     check_settings(cfg)
     check_folder(cfg, run_dir)
+    return read_sources(given)
+
+
+def read_sources(given: DictConfig) -> Sources:
+    """As `open_sources`, without a look at the run folder and at DeepSpeed's settings."""
+    cfg = typed(given)
     other, borrowed = cfg.train.pretrained_dir, cfg.normalizer.path
-    models = {path: load_model(path) for path in dict.fromkeys((other, borrowed)) if path}
+    asked = {borrowed: "normalizer.path", other: "train.pretrained_dir"}
+    models = {path: load_model(path, key=key) for path, key in asked.items() if path}
     train_set = load_dataset(cfg, modalities=can_see(cfg.policy), shared=cfg.policy.modalities is None)
     check_cached(cfg, train_set.modalities)
     if cfg.dataset.env:

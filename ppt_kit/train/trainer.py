@@ -19,15 +19,17 @@ from ppt_kit.checks import check_fits, check_values, domain_names
 from ppt_kit.config import from_mapping
 from ppt_kit.engine import World, from_first, join_world, leave_world
 from ppt_kit.errors import UserError
-from ppt_kit.jobs.decide import decide, is_rank, launch_numbers, local_share, num_visible_devices
+from ppt_kit.jobs.decide import decide, is_rank, launch_numbers, local_share, num_visible_devices, why_on_cpu
 from ppt_kit.jobs.failures import note_failure, tell_first_failure
 from ppt_kit.jobs.job import run_job
 from ppt_kit.jobs.parents import watch_launchers
 from ppt_kit.jobs.taken import held, refuse_second
+from ppt_kit.memory.failure import bytes_held, give_back, is_out_of_memory
 from ppt_kit.signals import end_with_parent
 from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.background import Background
 from ppt_kit.train.loop import train
+from ppt_kit.train.planning import told_of_memory
 from ppt_kit.train.steering import STOP, ask, forget_requests
 
 log = logging.getLogger(__name__)
@@ -183,6 +185,8 @@ class UnifiedTrainer:
         refuse_second(self.run_dir)
         sources = open_sources(self.cfg, self.run_dir)
         world = self._setup_distributed(numbers["LOCAL_RANK"], numbers["WORLD_SIZE"])
+        if world.is_first and world.device.type == "cpu":
+            log.warning("no GPU is visible: %d rank(s) train on the CPU. %s", world.size, why_on_cpu(os.environ))
         try:
             return self._train(sources, world, asked_from=psutil.Process().create_time())
         except UserError:
@@ -232,16 +236,30 @@ class UnifiedTrainer:
         return stack
 
     def _train_alone(self, sources: Sources, world: World, *, asked_from: float) -> int:
-        run = build_run(sources, world, self.run_dir, self.listeners, has_panel=self._has_panel)
-        if world.is_first:
-            forget_requests(self.run_dir, before=asked_from)
+        before = bytes_held()
         try:
-            return train(run)
+            return self._steps(sources, world, asked_from=asked_from)
         except UserError as error:
             # a damaged row is met by one rank alone: the others print this in place of a broken connection
             if world.size > 1:
                 note_failure(self.run_dir, rank=world.rank, text=f"error: {error}")
             raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            give_back(error)
+            ran_out = str(error).splitlines()[0]
+        # not while the exception is handled: it holds what ran out
+        said = told_of_memory(sources, self.run_dir, world, before=before, said=ran_out)
+        if world.size > 1:
+            note_failure(self.run_dir, rank=world.rank, text=f"error: {said}")
+        raise UserError(said)
+
+    def _steps(self, sources: Sources, world: World, *, asked_from: float) -> int:
+        run = build_run(sources, world, self.run_dir, self.listeners, has_panel=self._has_panel)
+        if world.is_first:
+            forget_requests(self.run_dir, before=asked_from)
+        return train(run)
 
     def _ranks(self, num_devices: int) -> Callable[[], int]:
         """Starts the ranks and waits for them; what can be wrong is told first, once, and by no rank."""

@@ -1,0 +1,1 @@
+"""What a run takes of memory: counted, measured, and chosen by."""
