@@ -28,10 +28,9 @@ from ppt_kit.files import write_whole
 from ppt_kit.keys import leaves_of
 from ppt_kit.models.encoders import remade
 from ppt_kit.models.policy import PPTPolicy, build_policy
-from ppt_kit.nearby import checkpoints_near
 from ppt_kit.schema import Config
 from ppt_kit.tables import Table
-from ppt_kit.torch_file import check_parts, read_tensors, save_tensors
+from ppt_kit.torch_file import check_parts, checkpoints_near, read_tensors, save_tensors
 from ppt_kit.tracking import rows_so_far
 from ppt_kit.upgrade import upgraded_engine, upgraded_model
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from ppt_kit.lfs import refuse_lfs_pointer
 OURS = "a checkpoint of ppt_kit"
 # newest that is read: 2 has the policy's parts by modality and a view of each domain
 FORMAT = 2
+# files of weights in a run folder begin and end so
+BEGINS, ENDS = "model", ".pth"
+# those that lie near: levels below a folder, entries that are looked at, and how many are told of
+DEEPEST, MOST_ENTRIES, TOLD = 3, 5000, 3
 
 
 def save_tensors(content: dict, path: Path) -> None:
@@ -121,6 +127,21 @@ def check_parts(content: Mapping, needs: Mapping[str, Any], *, file: Path, remed
         raise UserError(f"{file}: not written by ppt_kit, or only in part: it needs {lacking}. {remedy}")
 
 
+def checkpoints_near(path: Path) -> list[str]:
+    """Run folders, or files in one, that hold weights and lie in, beside or above a path, the most alike first."""
+    if path.suffix == ENDS and path.parent.is_dir():
+        beside = [str(entry) for entry in _weights_in(path.parent) if entry != path]
+        if beside:
+            return _most_alike(path, beside)
+    start = path if path.is_dir() else next((each for each in path.parents if each.is_dir()), Path())
+    for folder in (start, *start.absolute().parents[:2]):
+        # as long as the user's own path as it can be
+        found = [str(each) for each in _runs_below(folder) if each != path]
+        if found:
+            return _most_alike(path, found)
+    return []
+
+
 def _save(content: dict, path: Path) -> None:
     # given a path torch opens it itself, and a full disk has no name in its error
     with open(path, "wb") as file:
@@ -174,3 +195,38 @@ def _asked(error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def _most_alike(path: Path, found: list[str]) -> list[str]:
+    here = f"{Path.cwd()}{os.sep}"
+    names = [name.removeprefix(here) for name in found]
+    alike = difflib.get_close_matches(str(path).removeprefix(here), names, TOLD, cutoff=0.6)
+    return alike or sorted(names)[:TOLD]
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """Folders with weights in them, each level before the next."""
+    level, looked_at = [folder], 0
+    for _ in range(DEEPEST + 1):
+        below: list[Path] = []
+        for each in level:
+            if _weights_in(each):
+                yield each
+                continue
+            inside = _entries(each, most=MOST_ENTRIES - looked_at)
+            looked_at += len(inside)
+            below += [entry for entry in inside if not entry.name.startswith(".") and entry.is_dir()]
+        level = below
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return sorted(entry for entry in _entries(folder) if entry.name.startswith(BEGINS) and entry.suffix == ENDS)
+
+
+def _entries(folder: Path, *, most: int = MOST_ENTRIES) -> list[Path]:
+    """What a folder holds; nothing of one that may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry, _ in zip(entries, range(max(0, most)))]
+    except OSError:
+        return []

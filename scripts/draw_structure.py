@@ -44,6 +44,7 @@ PURPOSE = {
     "sim": "demonstrations and success rates", "train": "one run, from what it opens to its last step",
     "targets": "many checkpoints, many tasks", "comparing": "two policies on the same goals",
     "verify": "an evaluation, replayed from its card", "runs": "sweeps, and many runs as tables",
+    "memory": "what a run takes of it",
     "installation": "can this machine do it", "zero": "DeepSpeed's folders, read as data",
     "notebook": "curves, figures, videos", "__main__": "one rank of a launched run",
     "commands": "what a shell types", "programs": "what to type where",

@@ -13,7 +13,7 @@ from conftest import ROOT, SMALL_WORDS, run_script, save_new_policy
 import ppt_kit as ppt
 from ppt_kit.errors import UserError
 from ppt_kit.jobs.decide import local_share, why_on_cpu
-from ppt_kit.nearby import checkpoints_near
+from ppt_kit.torch_file import checkpoints_near
 
 TRAIN = str(ROOT / "scripts/train.py")
 # of another program

@@ -151,8 +151,8 @@ def _moments(sizes: Sizes, setup: Setup, activations: float) -> Iterator[dict[st
         reduced = {"gradients": gradients, "work": copies[0]}
         yield from (forward, {**back, "work": copies[0]}, reduced, {"work": copies[1]})
         return
-    # the C library keeps what small blocks have left, and asks the system for the optimizer's large ones: they add up
-    yield max(forward, back, key=lambda moment: sum(moment.values())) | {"work": max(copies)}
+    # the C library keeps what freed blocks leave and fills little of it with blocks of another size: they add up
+    yield {**forward, **back, "work": max(copies)}
 
 
 def _copies(sizes: Sizes, setup: Setup) -> tuple[float, float]:
