@@ -133,10 +133,16 @@ def checkpoints_near(path: Path) -> list[str]:
         beside = [str(entry) for entry in _weights_in(path.parent) if entry != path]
         if beside:
             return _most_alike(path, beside)
+    # a file that is no checkpoint makes no run of its folder
+    itself = {path, path.parent} if path.is_file() else {path}
+    itself |= {each.absolute() for each in itself}
     start = path if path.is_dir() else next((each for each in path.parents if each.is_dir()), Path())
     for folder in (start, *start.absolute().parents[:2]):
+        if folder.absolute() == Path(folder.absolute().anchor):
+            # the whole machine is not near
+            break
         # as long as the user's own path as it can be
-        found = [str(each) for each in _runs_below(folder) if each != path]
+        found = [str(each) for each in _runs_below(folder) if each not in itself]
         if found:
             return _most_alike(path, found)
     return []
