@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ppt_kit.memory.activations import Activations
@@ -60,7 +60,7 @@ class Row:
         return sum(self.parts.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemoryPlan:
     """What a run takes. In a notebook it shows itself; `print(plan)` says the same.
 
@@ -73,7 +73,7 @@ class MemoryPlan:
         num_gpus: ranks that were planned for.
     """
 
-    rows: Sequence[Row] = field(repr=False)
+    rows: Sequence[Row]
     room: Room
     batch_size: int
     choice: Mapping[str, Any]
@@ -106,7 +106,7 @@ class MemoryPlan:
                 return row
         raise KeyError(f"{deepspeed} with {precision}: not in this plan")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         table = self.table.to_string(index=False, float_format=lambda value: f"{value:.2f}")
         return f"{table}\n{self.said}"
 

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from ppt_kit.checkpoint import resume_files
-from ppt_kit.checks import env_number
+from ppt_kit.checks import check_values, env_number
 from ppt_kit.config import from_mapping, load_config
 from ppt_kit.data.loader import BatchPlan, Loader, to_device
 from ppt_kit.engine import World, zero_numbers
@@ -58,6 +58,7 @@ def plan(
         UserError: cfg or its data, or a number that is none.
     """
     cfg = from_mapping(cfg)
+    check_values(cfg)
     ranks = _ranks(cfg, num_gpus)
     _check_gb(gpu_gb)
     sources = read_sources(cfg)

@@ -248,7 +248,7 @@ class UnifiedTrainer:
             if not is_out_of_memory(error):
                 raise
             give_back(error)
-            ran_out = str(error).splitlines()[0]
+            ran_out = (str(error).strip() or type(error).__name__).splitlines()[0]
         # not while the exception is handled: it holds what ran out
         said = told_of_memory(sources, self.run_dir, world, before=before, said=ran_out)
         if world.size > 1:
