@@ -126,6 +126,14 @@ def test_more_ranks_take_less_each_and_never_at_stage_0():
     assert total(3, 8, batch=1e9) - total(3, 8, batch=5e8) == pytest.approx(5e8)
 
 
+def test_buffers_of_deepspeeds_own_size_are_counted_whole(small_cfg, tmp_path):
+    """A file that leaves them to DeepSpeed makes two of 5e8 numbers, however small the policy is."""
+    (tmp_path / "plain.json").write_text('{"zero_optimization": {"stage": 2, "overlap_comm": true}}')
+    plan = ppt.plan(small_cfg(f"deepspeed={tmp_path / 'plain.json'}", "batch_size=2"), num_gpus=2, gpu_gb=80)
+    assert plan.row(str(tmp_path / "plain.json"), "bf16").parts["work"] > 2e9
+    assert plan.row("zero2", "bf16").parts["work"] < 1e8
+
+
 @pytest.mark.parametrize(("batch", "steps", "largest", "want"), [(64, 1, 64, (64, 1)), (64, 1, 40, (32, 2)), (30, 2, 7, (6, 10)), (7, 1, 3, (1, 7))])  # fmt: skip
 def test_a_smaller_batch_keeps_the_global_one(small_cfg, batch, steps, largest, want):
     cfg = small_cfg(f"batch_size={batch}", f"gradient_accumulation_steps={steps}")

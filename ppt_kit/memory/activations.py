@@ -53,7 +53,7 @@ def measure(
 ) -> Activations:
     """The most that forward and backward of the policy hold beside weights and gradients, on its device.
 
-    Gradients are dropped as they come. The policy keeps its weights; its precision is restored.
+    Gradients are dropped as they come. The weights may be rounded by this.
 
     Args:
         batch_of: gives a batch of so many windows on that device.

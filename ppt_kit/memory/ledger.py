@@ -122,6 +122,8 @@ def _kept(sizes: Sizes, setup: Setup) -> dict[str, float]:
     }
     if setup.stage == 0:
         return {**kept, "optimizer": 2 * WHOLE * trained}
+    if setup.zero.get("offload_param") and setup.on_gpu:
+        kept["weights"] = 0.0
     if setup.offloads:
         return {**kept, "optimizer": 0.0 if setup.elsewhere else offloaded(sizes, setup)}
     # 1 and 2 always keep a flat copy in full precision; 3 trains the weights themselves where they are that
@@ -148,8 +150,7 @@ def _moments(sizes: Sizes, setup: Setup, activations: float) -> Iterator[dict[st
         # the averages are fed with full-precision copies
         yield {"work": WHOLE * trained / (setup.ranks if setup.stage == 3 else 1)}
     if setup.on_gpu:
-        reduced = {"gradients": gradients, "work": copies[0]}
-        yield from (forward, {**back, "work": copies[0]}, reduced, {"work": copies[1]})
+        yield from (forward, {**back, "work": copies[0]}, {"work": copies[1]})
         return
     # the C library keeps what freed blocks leave and fills little of it with blocks of another size: they add up
     yield {**forward, **back, "work": max(copies)}
@@ -162,7 +163,7 @@ def _copies(sizes: Sizes, setup: Setup) -> tuple[float, float]:
         # each tensor steps by itself, and AdamW by single operations has two copies of it; the gradients stay
         step = 0.0 if setup.on_gpu else 2 * WHOLE * sizes.largest
         return each * min(JOINED, trained), each * trained * setup.on_gpu + step
-    bucket = 2 * each * min(setup.zero["reduce_bucket_size"], trained)
+    bucket = _bucket(sizes, setup)
     if setup.elsewhere:
         return bucket, bucket
     joined = own + (each * trained / setup.ranks if each < WHOLE else 0.0)
@@ -170,3 +171,12 @@ def _copies(sizes: Sizes, setup: Setup) -> tuple[float, float]:
         # its gradients are there already
         return bucket, bucket + 2 * own
     return bucket + joined, bucket + own + (0.0 if setup.on_gpu else 2 * own)
+
+
+def _bucket(sizes: Sizes, setup: Setup) -> float:
+    """Bytes of the buffers in which gradients are reduced."""
+    size = setup.zero["reduce_bucket_size"]
+    if setup.zero.get("contiguous_gradients") or setup.offloads:
+        # made whole, however small the policy is: 2 GB of a file that leaves reduce_bucket_size to DeepSpeed
+        return setup.each * size * (2 if setup.zero.get("overlap_comm") else 1)
+    return 2 * setup.each * min(size, sizes.trained)
