@@ -6,7 +6,7 @@ The map: a room imports from its own line and from lines above it; a | stands be
     words    files torch_file parts model_keys train_keys spec schema checks words config migration help    typed words
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim | zero | memory      weights | processes | episodes | DeepSpeed's folders | bytes
-    run      train | verify targets comparing | runs | installation    one run | evaluating, replaying | sweeps | here
+    run      train | verify targets comparing | runs | adopt | installation    one run | evaluating | sweeps | old ones
     face     notebook commands __main__ __init__                       what people see and type
 
 The names below are what a notebook types. Each is imported when it is first used: `import ppt_kit` starts neither

@@ -229,6 +229,7 @@ def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torc
         UserError: see `load_model`; or the weights do not fit the configuration stored with them.
     """
     content = load_model(run_dir)
+    _check_whole(content, run_dir)
     policy = _rebuilt(content, run_dir)
     weights = content["policy"]
     if use_ema and content.get("ema") is not None:
@@ -244,6 +245,18 @@ def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torc
     policy.card = {name: value for name, value in content.items() if name not in ("policy", "ema")}
     policy.card["path"] = str(run_dir)
     return policy.to(device).eval()
+
+
+def _check_whole(content: Mapping[str, Any], run_dir: str | Path) -> None:
+    """Raises UserError where parts of another program's policy were taken over, and others were not."""
+    if not content.get("lacking"):
+        return
+    has = sorted({name.split(".")[0] for name in content["policy"]} & {"trunk", "stems", "heads"})
+    raise UserError(
+        f"{run_dir}: is no whole policy: {', '.join(content['lacking'])} of ppt_learning have no counterpart here "
+        f"(adopted.txt says why). Train one that begins with the rest: train.pretrained_dir={run_dir} "
+        f"train.pretrained_parts=[{','.join(has)}]."
+    )
 
 
 def check_encoders(before: Mapping[str, str], now: Mapping[str, str], run_dir: str | Path) -> None:

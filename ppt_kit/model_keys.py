@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 # of each modality the stems that there are
 KINDS: dict[str, tuple[str, ...]] = {
-    "state": ("mlp",), "pointcloud": ("points", "dp3", "patches", "pointnext"), "rgb": ("cnn", "maps"),
-    "depth": ("cnn", "maps"), "language": ("sentence",),
+    "state": ("mlp", "hpt_state"), "pointcloud": ("points", "dp3", "patches", "pointnext", "hpt_cloud"),
+    "rgb": ("cnn", "maps", "hpt_resnet"), "depth": ("cnn", "maps", "hpt_resnet"), "language": ("sentence",),
 }  # fmt: skip
 # what can be seen
 MODALITIES = ("state", "pointcloud", "rgb", "depth", "language")
@@ -29,8 +29,8 @@ PRETRAINED_PARTS = ("trunk", "stems", "heads", "encoders")
 class HeadConfig:
     kind: str = key(
         "regression",
-        "what makes actions of tokens: regression, mlp, decoder, diffusion, flow, meanflow, mixture, cvae, or "
-        "module:Class of yours; policy/head=flow takes a tuned one with its options",
+        "what makes actions of tokens: regression, mlp, decoder, diffusion, flow, meanflow, mixture, cvae, hpt_mlp, "
+        "hpt_diffusion, or module:Class of yours; policy/head=flow takes a tuned one with its options",
     )
     options: Any = key({}, "keyword arguments of the head; a wrong name lists those it takes")
 
@@ -46,7 +46,9 @@ class StemConfig:
 
 @dataclass
 class StateStemConfig(StemConfig):
-    kind: str | None = key("mlp", "what makes tokens of the state: mlp, or module:Class of yours; null = not seen")
+    kind: str | None = key(
+        "mlp", "what makes tokens of the state: mlp, hpt_state, or module:Class of yours; null = not seen"
+    )
     num_latents: int | None = key(
         4, "tokens that a window's states become; null = one a frame, passed through", low=1, high=4096
     )
@@ -56,7 +58,8 @@ class StateStemConfig(StemConfig):
 class CloudStemConfig(StemConfig):
     kind: str | None = key(
         "points",
-        "what makes tokens of clouds: points, dp3, patches, pointnext, or module:Class of yours; null = not seen",
+        "what makes tokens of clouds: points, dp3, patches, pointnext, hpt_cloud, or module:Class of yours; null = not "
+        "seen",
     )
 
 
@@ -64,8 +67,8 @@ class CloudStemConfig(StemConfig):
 class PictureStemConfig(StemConfig):
     kind: str | None = key(
         "cnn",
-        "what makes tokens of pictures: cnn; maps = the feature maps of an encoder; or module:Class of yours; "
-        "null = not seen",
+        "what makes tokens of pictures: cnn; maps = the feature maps of an encoder; hpt_resnet; or module:Class of "
+        "yours; null = not seen",
     )
 
 
@@ -118,6 +121,11 @@ class PolicyConfig:
     depth: int = key(5, "transformer blocks in the trunk", low=1, high=1000)
     num_heads: int = key(8, "attention heads", low=1, high=1024)
     dropout: float = key(0.0, "dropout in trunk and head", low=0, high=0.9)
+    trunk_kind: str = key(
+        "plain",
+        "plain; or hpt, as HPT and ppt_learning have it: a learned key and value in each attention, no norm at the end",
+        choices=("plain", "hpt"),
+    )
     modalities: list[str] | None = key(
         None,
         "what the policy sees, of state, pointcloud, rgb, depth and language; null = what every domain has, less the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import pickle
 import zipfile
@@ -32,6 +33,13 @@ def save_tensors(content: dict, path: Path) -> None:
         OSError: the disk is full or read-only; what stood there is untouched.
     """
     write_whole(path, lambda beside: _save(content, beside))
+
+
+def serialized(content: dict) -> bytes:
+    """The bytes of the file that `save_tensors` writes."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    return buffer.getvalue()
 
 
 def read_tensors(file: Path, *, needs: Mapping[str, Any], remedy: str) -> dict:
@@ -146,6 +154,39 @@ def checkpoints_near(path: Path) -> list[str]:
         if found:
             return _most_alike(path, found)
     return []
+
+
+def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
+    """What another program wrote by `torch.save(model.state_dict(), file)`, on the CPU.
+
+    Raises:
+        UserError: it is damaged, only running its code would read it, or it holds something else; what to type where
+            it was written.
+    """
+    plain = (
+        "Where it was written, type python -c \"import torch; m = torch.load('" + file.name + "', map_location='cpu', "
+        "weights_only=False); torch.save(m.state_dict() if hasattr(m, 'state_dict') else m, 'plain.pth')\" and give "
+        "the folder of plain.pth, renamed to " + file.name + "."
+    )
+    _check_bytes(file, plain, "a state_dict")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        wanted = ", ".join(sorted(names)[:5]) or _asked(error)
+        raise UserError(
+            f"{file}: needs code to be unpickled ({wanted}), so it is not loaded: it can run anything. {plain}"
+        ) from None
+    # each of its bytes is as it was written, so it was written by something else
+    except Exception as error:
+        raise UserError(f"{file}: not a state_dict ({_first_line(error)}). {plain}") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file}: not a state_dict: it holds a {type(content).__name__}. {plain}")
+    for name, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise UserError(f"{file}: not a state_dict, which has tensors alone: {name} is a {kind}. {plain}")
+    return dict(content)
 
 
 def _save(content: dict, path: Path) -> None:

@@ -265,7 +265,7 @@ def test_what_cannot_be_a_backbone_is_one_line(tmp_path, monkeypatch, words, say
     [
         (["policy.stems.rgb.kind=maps"], "reads the feature maps of an encoder. Set policy.encoders.rgb.kind=resnet18"),
         (["policy.encoders.rgb.kind=resnet18"], "Set policy.stems.rgb.kind=maps"),
-        (["policy.stems.state.kind=cnn"], "does not read state. Set mlp, or module:Class"),
+        (["policy.stems.state.kind=cnn"], "does not read state. Set mlp or hpt_state, or module:Class"),
     ],
 )  # fmt: skip
 def test_a_stem_that_does_not_fit_its_encoder_is_refused(words, says):

@@ -157,7 +157,7 @@ def test_a_policy_does_what_it_is_told_and_another_sentence_hurts():
     [
         (["policy.stems.language.kind=sentence"], "Set policy.encoders.language.kind=minilm"),
         (["policy.stems.language.kind=sentence", "policy.encoders.language.kind=minilm", "policy.encoders.language.frozen=false"], "never trained"),
-        (["policy.stems.state.kind=sentence"], "does not read state. Set mlp, or module:Class"),
+        (["policy.stems.state.kind=sentence"], "does not read state. Set mlp or hpt_state, or module:Class"),
     ],
 )  # fmt: skip
 def test_a_part_that_does_not_fit_is_refused(words, says):

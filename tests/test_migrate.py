@@ -232,6 +232,7 @@ WORDS = [
     ("run.py", ["--config_name", "config_unified"], ["--config-name=config_unified", "--config-path=configs", "train_mode=single"]),
     ("run_ddp.py", ["--model=depth", "--local_rank=0"], ["--config-name=config_ddp_depth", f"--config-path={BEFORE}", "train_mode=distributed"]),
     ("run_train.py", ["--config-name=quickstart"], ["--config-name=quickstart"]),
+    ("run_train.py", ["--config-name=quickstart", "network.embed_dim=64", "dataloader.batch_size=8"], ["--config-name=quickstart", "policy.width=64", "batch_size=8"]),
     ("run_train.py", ["train_mode=single", "--seed=3"], ["--config-name=config_unified", "--config-path=configs", "train_mode=single", "seed=3"]),
     ("run_train.py", ["--help"], ["--help"]),
     ("run_eval_sim.py", ["rollout_runner.episode_num=3"], ["episodes=3"]),
@@ -247,7 +248,10 @@ def test_words_of_old_commands_are_words_of_ours(name, words, todays, old_reposi
 
 
 MISTAKES = [
-    ("run_train.py", "--model=depth", "unknown key model"),
+    ("run_train.py", "--model=depth", "Type --config-name=config_ddp_depth"),
+    ("run_train.py", "network=rgb", "with - network: rgb in its defaults, and type --config-name=<its name>"),
+    ("run.py", "network.drop_path=0.1", "policy.dropout"),
+    ("run_eval_sim.py", "network.temporal_agg=true", "temporal_ensembling=true"),
     ("run_train.py", "train.total_epoch=3", "Did you mean train.total_epochs"),
     ("run.py", "--config-name=nothing", "no file nothing.yaml"),
     ("run_eval_sim.py", "--config-name=config_eval", "evaluation has no configuration file"),

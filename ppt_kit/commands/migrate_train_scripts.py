@@ -12,7 +12,7 @@ from ppt_kit.migration.keys import MigrateConfig
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from ppt_kit.migration.folder import Copy, Write
+    from ppt_kit.migration.folder import Change
 
 
 def main(cfg: DictConfig) -> int:
@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> int:
     project = Path(cfg.project).expanduser()
     check_project(project)
     if cfg.undo:
-        if cfg.backup or cfg.create_wrappers or cfg.convert_config:
+        if asked_for(cfg):
             raise UserError("--undo takes back what was made, and makes nothing itself. Type it alone.")
         return undone(project, dry_run=cfg.dry_run)
     changes = planned(cfg, project)
@@ -38,14 +38,17 @@ def main(cfg: DictConfig) -> int:
     return 0
 
 
-def planned(cfg: DictConfig, project: Path) -> list[Copy | Write]:
+def planned(cfg: DictConfig, project: Path) -> list[Change]:
     """What the words ask for, in order."""
     from ppt_kit.migration import convert, folder
 
-    if not (cfg.backup or cfg.create_wrappers or cfg.convert_config):
-        raise UserError("nothing is asked for. Type --backup, --create-wrappers, --convert-config=FILE or --undo.")
+    if not asked_for(cfg):
+        raise UserError(
+            "nothing is asked for. Type --backup, --create-wrappers, --convert-config=FILE, "
+            "--convert-checkpoint=FOLDER or --undo."
+        )
     into = folder.new_backup_folder(project)
-    changes: list[Copy | Write] = []
+    changes: list[Change] = []
     if cfg.backup:
         changes += folder.backups(project, into)
     if cfg.create_wrappers:
@@ -55,7 +58,31 @@ def planned(cfg: DictConfig, project: Path) -> list[Copy | Write]:
         path, text, done = convert.converted_config(asked if asked.exists() else project / asked)
         print(convert.told(done))
         changes += folder.writes(project, path, text, folder=into)
+    if cfg.convert_checkpoint:
+        changes += converted_checkpoint(cfg, project)
+    elif cfg.dataset_path or cfg.half_noise:
+        name = "dataset-path" if cfg.dataset_path else "half-noise"
+        raise UserError(f"--{name} is of --convert-checkpoint=FOLDER, which is not given.")
     return list(dict.fromkeys(changes))
+
+
+def asked_for(cfg: DictConfig) -> bool:
+    """Whether the words ask for something to be made."""
+    return bool(cfg.backup or cfg.create_wrappers or cfg.convert_config or cfg.convert_checkpoint)
+
+
+def converted_checkpoint(cfg: DictConfig, project: Path) -> list[Change]:
+    """The files of a run folder of ours; says what holds in it, and what does not."""
+    from ppt_kit.adopt.run import adopted_run
+    from ppt_kit.migration.folder import makes
+
+    asked = Path(cfg.convert_checkpoint).expanduser()
+    data = Path(cfg.dataset_path).expanduser() if cfg.dataset_path else None
+    run = adopted_run(
+        asked if asked.exists() else project / asked, project=project, dataset_path=data, half_noise=cfg.half_noise
+    )
+    print(run.told())
+    return [change for name, content in run.files.items() for change in makes(project, run.folder / name, content)]
 
 
 def undone(project: Path, *, dry_run: bool) -> int:
@@ -79,7 +106,8 @@ def run() -> None:
     cli.run(
         main,
         schema=MigrateConfig,
-        about="Backs up the scripts of ppt_learning, writes ones in their place that hand over, converts files.",
+        about="Backs up the scripts of ppt_learning, writes ones in their place that hand over, converts "
+        "configurations and trained policies.",
     )
 
 

@@ -120,6 +120,15 @@ def translated(values: dict, *, origin: str) -> Translated:
     return done
 
 
+def plain_values(values: dict, *, origin: str) -> dict[str, Any]:
+    """{dotted key: value} of a composed configuration of ppt_learning, less what does not resolve here.
+
+    Raises:
+        UserError: an `${eval:…}` is more than arithmetic.
+    """
+    return {key: value for key, value in _resolved(values, origin) if not isinstance(value, _Unresolved)}
+
+
 @dataclass
 class _Unresolved:
     """An interpolation that stands for nothing here."""

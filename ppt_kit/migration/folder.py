@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -56,6 +57,17 @@ class Write:
     backup: Path | None
 
 
+@dataclass(frozen=True)
+class Make:
+    """A file of ours that takes no other's place, and whose bytes are made when it is written."""
+
+    path: Path
+    content: Callable[[], bytes]
+
+
+Change = Copy | Write | Make
+
+
 def check_project(project: Path) -> None:
     """Raises UserError unless `project` is a folder that can be written to, and not ppt_kit's own."""
     if not project.is_dir():
@@ -72,16 +84,16 @@ def new_backup_folder(project: Path) -> Path:
     return next(folder for folder in (first, *numbered) if not folder.exists())
 
 
-def backups(project: Path, folder: Path) -> list[Copy | Write]:
+def backups(project: Path, folder: Path) -> list[Change]:
     """Copies of the old scripts, less the wrappers of ours."""
     ours = {entry["path"]: entry["sha256"] for entry in _record(project)}
     found = sorted({path for pattern in OLD_SCRIPTS for path in project.glob(pattern) if path.is_file()})
     return [Copy(path, folder / path.name) for path in found if ours.get(path.name) != _digest(path)]
 
 
-def wrappers(project: Path, folder: Path) -> list[Copy | Write]:
+def wrappers(project: Path, folder: Path) -> list[Change]:
     """What writes the wrappers, each behind the backup of what it takes the place of."""
-    changes: list[Copy | Write] = []
+    changes: list[Change] = []
     for name, old in OLD.items():
         words = "".join(f" {key}={value}" for key, value in old.words)
         cure = f"pip install -e {clone()}" if clone() else f"{sys.executable} {name}"
@@ -90,7 +102,7 @@ def wrappers(project: Path, folder: Path) -> list[Copy | Write]:
     return changes
 
 
-def writes(project: Path, path: Path, text: str, *, folder: Path) -> list[Copy | Write]:
+def writes(project: Path, path: Path, text: str, *, folder: Path) -> list[Change]:
     """What puts `text` at `path`; nothing where it stands there already.
 
     Raises:
@@ -110,15 +122,29 @@ def writes(project: Path, path: Path, text: str, *, folder: Path) -> list[Copy |
     return [Copy(path, copy), Write(path, text, copy)]
 
 
-def said(change: Copy | Write, project: Path) -> str:
+def makes(project: Path, path: Path, content: Callable[[], bytes]) -> list[Change]:
+    """What puts a new file at `path`; one that this script wrote there before is written anew.
+
+    Raises:
+        UserError: something else stands there.
+    """
+    known = next((entry for entry in _record(project) if entry["path"] == _name(path, project)), None)
+    if path.exists() and (known is None or known["sha256"] != _digest(path)):
+        raise UserError(f"{path}: is there already, and was not written by this script. Move it away.")
+    return [Make(path, content)]
+
+
+def said(change: Change, project: Path) -> str:
     """A change in a line."""
     if isinstance(change, Copy):
         return f"back up  {_name(change.source, project)} -> {_name(change.target, project)}"
+    if isinstance(change, Make):
+        return f"write    {_name(change.path, project)}"
     kept = f", in the place of what {_name(change.backup, project)} keeps" if change.backup else ""
     return f"write    {_name(change.path, project)}{kept}"
 
 
-def make(change: Copy | Write, project: Path) -> None:
+def make(change: Change, project: Path) -> None:
     """Makes a change; what is written is recorded before it is.
 
     Raises:
@@ -130,11 +156,13 @@ def make(change: Copy | Write, project: Path) -> None:
             if not change.target.exists():
                 write_whole(change.target, lambda beside: shutil.copy2(change.source, beside))
             return
+        content = change.content() if isinstance(change, Make) else change.text.encode()
+        backup = change.backup if isinstance(change, Write) else None
         entries = [entry for entry in _record(project) if entry["path"] != _name(change.path, project)]
-        backup = _name(change.backup, project) if change.backup else None
-        digest = hashlib.sha256(change.text.encode()).hexdigest()
-        _keep(project, [*entries, {"path": _name(change.path, project), "sha256": digest, "backup": backup}])
-        write_text(change.path, change.text)
+        digest, kept = hashlib.sha256(content).hexdigest(), _name(backup, project) if backup else None
+        _keep(project, [*entries, {"path": _name(change.path, project), "sha256": digest, "backup": kept}])
+        change.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(change.path, lambda beside: beside.write_bytes(content))
     except OSError as error:
         raise UserError(
             f"{project}: {error.filename}: {error.strerror}. What was made is taken back by --undo."
@@ -192,9 +220,16 @@ def take_back(each: Return, project: Path) -> None:
             write_whole(each.path, lambda beside: shutil.copy2(backup, beside))
         else:
             each.path.unlink(missing_ok=True)
+            _remove_empty(each.path.parent)
         _keep(project, [entry for entry in _record(project) if entry["path"] != _name(each.path, project)])
     except OSError as error:
         raise UserError(f"{project}: {error.filename}: {error.strerror}. Make room and type --undo again.") from None
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a folder that --convert-checkpoint made, once nothing is in it."""
+    if folder.name.endswith("_ppt_kit") and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _record(project: Path) -> list[dict[str, Any]]:
@@ -215,7 +250,10 @@ def _keep(project: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def _digest(path: Path | None) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
+    if path is None or not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _name(path: Path, project: Path) -> str:

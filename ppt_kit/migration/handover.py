@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ppt_kit.errors import UserError
+from ppt_kit.migration.ancestor import MOVED, TELLING
+from ppt_kit.migration.reasons import reason_for
 from ppt_kit.programs import to_type_anywhere
 from ppt_kit.schema import Config, EvaluateConfig
 from ppt_kit.words import own_words, parse_words
@@ -17,6 +19,8 @@ from ppt_kit.words import own_words, parse_words
 # of ppt_learning, where its configurations lie
 CONFIG_FOLDERS = ("configs", "ppt_learning/experiments/configs")
 FILE_WORDS = ("config_name", "config_path")
+# of their `defaults`, each a folder of files
+GROUPS = ("network", "env", "stem", "head", "datasetsize")
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def todays_words(name: str, words: Sequence[str], *, project: Path) -> list[str]
     model = ("model",) if name == "run_ddp.py" else ()
     schema = Config if old.config else EvaluateConfig
     pairs = dict(parse_words(given, schema=schema, beside=(*FILE_WORDS, *model)))
+    pairs = _by_todays_names(name, pairs, moved=MOVED if old.config else {})
     if not old.config:
         return _evaluating(name, pairs)
     config = _named(pairs, model, default=old.config)
@@ -86,12 +91,36 @@ def todays_words(name: str, words: Sequence[str], *, project: Path) -> list[str]
     return [*files, *(f"{key}={value}" for key, value in pairs.items())]
 
 
+def _by_todays_names(name: str, pairs: dict[str, str], *, moved: Mapping[str, str]) -> dict[str, str]:
+    """The words with today's keys.
+
+    Raises:
+        UserError: a key of ppt_learning's that has none.
+    """
+    found: dict[str, str] = {}
+    for key, text in pairs.items():
+        if key in GROUPS and "{" not in text:
+            raise UserError(
+                f"{name} {key}={text}: chooses the file {key}/{text}.yaml, and here a configuration chooses its own. "
+                f"Copy yours to another name, with - {key}: {text} in its defaults, and type --config-name=<its name>."
+            )
+        if key == "model" and name != "run_ddp.py":
+            raise UserError(f"{name} --model={text}: is a word of run_ddp.py. Type --config-name=config_ddp_{text}.")
+        if key.split(".")[0] in TELLING and key not in moved:
+            raise UserError(f"{name} {key}={text}: {reason_for(key, text)}.")
+        today = moved.get(key, key)
+        if found.setdefault(today, text) != text:
+            raise UserError(f"{name}: {key}={text} and {today}={found[today]} are two words for one key. Give one.")
+    return found
+
+
 def _evaluating(name: str, pairs: dict[str, str]) -> list[str]:
     for key in FILE_WORDS:
         if key in pairs:
+            folder = pairs.get("train.pretrained_dir", "<run folder>")
             raise UserError(
                 f"{name} --{key.replace('_', '-')}={pairs[key]}: evaluation has no configuration file now, the run "
-                "folder has it all. Type train.pretrained_dir=<run folder>, and what is to differ as words."
+                f"folder has it all. Type python {name} train.pretrained_dir={folder}, and what is to differ as words."
             )
     return [f"{key}={value}" for key, value in pairs.items()]
 

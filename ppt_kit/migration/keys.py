@@ -19,5 +19,16 @@ class MigrateConfig:
     convert_config: str | None = key(
         None, "write this YAML file of ppt_learning in today's keys beside it, as NAME_ppt_kit.yaml"
     )
+    convert_checkpoint: str | None = key(
+        None,
+        "write a run folder of ppt_kit beside this one of ppt_learning (config.yaml, model*.pth), as FOLDER_ppt_kit; "
+        "a single .pth file will do",
+    )
+    dataset_path: str | None = key(
+        None, "--convert-checkpoint: folder of its datasets; null = where its config.yaml says"
+    )
+    half_noise: bool = key(
+        False, "--convert-checkpoint: its diffusion head sampled from noise of 0.5 with eta=0.5, as late versions did"
+    )
     dry_run: bool = key(False, "list what would change, and change nothing")
     undo: bool = key(False, "put back what stood there before, and take away what was written")

@@ -70,8 +70,9 @@ def _trunk(policy: PPTPolicy) -> str:
     if not trunks:
         return f"none, tokens of width {options.width}"
     each = " for each domain" if len(trunks) > 1 else ""
+    of_hpt = " of HPT" if options.trunk_kind == "hpt" else ""
     return (
-        f"{options.depth} blocks, width {options.width}, {options.num_heads} heads "
+        f"{options.depth} blocks{of_hpt}, width {options.width}, {options.num_heads} heads "
         f"{_count(trunks[0].parameters())}{each}{_frozen(policy, 'trunk')}"
     )
 

@@ -14,6 +14,7 @@ from ppt_kit.model_keys import MODALITIES, PolicyConfig, can_see
 from ppt_kit.models.domains import Group
 from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen
 from ppt_kit.models.heads import HEADS, Head
+from ppt_kit.models.hpt.trunk import HPTTrunk
 from ppt_kit.models.part import Sizes, build_part
 from ppt_kit.models.stems import STEMS, Stem
 from ppt_kit.models.trunk import Trunk
@@ -55,7 +56,8 @@ class Maker:
 
     def trunk(self) -> Trunk:
         options = self.options
-        return Trunk(width=options.width, depth=options.depth, num_heads=options.num_heads, dropout=options.dropout)
+        made = HPTTrunk if options.trunk_kind == "hpt" else Trunk
+        return made(width=options.width, depth=options.depth, num_heads=options.num_heads, dropout=options.dropout)
 
     def encoders(self, specs: Sequence[Spec]) -> dict[str, nn.Module]:
         """Modality -> encoder of all domains, of the modalities that have one; made before the stems behind them."""

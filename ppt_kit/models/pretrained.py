@@ -19,7 +19,7 @@ NAMES = {
     "encoders": ("encoders",),
 }
 DECIDED_BY = {
-    "trunk": "policy.width, policy.depth and policy.num_heads",
+    "trunk": "policy.width, policy.depth, policy.num_heads and policy.trunk_kind",
     "stems": "policy.width, policy.stems and the sizes of the observations",
     "heads": "policy.width, policy.pooling, policy.head and the sizes of the actions",
     "encoders": "policy.encoders",

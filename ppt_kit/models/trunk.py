@@ -57,10 +57,13 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     """Transformer over the tokens of all stems."""
 
+    block: type[Block] = Block
+    norm: nn.Module
+
     def __init__(self, *, width: int, depth: int, num_heads: int, dropout: float):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, dropout=dropout, name=f"trunk.{index}") for index in range(depth)
+            self.block(width, num_heads, dropout=dropout, name=f"trunk.{index}") for index in range(depth)
         )
         self.norm = nn.LayerNorm(width)
         # activation checkpointing: the dropout is counted, so the second pass repeats the first

@@ -11,6 +11,8 @@ HEADS: dict[str, str] = {
     "meanflow": "ppt_kit.models.heads.meanflow:MeanFlowHead",
     "mixture": "ppt_kit.models.heads.mixture:MixtureHead",
     "cvae": "ppt_kit.models.heads.cvae:CVAEHead",
+    "hpt_mlp": "ppt_kit.models.hpt.heads:HPTMLPHead",
+    "hpt_diffusion": "ppt_kit.models.hpt.diffusion:HPTDiffusionHead",
 }
 
 __all__ = ["HEADS", "NOTHING", "Given", "Head"]

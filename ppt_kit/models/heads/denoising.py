@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import nn
 
 from ppt_kit.models.heads.head import NOTHING, Given, Head, own_numbers, supervised, without_padding
-from ppt_kit.models.heads.networks import build_network
+from ppt_kit.models.heads.networks import Network, build_network
 from ppt_kit.models.heads.options import whole
 from ppt_kit.models.part import Sizes
 from ppt_kit.randomness import normal
@@ -78,7 +80,11 @@ class DenoisingHead(Head):
         super().__init__()
         self.name, self.num_steps = sizes.name, options.num_steps
         self.shape = (sizes.horizon.action, sizes.spec.action_dim)
-        self.context, self.network = build_network(
+        self.context, self.network = self._networks(sizes, options)
+
+    def _networks(self, sizes: Sizes, options: Any) -> tuple[nn.Module, Network]:
+        """What it needs of the tokens, and the network."""
+        return build_network(
             sizes, options.network, widths=options.widths, num_layers=options.num_layers, num_times=self.num_times
         )
 

@@ -43,8 +43,10 @@ class DiffusionOptions(DenoisingOptions):
 class DiffusionHead(DenoisingHead):
     """Learns what noise was put into a chunk, and takes it out step by step."""
 
+    options: type[DiffusionOptions] = DiffusionOptions
+
     def __init__(self, sizes: Sizes, **options: Any):
-        asked = read_options(DiffusionOptions, options)
+        asked = read_options(self.options, options)
         super().__init__(sizes, asked)
         self.sampler = asked.sampler
         self.schedule = Schedule(asked.num_train_steps, betas=asked.betas, prediction=asked.prediction, clip=asked.clip)

@@ -59,10 +59,14 @@ class Schedule(Exact):
         Raises:
             ValueError: training has fewer.
         """
-        if num_steps > self.num_train_steps:
-            raise ValueError(f"num_steps={num_steps}: this head was trained on {self.num_train_steps} steps at most.")
+        self.check(num_steps)
         # so that the first has no chunk in it and one step is enough: Lin et al. 2024
         return [round(self.num_train_steps * (1 - done / num_steps)) - 1 for done in range(num_steps)]
+
+    def check(self, num_steps: int) -> None:
+        """Raises ValueError when training has fewer steps than sampling is to go through."""
+        if num_steps > self.num_train_steps:
+            raise ValueError(f"num_steps={num_steps}: this head was trained on {self.num_train_steps} steps at most.")
 
     def clean(self, noisy: torch.Tensor, predicted: torch.Tensor, step: int) -> torch.Tensor:
         """(B, Ta, Da) the chunk that a prediction at a training step stands for."""

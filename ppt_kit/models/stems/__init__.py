@@ -10,6 +10,9 @@ STEMS: dict[str, str] = {
     "dp3": "ppt_kit.models.stems.cloud_dp3:DP3Stem",
     "patches": "ppt_kit.models.stems.cloud_patches:PatchesStem",
     "pointnext": "ppt_kit.models.stems.cloud_pointnext:PointNeXtStem",
+    "hpt_state": "ppt_kit.models.hpt.stems:HPTStateStem",
+    "hpt_resnet": "ppt_kit.models.hpt.pictures:HPTResNetStem",
+    "hpt_cloud": "ppt_kit.models.hpt.stems:HPTCloudStem",
     "sentence": "ppt_kit.models.stems.language:SentenceStem",
 }
 
