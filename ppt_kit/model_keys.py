@@ -133,8 +133,8 @@ class PolicyConfig:
     )
     cloud_origin: str | None = key(
         None,
-        "state key with x, y, z (m) that the points of a cloud are told from, e.g. eef_pos: what lies before the hand "
-        "looks alike wherever the hand is; null = as recorded",
+        "state key with x, y, z (m) that the points of a cloud are told from, so that what lies before the hand looks "
+        "alike wherever it is; auto = eef_pos where every domain has it; null = as recorded",
     )
     history: str = key(
         "none",

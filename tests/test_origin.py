@@ -75,15 +75,27 @@ def test_an_origin_that_the_policy_cannot_see_is_refused(options, says):
         policy_of({"first": FIRST}, **options)
 
 
+def test_auto_takes_the_hand_where_every_domain_has_its_place():
+    without = Spec(state={"eef_pos": 5}, action={"actions": 4}, points=10, channels=6)
+    blind = Spec(state={"eef_pos": 3}, action={"actions": 4})
+    for specs, found in (
+        ({"first": FIRST, "second": SECOND}, "eef_pos"), ({"first": FIRST, "without": without}, None),
+        ({"blind": blind}, None),
+    ):  # fmt: skip
+        assert policy_of(specs, cloud_origin="auto").cloud_origin == found
+    obs, words = obs_of(FIRST), {"cloud_origin": "eef_pos"}
+    auto, told = policy_of({"first": FIRST}, cloud_origin="auto"), policy_of({"first": FIRST}, **words)
+    assert torch.equal(auto.act(obs), told.act(obs))
+
+
 def test_a_run_trains_and_acts_from_the_hand_and_its_stems_are_not_taken_for_others(small_cfg):
     run = ppt.UnifiedTrainer(small_cfg("policy.cloud_origin=eef_pos", "train.total_epochs=1"), mode="single")
     run.run()
     policy = ppt.load_policy(run.run_dir)
     assert "points told from eef_pos" in repr(policy)
-    spec = policy.specs["a"]
-    obs = obs_of(spec)
+    obs = obs_of(policy.specs["a"])
     far = {"state": obs["state"], "pointcloud": obs["pointcloud"] + 1.0}
     assert not torch.allclose(policy.act(obs), policy.act(far), atol=1e-4)
     words = (f"train.pretrained_dir={run.run_dir}", "train.pretrained_parts=[stems]", "suffix=other")
     with pytest.raises(UserError, match=r"policy.cloud_origin=eef_pos, and here it is null"):
-        ppt.UnifiedTrainer(small_cfg(*words), mode="single").run()
+        ppt.UnifiedTrainer(small_cfg("policy.cloud_origin=null", *words), mode="single").run()

@@ -15,7 +15,7 @@ from ppt_kit.models.domains import Group, Rows, groups_of, module_key
 from ppt_kit.models.encoders import with_every_camera
 from ppt_kit.models.making import Maker, modalities_of
 from ppt_kit.models.missing import Missing, blanked, by_modality, left_out, of_modality, sources_of, sources_there
-from ppt_kit.models.origin import from_origin, origin_columns
+from ppt_kit.models.origin import from_origin, origin_columns, origin_of
 from ppt_kit.models.pooling import Pooling, Positions
 from ppt_kit.models.rows import first_row, own_cameras, select
 from ppt_kit.models.stems import Stem
@@ -33,6 +33,7 @@ class Backbone(nn.Module):
         modalities: those it sees, of spec.MODALITIES.
         domains: names, in the order that a batch's "domain" counts.
         groups: which modules serve which domains.
+        cloud_origin: the state key that its clouds are told from; None = as recorded.
         frozen_parts: of "trunk" and "stems", those that are not trained.
     Raises:
         UserError: a part that the options name cannot be found or made, or cannot serve all domains.
@@ -57,8 +58,9 @@ class Backbone(nn.Module):
         self.trunks = nn.ModuleDict({group.key: self.make.trunk() for group in owners})
         self._prepare_missing()
         self._make_between()
-        origin = options.cloud_origin
-        self.register_buffer("_origin", origin_columns(self.specs, origin) if origin else None, persistent=False)
+        self.cloud_origin = origin_of(options.cloud_origin, self.specs)
+        columns = origin_columns(self.specs, self.cloud_origin) if self.cloud_origin else None
+        self.register_buffer("_origin", columns, persistent=False)
 
     def all_trunks(self) -> Iterator[tuple[str, Trunk]]:
         """(name in the state dict, trunk): one, one of each domain (share=none), or none (no_trunk)."""

@@ -27,8 +27,8 @@ def describe(policy: PPTPolicy) -> str:
     ]
     frames, actions = policy.horizon.observation, policy.horizon.action
     lines.append(f"  sees      {frames} frame(s) of {', '.join(policy.modalities)}")
-    if options.cloud_origin:
-        lines[-1] += f", points told from {options.cloud_origin}"
+    if policy.cloud_origin:
+        lines[-1] += f", points told from {policy.cloud_origin}"
     for name in policy.domains[:FEW]:
         spec = policy.specs[name]
         lines.append(f"    {name}: {in_words(spec)} -> {actions} actions of {spec.action_dim}")

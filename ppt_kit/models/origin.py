@@ -9,6 +9,22 @@ import torch
 from ppt_kit.errors import UserError
 from ppt_kit.spec import Spec
 
+# what policy.cloud_origin=auto looks for
+AUTO, HAND = "auto", "eef_pos"
+
+
+def origin_of(asked: str | None, specs: Mapping[str, Spec]) -> str | None:
+    """The state key that clouds are told from: of auto, the hand's place where every domain has one; None = none.
+
+    Args:
+        asked: policy.cloud_origin.
+        specs: domain -> what the policy sees of it.
+    """
+    if asked != AUTO:
+        return asked
+    has_hand = all(spec.state.get(HAND) == 3 and spec.points for spec in specs.values())
+    return HAND if has_hand else None
+
 
 def origin_columns(specs: Mapping[str, Spec], name: str) -> torch.Tensor:
     """(number of domains,) int64: the column of each domain's state where the origin's x stands; y and z follow.

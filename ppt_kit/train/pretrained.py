@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
-from ppt_kit.models.origin import check_same_origin
+from ppt_kit.models.origin import check_same_origin, origin_of
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.pretrained import NAMES, check_behind_encoders, in_short, take_parts
 from ppt_kit.train_keys import TrainConfig
@@ -27,8 +28,7 @@ def begin_with(policy: PPTPolicy, content: Mapping[str, Any], options: TrainConf
         if "stems" in parts:
             check_behind_encoders(policy.encoder_fingerprints, content.get("encoders", {}))
             if "pointcloud" in policy.modalities:
-                theirs = content.get("config", {}).get("policy", {}).get("cloud_origin")
-                check_same_origin(policy.options.cloud_origin, theirs)
+                check_same_origin(policy.cloud_origin, _origin_in(content))
         weights = content.get("ema") or content["policy"]
         taken = take_parts(policy, weights, parts=parts, domain=options.pretrained_domain)
     except ValueError as error:
@@ -50,3 +50,9 @@ def begin_with(policy: PPTPolicy, content: Mapping[str, Any], options: TrainConf
         for what, names in counted.items()
         if names
     ]
+
+
+def _origin_in(content: Mapping[str, Any]) -> str | None:
+    """What the clouds of a checkpoint's stems are told from."""
+    asked = content.get("config", {}).get("policy", {}).get("cloud_origin")
+    return origin_of(asked, {name: View.from_plain(view).spec for name, view in content.get("views", {}).items()})
