@@ -143,10 +143,8 @@ def test_an_installation_trains_and_says_what_to_type_there(programs, tmp_path):
 
 
 @pytest.mark.long
-def test_an_installation_does_it_all(programs, tmp_path):
-    """Ranks of each launcher, evaluation, replay, DeepSpeed's folders, conversion, sweep, migration."""
+def test_every_launcher_starts_two_ranks_of_an_installation(programs, tmp_path):
     begin = partial(run, programs, tmp_path)
-    assert "packages" in begin("ppt-doctor", code=None)
     begin("ppt-collect", "simulator=planar", "task=detour", "episodes=4")
     two = ("deepspeed", "--num_gpus=2", f"--master_port={free_port()}")
     python = ("python", "-m", "torch.distributed.run")
@@ -159,10 +157,18 @@ def test_an_installation_does_it_all(programs, tmp_path):
     for name, command in launched.items():
         begin(*command, *TINY, "deepspeed=zero2", f"suffix={name}")
         assert "batch_size 8 x 2 process(es)" in (tmp_path / f"outputs/models/detour/{name}/train.log").read_text()
-    run_dir = "outputs/models/detour/module"
+
+
+@pytest.mark.long
+def test_an_installation_measures_replays_converts_sweeps_and_migrates(programs, tmp_path):
+    begin = partial(run, programs, tmp_path)
+    assert "packages" in begin("ppt-doctor", code=None)
+    begin("ppt-collect", "simulator=planar", "task=detour", "episodes=4")
+    begin("ppt-train", *TINY, "suffix=one")
+    run_dir = "outputs/models/detour/one"
     begin("ppt-eval", f"train.pretrained_dir={run_dir}", "episodes=2", "eval_mode=parallel", "n_procs=2")
     begin("ppt-verify-card", run_dir, "episodes=1")
-    assert "ppt-eval train.pretrained_dir=" in begin("ppt-verify-card", "outputs/models/detour/own", code=2)
+    assert "ppt-eval train.pretrained_dir=" in begin("ppt-verify-card", "outputs/models/detour", code=2)
     begin("python", str(ROOT / "tests/ds_writer.py"), "written", str(free_port()), str(free_port()))
     begin("ppt-ds-checkpoint", "inspect", "written/zero2x2")
     begin("ppt-convert", "source=data/detour.zarr", "target=converted", "to=lerobot")
