@@ -237,7 +237,9 @@ class _Loop:
         run.progress.val_loss = run.engine.eval_loss(validation_batches(run))
         self._tell(run.tracker.row("val", step=done, epoch=epoch, loss=run.progress.val_loss))
         epochs = run.epoch_of(run.total_steps - 1) + 1
-        log.info("epoch %d/%d  loss %.4f  val %.4f", epoch, epochs, run.progress.loss, run.progress.val_loss)
+        # before the first row of training none is known
+        loss = f"loss {run.progress.loss:.4f}  " if math.isfinite(run.progress.loss) else ""
+        log.info("epoch %d/%d  %sval %.4f", epoch, epochs, loss, run.progress.val_loss)
         self._pace.validating += time.perf_counter() - began
 
     def _save(self, done: int, epoch: int, *, numbered: bool, evaluates: bool) -> None:

@@ -287,7 +287,7 @@ class View {
     this.note.setAttribute("role", "status");
     this.forms = element("div", { className: "line ask" }, this.form("lr", "peak learning rate"), this.form("epochs", "epochs"), ...(this.headed ? [] : [this.save]));
     this.root = element(
-      "div", { className: "ppt-live" },
+      "div", { className: this.headed ? "ppt-live" : "ppt-live below" },
       ...(this.headed ? [element("div", { className: "line head" }, this.name, this.state, this.save, this.stop)] : []),
       element("div", { className: "bar" }, this.fill),
       element("div", { className: "where" }, this.far, ...(this.headed ? [] : [this.state]), this.left),
@@ -380,7 +380,8 @@ class View {
     const epoch = last.epoch ? `, epoch ${last.epoch}${last.epochs ? ` of ${last.epochs}` : ""}` : "";
     this.far.textContent = step ? `step ${short(step)}${total ? ` of ${short(total)}` : ""}${epoch}` : "no step yet";
     this.showNumbers();
-    const end = Math.max(1, Math.min(total, step * 1.03)), brand = "--jp-brand-color1", warm = "--jp-warn-color1";
+    // a validation may be of a later step than the newest row of training
+    const end = Math.max(1, Math.min(total, Math.max(step, known.val.at(-1)?.[0] ?? 0) * 1.03)), brand = "--jp-brand-color1", warm = "--jp-warn-color1";
     this.loss.set(
       [
         { name: "training", points: known.train, color: brand, thin: known.train.length > 1 },
