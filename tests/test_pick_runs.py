@@ -67,5 +67,11 @@ def test_runs_are_picked_with_the_mouse_and_the_keyboard(theme, lab, models, tmp
     page.click("button:has-text('Read again')")
     page.wait_for_selector("tr[data-run='late']")
     assert lab.ask("len(picker.runs)") == 2
+    # where the table is wider than its cell, what unfolds a run stays in sight
+    page.set_viewport_size({"width": 640, "height": 1000})
+    scroll = page.locator(".ppt-picker .ppt-scroll")
+    lab.wait(lambda: scroll.evaluate("each => each.scrollWidth > each.clientWidth"))
+    edge, button = scroll.bounding_box(), page.locator("tr[data-run='late'] .ppt-files").bounding_box()
+    assert button["x"] + button["width"] <= edge["x"] + edge["width"]
     assert lab.elsewhere == []
     assert lab.complaints == []
