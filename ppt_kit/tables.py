@@ -66,7 +66,8 @@ def brief(value: Any) -> str:
         return "–"
     if isinstance(value, (float, np.floating)):
         # whole numbers that a missing one beside them has made floats
-        return str(int(value)) if abs(value) < LARGEST_WHOLE and value == int(value) else f"{value:.4g}"
+        number = float(value)
+        return str(int(number)) if abs(number) < LARGEST_WHOLE and number.is_integer() else f"{number:.4g}"
     text = str(value)
     if len(text) <= LONGEST:
         return text

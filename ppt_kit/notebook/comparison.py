@@ -15,13 +15,14 @@ def plot_comparison(result: Comparison | MethodComparison) -> Plot:
 
     Two methods with several training runs: every run's rate, the means with their intervals.
     """
+    figure = Plot(figsize=(6.4, 3.8), layout="constrained")
     if isinstance(result, Comparison):
-        data, code, draw = result.sequence, "result.sequence", _draw_sequence
+        figure.data, figure.code = result.sequence, "result.sequence"
+        _draw_sequence(figure.add_subplot(), result)
     else:
-        data = result.runs.merge(result.variance, on="method", suffixes=("", "_mean"))
-        code, draw = 'result.runs.merge(result.variance, on="method", suffixes=("", "_mean"))', _draw_runs
-    figure = Plot(figsize=(6.4, 3.8), layout="constrained", data=data, code=code)
-    draw(figure.add_subplot(), result)
+        figure.data = result.runs.merge(result.variance, on="method", suffixes=("", "_mean"))
+        figure.code = "result.runs.merge(result.variance, on='method', suffixes=('', '_mean'))"
+        _draw_runs(figure.add_subplot(), result)
     return figure
 
 

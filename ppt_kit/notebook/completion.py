@@ -49,7 +49,7 @@ def _next_names(begun: str, *, end: str) -> list[str]:
     from ppt_kit.keys import leaves_of
     from ppt_kit.schema import Config
 
-    found = {}
+    found: dict[str, None] = {}
     for key in leaves_of(Config):
         if key.startswith(begun):
             rest, dot, _ = key[len(begun) :].partition(".")

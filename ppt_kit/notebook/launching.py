@@ -76,21 +76,16 @@ def launch(
         UserError: cfg, the data, the hosts, or more ranks than GPUs; or a run trains in that folder already.
     """
     cfg = from_mapping(cfg)
-    if launcher not in LAUNCHERS:
-        raise UserError(f"launcher={launcher!r}. Give one of {', '.join(LAUNCHERS)}.")
+    _check_choices(launcher, hostfile, slurm)
     here = _ranks_of_a_node(cfg, num_gpus, elsewhere=hostfile is not None or slurm is not None)
     words: dict[str, Any] = {"num_devices": num_visible_devices()}
     total = here
-    if hostfile is not None and slurm is not None:
-        raise UserError("hostfile and slurm: both choose the nodes. Give one of them.")
     if hostfile is not None:
         hosts = read_hostfile(hostfile, num_gpus=num_gpus)
         check_reach(hosts)
         total = sum(hosts.values())
         words = {"num_devices": max(hosts.values()), "nodes": str(Path(hostfile).absolute())}
     elif slurm is not None:
-        if launcher != LAUNCHERS[0]:
-            raise UserError("launcher and slurm: the queue starts the ranks. Give one of them.")
         total = share_of(slurm, num_gpus=here).total
         words = {"num_devices": here, "nodes": dict(slurm)}
     else:
@@ -112,6 +107,15 @@ def attach(run_dir: str | Path) -> ShownJob:
         UserError: nothing was launched there, or from another host and into no queue.
     """
     return ShownJob.attach(run_dir)
+
+
+def _check_choices(launcher: str, hostfile: Any, slurm: Any) -> None:
+    if launcher not in LAUNCHERS:
+        raise UserError(f"launcher={launcher!r}. Give one of {', '.join(LAUNCHERS)}.")
+    if hostfile is not None and slurm is not None:
+        raise UserError("hostfile and slurm: both choose the nodes. Give one of them.")
+    if slurm is not None and launcher != LAUNCHERS[0]:
+        raise UserError("launcher and slurm: the queue starts the ranks. Give one of them.")
 
 
 def _hosts_file(run_dir: Path, total: int, *, num_devices: int) -> str:
