@@ -409,7 +409,7 @@ def trained(tmp_path_factory):
     def of(seed):
         cfg = ppt.load_config(
             "quickstart", f"dataset_path={folder}", f"output_dir={folder}/models", f"suffix=seed{seed}", f"seed={seed}",
-            "train.total_epochs=15", "save_interval=3", "train.last_k_checkpoints=0", "train.val_interval=0",
+            "train.total_epochs=15", "save_interval=1", "train.last_k_checkpoints=0", "train.val_interval=0",
         )  # fmt: skip
         run = ppt.UnifiedTrainer(cfg, mode="single")
         assert run.run() == 0
@@ -420,7 +420,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.long
 def test_a_final_checkpoint_is_found_to_beat_an_early_one_and_processes_agree(trained):
-    early, final = (trained(0) / f"model_{epoch}.pth" for epoch in (3, 15))
+    early, final = (trained(0) / f"model_{epoch}.pth" for epoch in (1, 15))
     options = {"episodes": 40, "max_steps": 90}
     one = ppt.compare(final, early, out_dir=trained(0) / "one", **options)
     two = ppt.compare(final, early, out_dir=trained(0) / "two", n_procs=2, **options)
