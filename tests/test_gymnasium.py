@@ -452,3 +452,12 @@ def test_pusht_from_the_command_line_to_rows_with_its_coverage(tmp_path):
     result = ppt.evaluate(policy, episodes=2, max_steps=6, videos=1, out_dir=tmp_path / "eval")
     assert [row["error"] for row in result.rows] == [None, None]
     assert result.videos[0].is_file()
+
+
+@pytest.mark.parametrize("head", ["diffusion", "mixture", "mlp"])
+def test_the_head_of_the_pusht_configuration_can_be_another(head):
+    """Whole: no option of the one that it has by itself is left."""
+    chosen = ppt.load_config("pusht", f"policy/head={head}").policy.head
+    plain = ppt.load_config("quickstart", f"policy/head={head}").policy.head
+    assert ppt.load_config("pusht").policy.head.kind == "flow"
+    assert chosen == plain
