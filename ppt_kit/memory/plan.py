@@ -107,17 +107,17 @@ class MemoryPlan:
         raise KeyError(f"{deepspeed} with {precision}: not in this plan")
 
     def __repr__(self) -> str:
-        table = self.table.to_string(index=False, float_format=lambda value: f"{value:.2f}")
+        table = self.table.to_string(index=False, float_format=lambda value: f"{value:.3g}")
         return f"{table}\n{self.said}"
 
     def _repr_html_(self) -> str:
         return shown(self.table, above=self.said.splitlines())
 
     def _line(self, row: Row) -> dict[str, Any]:
-        amounts = {f"{name}_gb": round(count / GB, 3) for name, count in row.parts.items()}
+        amounts = {f"{name}_gb": round(count / GB, 6) for name, count in row.parts.items()}
         return {
             "deepspeed": row.deepspeed, "precision": row.setup.precision, **amounts,
-            "total_gb": round(row.total / GB, 3), "fits": row.largest_batch >= self.batch_size,
+            "total_gb": round(row.total / GB, 6), "fits": row.largest_batch >= self.batch_size,
             "largest_batch": row.largest_batch,
         }  # fmt: skip
 
