@@ -145,7 +145,7 @@ MISTAKES = {
     ("train_mode=distributed", "precision=fp16", "deepspeed=zero1"): "precision=fp16 needs a GPU. Set precision=fp32",
     ("train_mode=distributed", "deepspeed=zero9"): "ds_configs/ has zero0",
     ("train_mode=distributed", "deepspeed=zero0", "precision=bf16"): "Set deepspeed=zero1, or precision=fp32",
-    ("train_mode=distributd",): "takes single, distributed or auto",
+    ("train_mode=distributd",): "Did you mean distributed?",
     ("train_mode=distributed", "world_size=0"): "world_size=0",
     ("train.resume=always",): "never, auto",
     ("train.freeze_trunk=true",): "train.pretrained_dir is empty",

@@ -89,12 +89,14 @@ def launch(
         total = share_of(slurm, num_gpus=here).total
         words = {"num_devices": here, "nodes": dict(slurm)}
     else:
-        _check_devices(here, given=num_gpus, there=words["num_devices"])
+        _check_devices(num_gpus, there=words["num_devices"])
     OmegaConf.update(cfg, "train_mode", "distributed")
     OmegaConf.update(cfg, "world_size", total)
     run = UnifiedTrainer(cfg)
     refuse_second(run.run_dir)
     open_sources(run.cfg, run.run_dir)
+    if words["num_devices"] == 0:
+        log.warning("no GPU is visible: %d rank(s) train on the CPU. %s", total, why_on_cpu(os.environ))
     if launcher == "deepspeed" and not words.get("nodes"):
         words |= {"num_devices": total, "nodes": _hosts_file(run.run_dir, total, num_devices=words["num_devices"])}
     return ShownJob.start(run.cfg, run.run_dir, world_size=total, detached=detached, own_logs=True, **words)
@@ -131,11 +133,9 @@ def _hosts_file(run_dir: Path, total: int, *, num_devices: int) -> str:
     return str(path)
 
 
-def _check_devices(ranks: int, *, given: int | None, there: int) -> None:
-    """Raises UserError where there are GPUs, and fewer than ranks; says so where there is none."""
-    if there == 0:
-        log.warning("no GPU is visible: %d rank(s) train on the CPU. %s", ranks, why_on_cpu(os.environ))
-    elif given is not None and given > there:
+def _check_devices(given: int | None, *, there: int) -> None:
+    """Raises UserError where there are GPUs, and fewer than were asked for."""
+    if given is not None and 0 < there < given:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise UserError(
             f"num_gpus={given}, but {there} GPU(s) are visible"
