@@ -18,6 +18,7 @@ import ppt_kit as ppt
 from ppt_kit.jobs.ranks import free_port
 from ppt_kit.memory.activations import Activations, measure
 from ppt_kit.memory.choosing import same_global_batch
+from ppt_kit.memory.failure import is_out_of_memory, what_ran_out
 from ppt_kit.memory.ledger import Setup, Sizes, most, parts_of
 from ppt_kit.memory.plan import GB, Room
 from ppt_kit.train.assemble import new_policy, read_sources, statistics
@@ -197,6 +198,16 @@ def test_python_prints_a_plan(small_data, tmp_path):
 # bytes of address space: Python, torch and DeepSpeed take 1 GB of it, and 3 GB while they are imported
 LIMIT = 3_600_000_000
 BIG = ("policy.width=256", "policy.depth=4", "policy.num_heads=4", "batch_size=16384", "train.total_iters=1", "dataset.pad_before=0", "train.val_interval=0")  # fmt: skip
+
+
+def test_memory_that_ran_out_is_known_by_what_torch_and_numpy_really_raise():
+    for ask in (lambda: torch.empty(10**15), lambda: np.empty(10**15)):
+        with pytest.raises((RuntimeError, MemoryError)) as error:
+            ask()
+        assert is_out_of_memory(error.value)
+        assert "enforce fail" not in what_ran_out(error.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert what_ran_out(MemoryError()) == "MemoryError"
 
 
 @on_a_cpu

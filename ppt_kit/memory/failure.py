@@ -21,6 +21,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
 
 
+def what_ran_out(error: BaseException) -> str:
+    """The first line of such an exception, from where it says what could not be had."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    begins = [line.index(words) for words in SAID if words in line]
+    return line[min(begins, default=0) :][:160].rstrip(". ")
+
+
 def give_back(error: BaseException) -> None:
     """Lets go of what the frames of a failure hold, so that what follows has memory."""
     seen: BaseException | None = error

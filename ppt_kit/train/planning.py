@@ -121,13 +121,13 @@ def told_of_memory(sources: Sources, run_dir: Path, world: World, *, before: int
 
     Args:
         before: bytes of host memory that the process held before it built anything.
-        said: the first line of what ran out.
+        said: what could not be had.
     """
     cfg = sources.cfg
     ranks = f"{world.size} ranks" if world.size > 1 else "one process"
     doing = (
         f"out of memory with batch_size={cfg.batch_size}, deepspeed={cfg.deepspeed}, precision={cfg.precision} on "
-        f"{ranks} ({said[:160]})"
+        f"{ranks} ({said})"
     )
     on_gpu = world.device.type == "cuda"
     here = env_number(os.environ, "LOCAL_WORLD_SIZE", low=1) or world.size

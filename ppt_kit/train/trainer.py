@@ -24,7 +24,7 @@ from ppt_kit.jobs.failures import note_failure, tell_first_failure
 from ppt_kit.jobs.job import run_job
 from ppt_kit.jobs.parents import watch_launchers
 from ppt_kit.jobs.taken import held, refuse_second
-from ppt_kit.memory.failure import bytes_held, give_back, is_out_of_memory
+from ppt_kit.memory.failure import bytes_held, give_back, is_out_of_memory, what_ran_out
 from ppt_kit.signals import end_with_parent
 from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.background import Background
@@ -248,7 +248,7 @@ class UnifiedTrainer:
             if not is_out_of_memory(error):
                 raise
             give_back(error)
-            ran_out = (str(error).strip() or type(error).__name__).splitlines()[0]
+            ran_out = what_ran_out(error)
         # not while the exception is handled: it holds what ran out
         said = told_of_memory(sources, self.run_dir, world, before=before, said=ran_out)
         if world.size > 1:
