@@ -133,7 +133,7 @@ def _cpu_habits() -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         # without these two glibc maps and unmaps every large activation: page faults were 40 % of a training step
-        # gaps of larger blocks, as ZeRO has, glibc fills badly: at stage 3 a process held twice what was in use
+        # gaps of larger blocks, as ZeRO has, glibc fills badly: at stage 1 a process held 1.5 times what was in use
         libc.mallopt(-3, 1 << 26)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         # M_ARENA_MAX: every thread's own arena reserves 64 MB of address space, a dozen of them here
