@@ -112,11 +112,8 @@ def _quiet() -> Iterator[None]:
 
 def _most_held(seen: profile) -> int:
     """Of what torch's allocator of host memory gave and took back, in the order it did."""
-    events = sorted(
-        (event.start_ns(), event.nbytes())
-        for event in seen.profiler.kineto_results.events()  # type: ignore[union-attr]
-        if event.name() == "[memory]"
-    )
+    results: Any = seen.profiler and seen.profiler.kineto_results
+    events = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
     held = most = 0
     for _, count in events:
         held += count

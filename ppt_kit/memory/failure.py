@@ -53,8 +53,7 @@ def bytes_to_be_had(device: torch.device, *, ranks_here: int) -> float:
         ranks_here: processes that share the host's memory.
     """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return float(free + torch.cuda.memory_reserved(device))
+        return float(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
     memory = psutil.Process().memory_info()
     free = psutil.virtual_memory().available / ranks_here
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -30,6 +30,8 @@ from ppt_kit.schema import DEFAULT_CONFIG, Config
 from ppt_kit.train.assemble import Sources, new_policy, read_sources, statistics
 from ppt_kit.words import parse_words
 
+# words of the command that are no keys of a configuration
+BESIDE = ("num_gpus", "gpu_gb", "config_name", "config_path")
 PRECISIONS = ("fp32", "autocast", "bf16", "fp16")
 MOST_RANKS, MOST_GB = 100_000, 10_000
 # share of a device that is left free: gaps between tensors, NCCL's buffers
@@ -75,12 +77,11 @@ def plan_of_words(words: Sequence[str]) -> MemoryPlan:
     Raises:
         UserError: as `plan`, or a word that is none.
     """
-    beside: dict[str, str | None] = dict.fromkeys(("num_gpus", "gpu_gb", "config_name", "config_path"))
-    pairs = parse_words(words, beside=tuple(beside))
-    beside |= {name: text for name, text in pairs if name in beside}
-    others = [f"{name}={text}" for name, text in pairs if name not in beside]
-    cfg = load_config(beside["config_name"] or DEFAULT_CONFIG, *others, config_path=beside["config_path"])
-    return plan(cfg, num_gpus=_number(beside["num_gpus"], int), gpu_gb=_number(beside["gpu_gb"], float))
+    pairs = parse_words(words, beside=BESIDE)
+    given = {name: text for name, text in pairs if name in BESIDE}
+    others = [f"{name}={text}" for name, text in pairs if name not in BESIDE]
+    cfg = load_config(given.get("config_name", DEFAULT_CONFIG), *others, config_path=given.get("config_path"))
+    return plan(cfg, num_gpus=_number(given.get("num_gpus"), int), gpu_gb=_number(given.get("gpu_gb"), float))
 
 
 def plan_of(
@@ -181,8 +182,9 @@ def batches_of(sources: Sources, device: torch.device) -> Callable[[int], dict]:
 
 def _number(text: str | None, kind: type) -> Any:
     """A word's number; what is none is left for `plan` to refuse."""
-    with contextlib.suppress(TypeError, ValueError):
-        return kind(text)
+    if text is not None:
+        with contextlib.suppress(ValueError):
+            return kind(text)
     return text
 
 
