@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 
 import numpy as np
@@ -538,3 +539,45 @@ def test_a_cloud_in_the_unit_sphere_is_what_openpoints_makes_of_it():
         got = in_unit_sphere(torch.cat([points, points[..., 2:]], -1), up=up)
         assert torch.allclose(got, old.centred(points, up=up), atol=1e-5)
     assert np.isclose(got[..., :3].norm(dim=-1).amax((1, 2)), 1).all()
+
+
+HPT_WORDS = (
+    "policy.trunk_kind=hpt", "policy.stems.state.kind=hpt_state", "policy.stems.pointcloud.kind=hpt_cloud",
+    "policy.head.kind=hpt_mlp", "policy.pooling=mean",
+)  # fmt: skip
+
+
+def untrained(cfg):
+    from ppt_kit.config import typed
+    from ppt_kit.models.policy import build_policy
+    from ppt_kit.spec import Spec
+
+    return build_policy(typed(cfg), {"a": Spec(state={"x": 3}, action={"actions": 4}, points=16, channels=3)})
+
+
+def acted(cfg):
+    """A policy of these words, and what it does where nothing is seen."""
+    policy = untrained(cfg)
+    return policy, policy.act(policy.groups[0].spec.blank(2, policy.horizon))
+
+
+def test_the_parts_are_words_of_any_configuration(small_cfg):
+    policy, actions = acted(small_cfg(*HPT_WORDS))
+    assert "blocks of HPT" in repr(policy)
+    assert actions.shape == (2, policy.horizon.action, 4)
+
+
+MISTAKES = [
+    (["policy.pooling=none"], "Set policy.head.options.num_tokens="),
+    (["policy.stems.pointcloud.options.projection=cubic"], "projection=cubic: takes linear, norm, none"),
+    (["policy.stems.pointcloud.options.up=3"], "options.up=3: takes a whole number from 0 to 2"),
+    (["policy.head.kind=hpt_diffusion", "policy.head.options.step_dim=7"], "step_dim=7: takes an even number"),
+    (["policy.head.kind=hpt_diffusion", "policy.head.options.network=transformer"], "network=transformer: takes unet"),
+    (["policy.stems.state.options.widths=[]"], "takes a list of whole numbers"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[words[-1] for words, _ in MISTAKES])
+def test_an_option_that_does_not_fit_is_said_with_what_does(small_cfg, words, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        acted(small_cfg(*HPT_WORDS, *words))

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from ppt_kit.adopt.old import Old, epoch_of, files_of, read_config, read_old_policy
+from ppt_kit.adopt.pictures import SIZE
 from ppt_kit.adopt.seen import Seen, fingerprinted, plain_config, seen
 from ppt_kit.adopt.whole import Adopted, adopt
 from ppt_kit.config import from_mapping, typed
@@ -130,7 +131,7 @@ def _told(old: Old, made: Adopted, found: Seen, translated: Translated) -> list[
     if made.lacking:
         lines.append("has no counterpart, so that no policy is made of the rest; train.pretrained_dir takes it:")
         lines += [f"  {part}: {reason}" for part, reason in made.lacking.items()]
-    for title, each in (("was not needed", made.left), ("holds elsewhere", _beside(old, made))):
+    for title, each in (("was not needed", made.left), ("is done in another way", _beside(made, found))):
         if each:
             lines += [f"{title}:", *(f"  {name}: {reason}" for name, reason in each.items())]
     left = [(key, value, why) for key, value, why in translated.left if not key.startswith(OF_WEIGHTS)]
@@ -139,13 +140,19 @@ def _told(old: Old, made: Adopted, found: Seen, translated: Translated) -> list[
     return [*lines, *found.told]
 
 
-def _beside(old: Old, made: Adopted) -> dict[str, str]:
+def _beside(made: Adopted, found: Seen) -> dict[str, str]:
     """What the outputs depend on beside the weights, where it was done in another way."""
     policy, told = made.config["policy"], {}
     if "pointcloud" in policy["modalities"]:
         told["points of a cloud"] = (
             "ppt_learning drew some by farthest-point sampling, here they are taken evenly; equal clouds give the "
             "same actions"
+        )
+    sizes = {size for view in found.views.values() for size in view.spec.rgb.values()} - {(SIZE, SIZE)}
+    if "rgb" in policy["modalities"] and sizes:
+        told["pictures"] = (
+            f"ppt_learning brought those of {', '.join(f'{h} x {w}' for h, w in sorted(sizes))} to {SIZE} x {SIZE} "
+            "pixels by OpenCV, here each pixel is the mean of what it covers: actions differ by what that rounds"
         )
     options = policy.get("head", {}).get("options") or {}
     if policy.get("head", {}).get("kind") == "hpt_diffusion":
