@@ -123,7 +123,8 @@ def _diffusion(old: Old, domain: str, seen: Pooled, *, half_noise: bool) -> Part
     weights = old.below(f"heads.{domain}.unet")
     weights.pop("diffusion_step_encoder.0.freq_multipliers", None)
     step_dim = weights["diffusion_step_encoder.1.weight"].shape[1]
-    tensors, widths = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    widths: dict[int, int] = {}
     for name, value in weights.items():
         ours = _renamed(name)
         if name.endswith("cond_encoder.1.weight"):

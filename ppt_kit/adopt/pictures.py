@@ -47,7 +47,7 @@ def resnet(old: Old, domain: str, name: str, *, modality: str) -> Part:
 
 def _block(weights: Mapping[str, torch.Tensor], theirs: str, ours: str) -> dict[str, torch.Tensor]:
     pairs = {"first": ("conv1", "bn1"), "second": ("conv2", "bn2"), "skip": ("downsample.0", "downsample.1")}
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, (conv, norm) in pairs.items():
         if f"{theirs}.{conv}.weight" in weights:
             folded = _folded(weights, f"{theirs}.{conv}", f"{theirs}.{norm}")

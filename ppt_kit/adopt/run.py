@@ -87,9 +87,12 @@ def content_of(old: Old, made: Adopted, found: Seen, config: Mapping[str, Any], 
         "encoders": {}, "architectures": {}, "parts": {}, "adopted_from": str(old.file),
     }  # fmt: skip
     if made.lacking:
-        norms = {f"{kind}_norm.{name}.{part}": torch.tensor(made.stats[name][kind][part]) for name, kind, part in (
-            (name, kind, part) for name in made.stats for kind in ("state", "action") for part in ("offset", "scale")
-        )}  # fmt: skip
+        norms = {
+            f"{kind}_norm.{name}.{part}": torch.tensor(stats[kind][part])
+            for name, stats in made.stats.items()
+            for kind in ("state", "action")
+            for part in ("offset", "scale")
+        }
         return {**content, "policy": {**made.tensors, **norms}, "lacking": made.lacking}
     with torch.random.fork_rng(devices=[]):
         policy = build_policy(typed(from_mapping(config)), {name: view.spec for name, view in found.views.items()})

@@ -31,7 +31,7 @@ def trunk(old: Old) -> Part:
         blocks.setdefault(int(place), {})[rest] = value
     if not blocks or len(old.below("trunk")) != sum(map(len, blocks.values())):
         raise Differs("it is not made of blocks alone")
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for place, block in blocks.items():
         strange = set(block) ^ (set(SAME) | OTHERS)
         if strange:

@@ -80,8 +80,7 @@ def adopt(old: Old, config: Mapping[str, Any], *, half_noise: bool = False) -> A
 
 def statistics(old: Old, domain: str) -> dict[str, Any]:
     """Of an old domain: (x - offset) * scale is what x * scale + offset was there; nothing where nothing was done."""
-    state = next((each for each in (old.stem(domain, "state"),) if each), {})
-    width = next((value.shape[1] for value in state.values() if value.ndim == 2), 0)
+    width = next((value.shape[1] for value in old.stem(domain, "state").values() if value.ndim == 2), 0)
     # only behind cross-attention, whatever the configuration says
     seen = old.crosses and bool(old.value("stem.normalize_state", False))
     acts = bool(old.value("head.normalize_action", True))

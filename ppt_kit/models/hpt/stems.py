@@ -36,7 +36,7 @@ class HPTStateStem(Stem):
         self.gather = frame_latents(sizes, num_heads=num_heads, dim_head=dim_head)
 
     def forward(self, readings: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        return self.gather(self.embed(readings.to(self.embed[0].weight.dtype))[:, :, None])
+        return self.gather(self.embed(readings.to(next(self.embed.parameters()).dtype))[:, :, None])
 
 
 class HPTCloudStem(Stem):
@@ -73,7 +73,7 @@ class HPTCloudStem(Stem):
 
     def forward(self, readings: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         points = in_unit_sphere(readings, up=self.up) if self.unit_sphere else readings
-        features = self.embed(points.to(self.embed[0].weight.dtype)).amax(dim=2)
+        features = self.embed(points.to(next(self.embed.parameters()).dtype)).amax(dim=2)
         return self.gather(self.project(features)[:, :, None])
 
 
