@@ -171,7 +171,7 @@ def test_an_installation_measures_replays_converts_sweeps_and_migrates(programs,
     assert "ppt-eval train.pretrained_dir=" in begin("ppt-verify-card", "outputs/models/detour", code=2)
     begin("python", str(ROOT / "tests/ds_writer.py"), "written", str(free_port()), str(free_port()))
     begin("ppt-ds-checkpoint", "inspect", "written/zero2x2")
-    begin("ppt-convert", "source=data/detour.zarr", "target=converted", "to=lerobot")
+    begin("ppt-convert", "source=data/detour.zarr", "target=converted", "to=lerobot", "fps=10")
     begin("ppt-sweep", *TINY, "sweep.seed=[0,1]", "suffix=sweep")
     (tmp_path / "old").mkdir()
     (tmp_path / "old/run.py").write_text("print('old')\n")
