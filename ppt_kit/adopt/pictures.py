@@ -40,7 +40,7 @@ def resnet(old: Old, domain: str, name: str, *, modality: str) -> Part:
     options: dict[str, Any] = {"kind": "hpt_resnet", "options.blocks": blocks, "options.hidden": len(first)}
     of_stem = {f"policy.stems.{modality}.{key}": value for key, value in options.items()}
     # where a new policy would have one
-    none = {"kind": None, "frozen": True, "options": {}}
+    none: dict[str, Any] = {"kind": None, "frozen": True, "options": {}}
     of_encoder = {f"policy.encoders.{modality}.{key}": value for key, value in none.items()}
     return Part(options={**of_encoder, **of_stem}, tensors=tensors)
 

@@ -32,11 +32,11 @@ def trunk(old: Old) -> Part:
     if not blocks or len(old.below("trunk")) != sum(map(len, blocks.values())):
         raise Differs("it is not made of blocks alone")
     tensors: dict[str, torch.Tensor] = {}
-    for place, block in blocks.items():
+    for number, block in blocks.items():
         strange = set(block) ^ (set(SAME) | OTHERS)
         if strange:
-            raise Differs(f"block {place} is another one: {', '.join(sorted(strange)[:3])}")
-        tensors |= {f"trunk.blocks.{place}.{name}": value for name, value in _block(block, old.width).items()}
+            raise Differs(f"block {number} is another one: {', '.join(sorted(strange)[:3])}")
+        tensors |= {f"trunk.blocks.{number}.{name}": value for name, value in _block(block, old.width).items()}
     heads = old.value("network.num_heads", NUM_HEADS)
     options = {"policy.depth": len(blocks), "policy.num_heads": heads, "policy.trunk_kind": "hpt"}
     return Part(options=options, tensors=tensors)

@@ -168,7 +168,9 @@ class Backbone(nn.Module):
         else:
             seen, missing, domain = select(obs, rows), select(missing, rows), select(domain, rows)
         if self._origin is not None:
-            seen["pointcloud"] = from_origin(seen["pointcloud"], seen["state"], self._origin[domain])
+            seen["pointcloud"] = from_origin(
+                seen["pointcloud"], seen["state"], cast(torch.Tensor, self._origin)[domain]
+            )
         if "state" in seen and "state" not in self.encoders:
             state, _ = self._normalized(self.state_norm, group, seen["state"][..., : group.spec.state_dim], domain)
             seen["state"] = state.to(self.modality_embedding.dtype)
