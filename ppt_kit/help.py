@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,13 +26,36 @@ def describe_keys(schema: type = Config, *, defaults: DictConfig | None = None, 
     width = min(max(width, NARROWEST), WIDEST)
     return "\n".join(
         line
-        for dotted, (kind, leaf) in leaves_of(schema).items()
-        for line in _lines(
-            f"{dotted}={show(OmegaConf.select(defaults, dotted) if defaults is not None else default_of(leaf))}",
-            f"{leaf.metadata['doc']} [{' | '.join(map(show, leaf.metadata['choices'])) or type_name(kind)}]",
-            width=width,
-        )
+        for each in told_keys(schema, defaults=defaults)
+        for line in _lines(f"{each.name}={each.default}", f"{each.meaning} [{each.takes}]", width=width)
     )
+
+
+@dataclass(frozen=True)
+class ToldKey:
+    """One key as it is told: all of it text, as a user types it."""
+
+    name: str
+    default: str
+    meaning: str
+    takes: str
+
+
+def told_keys(schema: type = Config, *, defaults: DictConfig | None = None) -> list[ToldKey]:
+    """Every key of a schema in the order they are written.
+
+    Args:
+        defaults: instead of the schema's own.
+    """
+    return [
+        ToldKey(
+            name=dotted,
+            default=show(OmegaConf.select(defaults, dotted) if defaults is not None else default_of(leaf)),
+            meaning=leaf.metadata["doc"],
+            takes=" | ".join(map(show, leaf.metadata["choices"])) or type_name(kind),
+        )
+        for dotted, (kind, leaf) in leaves_of(schema).items()
+    ]
 
 
 def _lines(typed: str, meaning: str, *, width: int) -> list[str]:

@@ -1,0 +1,122 @@
+"""docs/tutorials/*.md: each a notebook, cell by cell, with what its cells showed when they were last run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# what a page shows in place of a live panel, whose first picture says nothing: those of scripts/draw_screens.py
+PANELS = {
+    "ppt.inspect(": ("inspect", "cameras, cloud, curves and a slider"),
+    "run.run(": ("live", "a run's progress, curves and buttons"),
+    "ppt.launch(": ("launch", "a job's ranks, log and buttons"),
+}
+# fewer than the notebook has, where that would take an hour; the page says so
+FEWER = {"05_evaluate_and_compare": "goals = 20"}
+LONGEST_TEXT = 30
+# of a picture (pixels)
+WIDEST = 1000
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """Path -> Markdown of each tutorial."""
+    folder = root / "docs/tutorials"
+    return {folder / f"{path.stem}.md": _page(path, folder) for path in sorted((root / "notebooks").glob("*.ipynb"))}
+
+
+def _page(book: Path, folder: Path) -> str:
+    cells = json.loads(book.read_text())["cells"]
+    shown = _read_shown(folder, book.stem)
+    title, *parts = [_source(cell) if cell["cell_type"] == "markdown" else _code(cell, shown) for cell in cells]
+    title = title.replace("\n", f"\n\n*This page is the notebook [{book.name}](../../notebooks/{book.name}); `make lab` opens it.*\n", 1)
+    fewer = FEWER.get(book.stem)
+    note = f"\n\n*What is shown below was made with `{fewer}`.*" if fewer and shown else ""
+    return "\n\n".join([title + note, *parts]) + "\n"
+
+
+def _source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"]).strip()
+
+
+def _code(cell: dict[str, Any], shown: dict[str, list[str]]) -> str:
+    """The cell as a block, and what it showed unless it was another one then."""
+    source = _source(cell)
+    file = re.match(r"%%writefile (\S+)\n", source)
+    text = f"# {file[1]}\n{source[file.end() :]}" if file else source
+    return "\n\n".join([f"```python\n{text}\n```", *shown.get(source, [])])
+
+
+def _read_shown(folder: Path, name: str) -> dict[str, list[str]]:
+    path = folder / f"shown/{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def take_pictures(root: Path, names: list[str]) -> None:
+    """Runs notebooks (all, unless some are named) and keeps what their cells showed, for the pages.
+
+    Raises:
+        SystemExit: there is no such notebook.
+    """
+    books = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
+    strange = [name for name in names if name not in books]
+    if strange:
+        raise SystemExit(f"error: {strange[0]}: takes {', '.join(books)}.")
+    for name in names or books:
+        shown = _shown_by(books[name], root / "docs/tutorials")
+        path = root / f"docs/tutorials/shown/{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
+        print(f"{path.relative_to(root)}: written", flush=True)
+
+
+def _shown_by(path: Path, folder: Path) -> dict[str, list[str]]:
+    import nbformat
+    from nbclient import NotebookClient
+
+    book = nbformat.read(path, as_version=4)
+    (place,) = [at for at, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", [])]
+    if path.stem in FEWER:
+        book.cells.insert(place + 1, nbformat.v4.new_code_cell(FEWER[path.stem]))
+    with tempfile.TemporaryDirectory() as elsewhere:
+        NotebookClient(book, timeout=3600, resources={"metadata": {"path": elsewhere}}).execute()
+    for old in (folder / "images").glob(f"{path.stem}-*.png"):
+        old.unlink()
+    shown = {}
+    for number, cell in enumerate(book.cells):
+        if cell.cell_type == "code" and cell.source != FEWER.get(path.stem):
+            told = [_told(output, cell.source, folder / f"images/{path.stem}-{number}.png") for output in cell.outputs]
+            shown[cell.source.strip()] = list(dict.fromkeys(text for text in told if text))
+    return shown
+
+
+def _told(output: Any, source: str, picture: Path) -> str:
+    """One output as Markdown; "" where it is nothing for a page."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        _write_picture(base64.b64decode(data["image/png"]), picture)
+        return f"![what the cell shows](images/{picture.name})"
+    if "application/vnd.jupyter.widget-view+json" in data:
+        for call, (name, what) in PANELS.items():
+            if call in source:
+                return f"![{what}](../../notebooks/images/{name}.png)"
+        return ""
+    text = output.get("text", "") if output.get("name") == "stdout" else data.get("text/plain", "")
+    lines = [line.rstrip() for line in text.strip("\n").splitlines()]
+    if not lines or lines[0].startswith("<"):
+        return ""
+    return "\n".join(["```text", *lines[:LONGEST_TEXT], *["…"] * (len(lines) > LONGEST_TEXT), "```"])
+
+
+def _write_picture(png: bytes, path: Path) -> None:
+    """No wider than a page, in as few colours as it needs."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((WIDEST, WIDEST * 2))
+    picture.quantize(128).save(path, optimize=True)
