@@ -4,7 +4,7 @@ PY = .venv/bin/python
 # a worker takes half of the other's tests once it has none: files stay together, so do what their fixtures made
 BOTH_CORES = -n 2 --dist worksteal
 
-.PHONY: setup quickstart test test-long lab clean
+.PHONY: setup quickstart test test-long lab docs clean
 
 setup: .venv/ready
 
@@ -23,5 +23,8 @@ test-long: setup
 lab: setup
 	cd notebooks && ../.venv/bin/python ../scripts/lab.py 01_quickstart.ipynb
 
+docs: setup
+	$(PY) scripts/build_docs.py
+
 clean:
-	rm -rf .venv outputs data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build outputs data .pytest_cache .mypy_cache .ruff_cache

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 # beside docs/, the pages that lie in the root
 PAGES_OF_THE_ROOT = {"README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md"}
 # <!-- toctree Guides: guides/* --> is a sidebar's section on the site, and nothing to a reader of Markdown
+# (a page may have another name there: README=../README)
 SECTION = re.compile(r"^<!-- toctree ([^:]*): (.*?) -->$", re.MULTILINE)
 
 project = "ppt_kit"
@@ -44,8 +45,9 @@ def sections(app: Any, docname: str, source: list[str]) -> None:
 
     def directive(found: re.Match) -> str:
         pages = found[2].split()
-        there = [page for page in pages if any((ROOT / docname).parent.glob(f"{page.removesuffix('.md')}.md"))]
-        lines = ["```{toctree}", ":hidden:", f":caption: {found[1]}", ":glob:", "", *there, "```"]
+        there = [page for page in pages if any((ROOT / docname).parent.glob(f"{page.partition('=')[2] or page}.md"))]
+        entries = [re.sub(r"^(.*)=(.*)$", r"\1 <\2>", page) for page in there]
+        lines = ["```{toctree}", ":hidden:", f":caption: {found[1]}", ":glob:", "", *entries, "```"]
         return "\n".join(lines) if there else ""
 
     source[0] = SECTION.sub(directive, source[0])

@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-python3}
 }
 echo "installing the pinned packages into .venv (2-4 minutes the first time) ..."
 # torch's pin stands in the same command as deepspeed: a range would let pip take a newer torch
-.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[sim,gym,notebook,backbones,diffusion,slurm,test]' torch==2.13.0 \
+.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[sim,gym,notebook,backbones,diffusion,slurm,docs,test]' torch==2.13.0 \
   > .venv/install.log 2>&1 &
 installing=$!
 while kill -0 "$installing" 2>/dev/null; do

@@ -37,10 +37,10 @@ def configuration_page() -> str:
         groups.setdefault(each.name.rpartition(".")[0].split(".")[0], []).append(each)
     parts = [
         "# Configuration keys",
-        "Every key of a training run with its default, what it takes and what it means, from the schema that checks "
-        "them: the text is that of `python scripts/train.py --help`. Type a key as `key=value` or `--key=value` behind a "
-        'script, or as `"key=value"` in `ppt.load_config`. A key that is not here is refused, with the nearest one '
-        "that is. The defaults are the schema's own; a configuration file may say otherwise, see "
+        "Every key of a training run with its default, what it takes and what it means. They come from the schema "
+        "that checks them, and the text is that of `python scripts/train.py --help`. Type a key as `key=value` or "
+        '`--key=value` behind a script, or as `"key=value"` in `ppt.load_config`. A key that is not here is refused, '
+        "with the nearest one that is. The defaults are the schema's own; a configuration file may say otherwise, see "
         "[the shipped ones](#shipped-configurations). The keys of the other scripts are on "
         "[their page](scripts.md).",
     ]
@@ -98,17 +98,11 @@ def _keys_of(script: ast.Module) -> list[str]:
 def _schema_of(script: ast.Module) -> type | None:
     """The dataclass that it hands to cli.run as `schema=Name`."""
     nodes = list(ast.walk(script))
-    names = [
-        word.value.id
-        for node in nodes
-        if isinstance(node, ast.Call)
-        for word in node.keywords
-        if word.arg == "schema" and isinstance(word.value, ast.Name)
-    ]
+    words = [word for node in nodes if isinstance(node, ast.Call) for word in node.keywords]
+    names = [word.value.id for word in words if word.arg == "schema" and isinstance(word.value, ast.Name)]
     for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.module and names:
-            if names[0] in [alias.name for alias in node.names] and node.module.startswith("ppt_kit"):
-                return getattr(importlib.import_module(node.module), names[0])
+        if isinstance(node, ast.ImportFrom) and set(names) & {alias.name for alias in node.names}:
+            return getattr(importlib.import_module(str(node.module)), names[0])
     return None
 
 
@@ -120,5 +114,8 @@ def _benches(scripts: Path) -> str:
             name = node.module.removeprefix("benches.")
             text = ast.get_docstring(ast.parse((scripts / f"benches/{name}.py").read_text())) or ""
             rows.append((code(name), escaped(" ".join(text.split("\n\n")[0].split()))))
-    said = "Measures speed, memory and learning on your machine: `python scripts/bench.py NAME`; `--help` behind a name lists its keys."
+    said = (
+        "Measures speed, memory and learning on your machine: `python scripts/bench.py NAME`; "
+        "`--help` behind a name lists its keys."
+    )
     return f"{said}\n\n{table(('name', 'what is measured'), rows)}"

@@ -62,7 +62,8 @@ def _section(title: str, body: str) -> str:
     items = _items(body)
     if title in ("Returns", "Yields", "Source") or not items:
         return f"**{title}** " + escaped(" ".join(body.split()))
-    lines = [f"- {', '.join(code(name.strip()) for name in names.split(','))}: {escaped(said)}" for names, said in items]
+    told = [(", ".join(code(name.strip()) for name in names.split(",")), escaped(said)) for names, said in items]
+    lines = [f"- {names}: {said}" for names, said in told]
     return "\n".join([f"**{title}**", "", *lines])
 
 

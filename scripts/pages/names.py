@@ -31,8 +31,8 @@ class Group:
 
 # a name goes to the first group that has it by name, else to that of its room
 GROUPS = {
-    "configuration": Group(
-        "Configuration and machine", "What a run is told, what is refused, and whether this machine can do it.",
+    "setup": Group(
+        "Set-up and words", "What a run is told, what is refused, and whether this machine can do it.",
         rooms=("config", "errors", "installation", "words", "plan"),
     ),
     "datasets": Group(
@@ -54,6 +54,7 @@ GROUPS = {
         rooms=("sim", "comparing", "verify", "targets", "notebook"),
     ),
 }  # fmt: skip
+STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def pages() -> dict[str, str]:
@@ -72,7 +73,7 @@ def _group_of(name: str, room: str) -> str:
     for file, group in GROUPS.items():
         if room in group.rooms:
             return file
-    raise SystemExit(f"error: ppt_kit.{name} is in {room}: scripts/pages/names.py has no page for it. Add it to GROUPS.")
+    raise SystemExit(f"error: ppt_kit.{name} is in {room}, which has no page. Add it to GROUPS in pages/names.py.")
 
 
 def _page(group: Group, names: list[str]) -> str:
@@ -80,7 +81,8 @@ def _page(group: Group, names: list[str]) -> str:
     objects = {name: getattr(ppt_kit, name) for name in names}
     given = _given(objects)
     overview = [(f"[`{name}`](#{name.lower()})", escaped(_first(each))) for name, each in objects.items()]
-    parts = [f"# {group.title}", f"{group.about} All of it is `import ppt_kit as ppt`.", table(("name", "what it is"), overview)]
+    about = f"{group.about} All of it is `import ppt_kit as ppt`."
+    parts = [f"# {group.title}", about, table(("name", "what it is"), overview)]
     for name, each in objects.items():
         parts += _entry(name, each, level=2)
     if given:
@@ -155,7 +157,7 @@ def _arguments(arguments: list[inspect.Parameter]) -> list[str]:
         if argument.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
             told.append("*")
             starred = True
-        text = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(argument.kind, "") + argument.name
+        text = STARS.get(argument.kind, "") + argument.name
         if argument.annotation is not inspect.Parameter.empty:
             text += f": {_kind(argument.annotation)}"
         if argument.default is not inspect.Parameter.empty:

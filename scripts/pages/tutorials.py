@@ -7,8 +7,11 @@ import io
 import json
 import re
 import tempfile
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+from pages.markdown import escaped, table
 
 # what a page shows in place of a live panel, whose first picture says nothing: those of scripts/draw_screens.py
 PANELS = {
@@ -33,7 +36,8 @@ def _page(book: Path, folder: Path) -> str:
     cells = json.loads(book.read_text())["cells"]
     shown = _read_shown(folder, book.stem)
     title, *parts = [_source(cell) if cell["cell_type"] == "markdown" else _code(cell, shown) for cell in cells]
-    title = title.replace("\n", f"\n\n*This page is the notebook [{book.name}](../../notebooks/{book.name}); `make lab` opens it.*\n", 1)
+    where = f"*This page is the notebook [{book.name}](../../notebooks/{book.name}); `make lab` opens it.*"
+    title = title.replace("\n", f"\n\n{where}\n", 1)
     fewer = FEWER.get(book.stem)
     note = f"\n\n*What is shown below was made with `{fewer}`.*" if fewer and shown else ""
     return "\n\n".join([title + note, *parts]) + "\n"
@@ -105,11 +109,40 @@ def _told(output: Any, source: str, picture: Path) -> str:
             if call in source:
                 return f"![{what}](../../notebooks/images/{name}.png)"
         return ""
+    rows = _rows(data.get("text/html", ""))
+    if rows:
+        return table(rows[0], rows[1 : LONGEST_TEXT + 1])
     text = output.get("text", "") if output.get("name") == "stdout" else data.get("text/plain", "")
     lines = [line.rstrip() for line in text.strip("\n").splitlines()]
     if not lines or lines[0].startswith("<"):
         return ""
     return "\n".join(["```text", *lines[:LONGEST_TEXT], *["…"] * (len(lines) > LONGEST_TEXT), "```"])
+
+
+class _Cells(HTMLParser):
+    """The rows of a table, its cells as text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def _rows(html: str) -> list[list[str]]:
+    """Of a page with one table, whose rows are equally long; else none."""
+    cells = _Cells()
+    cells.feed(html)
+    even = len({len(row) for row in cells.rows}) == 1
+    return [[escaped(cell.strip()) for cell in row] for row in cells.rows] if even and html.count("<table") == 1 else []
 
 
 def _write_picture(png: bytes, path: Path) -> None:
