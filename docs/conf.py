@@ -27,6 +27,8 @@ nitpicky = True
 # as GitHub makes them; deeper headings are reached through the page
 myst_heading_anchors = 4
 
+# what is typed keeps its quotes
+smartquotes = False
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from conftest import ROOT
 
 FENCE = re.compile(r"^( *)(```+|~~~+)([^`\s]*)")
-# of a block that is read as YAML, what it says of itself in its first line: `# this/file.json`, `# refused`
 LANGUAGES = {"python", "bash", "yaml", "json", "text", "py"}
 
 
@@ -28,7 +27,8 @@ class Block:
     text: str
 
     def where(self, offset: int = 0) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line + offset}"
+        page = self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page.name
+        return f"{page}:{self.line + offset}"
 
 
 @dataclass(frozen=True)

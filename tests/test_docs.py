@@ -24,6 +24,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from urllib.parse import unquote, urlparse
 
 import docs_commands as commands
 import pytest
+import yaml
 from conftest import ROOT, forget_my_lab, latest, run_script
 from docs_blocks import LANGUAGES, Block, Command, anchors_of, blocks_of, commands_of, links_of, pages
 
@@ -178,23 +180,30 @@ class Page:
             from test_formats import robomimic_episodes, write_robomimic
 
             (self.folder / "folder").mkdir()
+            episodes = [{**each, "obs/object": each["states"]} for each in robomimic_episodes((9, 12, 10, 8))]
             masks = {"train": ["demo_0", "demo_1", "demo_2"]}
-            write_robomimic(self.folder / "folder/lift.hdf5", robomimic_episodes((9, 12, 10, 8)), masks=masks)
+            write_robomimic(self.folder / "folder/lift.hdf5", episodes, masks=masks)
         if "dataset.format=my_lab.csv_episodes" in self.text:
             rows = [f"{episode},{step},{step},1,1" for episode in range(4) for step in range(20)]
             shutil.rmtree(self.folder / "data/lift.zarr", ignore_errors=True)
             (self.folder / "data/lift.csv").write_text("\n".join(["episode,x,y,dx,dy", *rows]))
 
-    def run(self, block: Block) -> None:
-        if block.language == "python":
-            self._python(block)
-        elif block.language == "bash":
-            for command in commands_of(block):
-                self._command(command)
-        elif block.language == "yaml":
-            self._yaml(block)
-        elif block.language == "json":
-            json.loads(block.text)
+    def run(self) -> None:
+        """Every block, in order.
+
+        Raises:
+            AssertionError: one does not run, or is neither run nor listed: page, line and command.
+        """
+        for block in blocks_of(self.path):
+            if block.language == "python":
+                self._python(block)
+            elif block.language == "bash":
+                for command in commands_of(block):
+                    self._command(command)
+            elif block.language == "yaml":
+                self._yaml(block)
+            elif block.language == "json":
+                json.loads(block.text)
 
     def _python(self, block: Block) -> None:
         file = re.match(r"# ([\w/]+\.py)\n", block.text)
@@ -211,7 +220,7 @@ class Page:
     def _yaml(self, block: Block) -> None:
         from ppt_kit.config import load_config
 
-        assert isinstance(commands.yaml_of(block.text), dict | list), f"{block.where()}: no mapping"
+        assert isinstance(yaml.safe_load(block.text), dict | list), f"{block.where()}: no mapping"
         if block.text.startswith("# not a configuration"):
             return
         file = re.match(r"# ([\w/.-]+\.ya?ml)", block.text)
@@ -251,7 +260,7 @@ class Page:
         else:
             kept = words if self.launches else commands.in_one_process(words)
             done = in_this_process(script, kept, env={} if several else command.env)
-        said = f"\n{command.where}: {command.line}\nrun as: {' '.join(launcher)} {script} {commands.quoted(words)}\n"
+        said = f"\n{command.where}: {command.line}\nrun as: {' '.join(launcher)} {script} {shlex.join(words)}\n"
         assert done.returncode == 0, f"{said}exit code {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
     def _ranks(
@@ -372,10 +381,30 @@ def test_every_block_of_a_page_runs(path, tmp_path, monkeypatch, stand_in, train
     before = dict(os.environ)
     page = Page(path, tmp_path, stand_in=stand_in, trained=trained)
     try:
-        for block in blocks_of(path):
-            page.run(block)
+        page.run()
     finally:
         page.close()
         os.environ.clear()
         os.environ.update(before)
         forget_my_lab()
+
+
+WRONG = [
+    ("```bash\nmake nothing_of_it\n```\n", "wrong.md:4: make nothing_of_it: the Makefile has"),
+    ("```bash\n\nfrobnicate the data\n```\n", "wrong.md:5: frobnicate the data\\s+is neither run nor listed"),
+    ("```bash\npip install 'ppt_kit[everything]'\n```\n", "everything: pyproject.toml has"),
+    ("```bash\npython scripts/train.py train.total_epoch=3\n```\n", "Did you mean train.total_epochs"),
+    ("```python\none = 1\nassert one == 2\n```\n", "wrong.md:5: AssertionError"),
+    ("```yaml\ntrain: {total_epoch: 3}\n```\n", "wrong.md:4: UserError: .*train.total_epochs"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), WRONG, ids=[text.split("\n")[1] or "blank line" for text, _ in WRONG])
+def test_a_page_that_does_not_do_what_it_says_fails_with_its_line(text, says, tmp_path, monkeypatch, stand_in):
+    path, folder = tmp_path / "wrong.md", tmp_path / "folder"
+    path.write_text(f"# A page\n\n{text}")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    page = Page(path, folder, stand_in=stand_in, trained=tmp_path)
+    with pytest.raises(AssertionError, match=says):
+        page.run()

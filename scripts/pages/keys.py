@@ -16,18 +16,18 @@ from ppt_kit.schema import Config
 # what a group's section says before its keys
 GROUPS = {
     "": "The run",
-    "dataset": "What is read, and in which windows",
-    "normalizer": "How numbers are scaled",
-    "augment": "What is changed in training batches",
-    "policy": "What the policy is made of",
-    "optimizer": "How weights are changed",
-    "train": "How long, from where, and what is kept",
-    "wandb": "The mirror in Weights & Biases",
+    "dataset": "what is read, and in which windows",
+    "normalizer": "how numbers are scaled",
+    "augment": "what is changed in training batches",
+    "policy": "what the policy is made of",
+    "optimizer": "how weights are changed",
+    "train": "how long, from where, and what is kept",
+    "wandb": "the mirror in Weights & Biases",
 }
 # in the order of what people do; the others behind them by name
 ORDER = ("quickstart", "collect_demos", "train", "sweep", "eval_sim", "verify_card", "convert_dataset")
 NO_COMMANDS = ("cli", "bench")
-HEAD = ("key", "default", "takes", "meaning")
+HEAD = ("key", "default", "meaning, and what it takes")
 
 
 def configuration_page() -> str:
@@ -45,13 +45,16 @@ def configuration_page() -> str:
         "[their page](scripts.md).",
     ]
     for group in ["", *(name for name in groups if name)]:
-        title = f"`{group}`: {GROUPS[group].lower()}" if group in GROUPS and group else GROUPS.get(group, f"`{group}`")
+        said = GROUPS.get(group, "")
+        title = ": ".join(part for part in (f"`{group}`" if group else "", said) if part)
         parts += [f"## {title}", keys_table(groups[group])]
     return "\n\n".join([*parts, "## Shipped configurations", shipped_table()]) + "\n"
 
 
 def keys_table(keys: list[ToldKey]) -> str:
-    return table(HEAD, [(code(key.name), code(key.default), escaped(key.takes), escaped(key.meaning)) for key in keys])
+    return table(
+        HEAD, [(code(key.name), code(key.default), f"{escaped(key.meaning)} *({escaped(key.takes)})*") for key in keys]
+    )
 
 
 def shipped_table() -> str:
