@@ -5,7 +5,7 @@ How a block is read:
 - ```python blocks of a page run in order in one namespace, in a folder of the page's own; one whose first line is
   `# some/file.py` is that file. Those of docs/tutorials are the notebooks' cells, which test_notebooks.py runs.
 - ```bash: each line is a command. Those of scripts/ run in this process, made small (docs_commands.SMALL); README.md's
-  launchers start two ranks. What cannot run here is in docs_commands.NOT_RUN with the reason, and is looked up.
+  torchrun starts two ranks, and so do all launchers of all pages in the long test. What cannot run here is in docs_commands.NOT_RUN with the reason, and is looked up.
 - ```yaml is a configuration, which is composed; `# some/file.yaml` in its first line says where it lies, and
   `# not a configuration` that it is plain YAML. ```json is plain JSON.
 - ```text is what a program prints, or a tree. ```py is a signature, on the pages that are written from the code.
@@ -62,18 +62,16 @@ def test_the_site_builds_without_a_warning(tmp_path):
         assert page.stem == "index" or f"{page.stem}.html" in first, f"the sidebar does not lead to {named(page)}"
 
 
-def test_pages_that_are_written_from_the_code_say_what_it_says():
-    done = subprocess.run(
-        [sys.executable, "-c", "import build_docs, json; print(json.dumps({str(k): v for k, v in build_docs.written_pages().items()}))"],
-        cwd=ROOT / "scripts", capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_pages_that_are_written_from_the_code_say_what_it_says(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import build_docs
+
     old = [
-        path
-        for path, text in json.loads(done.stdout).items()
-        if not Path(path).exists() or Path(path).read_text() != text
+        named(path)
+        for path, text in build_docs.written_pages().items()
+        if not path.exists() or path.read_text() != text
     ]
-    assert not old, "written from the code and no longer what it says: type make docs"
+    assert not old, "written from the code, and no longer what it says: type make docs"
 
 
 def test_every_public_name_and_every_key_is_in_the_reference():
@@ -140,11 +138,12 @@ class Page:
     """A page that is being run, in a folder of its own.
 
     Attributes:
-        launches: whether launchers and processes are really started.
+        ranks: launchers that really start two ranks, deepspeed, torchrun or own; the words of others train in one
+            process.
     """
 
-    def __init__(self, path: Path, folder: Path, *, stand_in: Path, trained: Path):
-        self.path, self.folder, self.launches = path, folder, path == README
+    def __init__(self, path: Path, folder: Path, *, stand_in: Path, trained: Path, ranks: tuple[str, ...] = ()):
+        self.path, self.folder, self.ranks = path, folder, ranks
         self.stand_in, self.trained, self.text = stand_in, trained, path.read_text()
         self.names: dict = {"__name__": "__page__"}
         self._at_hand()
@@ -165,7 +164,7 @@ class Page:
             named_here |= {name for name in domains.split(",") if name}
         for name in named_here - made:
             shutil.copytree(self.stand_in, self.folder / f"data/{name}.zarr")
-        if self.launches:
+        if self.path == README:
             recipes = dict(RECIPE.findall((ROOT / "CONTRIBUTING.md").read_text()))
             (self.folder / "my_lab").mkdir()
             for name, code in recipes.items():
@@ -234,7 +233,9 @@ class Page:
         """A run that the page names and does not train is there."""
         place, (domain, suffix) = self.folder / name, Path(name).parts[-2:]
         lines = [line for line in self.text.splitlines() if re.search(rf"suffix={re.escape(suffix)}\b", line)]
-        if not place.exists() and not any(domain in line or "domains=" not in line for line in lines):
+        if not place.exists() and not any(
+            re.search(rf"domains=\S*{domain}\b", line) or "domains=" not in line for line in lines
+        ):
             shutil.copytree(self.trained, place)
 
     def _command(self, command: Command) -> None:
@@ -254,12 +255,13 @@ class Page:
             commands.composes(script, words)
             return
         words = commands.small(script, words)
-        several = launcher[0] in commands.LAUNCHERS or any(word.endswith("train_mode=distributed") for word in words)
-        if several and self.launches:
+        own = any(word.endswith("train_mode=distributed") for word in words)
+        by = launcher[0] if launcher[0] in commands.LAUNCHERS else "own" if own else ""
+        if by and by in self.ranks:
             done = self._ranks(command, launcher, script, words)
         else:
-            kept = words if self.launches else commands.in_one_process(words)
-            done = in_this_process(script, kept, env={} if several else command.env)
+            kept = commands.in_one_process(words) if by or not self.ranks else words
+            done = in_this_process(script, kept, env={} if by else command.env)
         said = f"\n{command.where}: {command.line}\nrun as: {' '.join(launcher)} {script} {shlex.join(words)}\n"
         assert done.returncode == 0, f"{said}exit code {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
@@ -374,12 +376,24 @@ RUN = [
 
 @pytest.mark.parametrize("path", RUN, ids=named)
 def test_every_block_of_a_page_runs(path, tmp_path, monkeypatch, stand_in, trained):
+    run_page(path, tmp_path, monkeypatch, stand_in=stand_in, trained=trained, ranks=("torchrun",) * (path == README))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", [page for page in RUN if "torchrun" in page.read_text()], ids=named)
+def test_every_launcher_of_a_page_runs_two_ranks(path, tmp_path, monkeypatch, stand_in, trained):
+    ranks = (*commands.LAUNCHERS, "own")
+    run_page(path, tmp_path, monkeypatch, stand_in=stand_in, trained=trained, ranks=ranks)
+
+
+def run_page(path, tmp_path, monkeypatch, **how):
+    """In the folder, with the environment as a terminal has it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     for name in ENV_OF_RANKS:
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
-    page = Page(path, tmp_path, stand_in=stand_in, trained=trained)
+    page = Page(path, tmp_path, **how)
     try:
         page.run()
     finally:
