@@ -42,6 +42,10 @@ README = ROOT / "README.md"
 LINKED = [*pages(), *(ROOT / name for name in ("CONTRIBUTING.md", "RESULTS.md", "CHANGELOG.md"))]
 TUTORIALS = ROOT / "docs/tutorials"
 RECIPE = re.compile(r"```python\n# (my_lab/\w+\.py)\n(.*?)```", re.DOTALL)
+OLD_CONFIG = """domains: a
+dataset: {_target_: ppt_learning.dataset.multi_sim_traj_dataset.MultiTrajDataset, val_ratio: 0.1}
+train: {total_epochs: 5}
+"""
 ENV_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -172,7 +176,7 @@ class Page:
         if "migrate_train_scripts" in self.text:
             (self.folder / "run.py").write_text("import hydra  # of ppt_learning\n")
             (self.folder / "configs").mkdir(exist_ok=True)
-            (self.folder / "configs/config.yaml").write_text("domains: a\ntrain: {total_epochs: 5}\nbatch_size: 4\n")
+            (self.folder / "configs/config.yaml").write_text(OLD_CONFIG)
         if "any/format/on/disk" in self.text:
             shutil.copytree(self.stand_in, self.folder / "any/format/on/disk")
         if "folder/lift.hdf5" in self.text:
