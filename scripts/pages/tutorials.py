@@ -52,7 +52,13 @@ def _code(cell: dict[str, Any], shown: dict[str, list[str]]) -> str:
     source = _source(cell)
     file = re.match(r"%%writefile (\S+)\n", source)
     text = f"# {file[1]}\n{source[file.end() :]}" if file else source
-    return "\n\n".join([f"```python\n{text}\n```", *shown.get(source, [])])
+    return "\n\n".join([f"```python\n{text}\n```", *shown.get(source, _panel(source))])
+
+
+def _panel(source: str) -> list[str]:
+    """The picture of the panel that a cell shows."""
+    found = [said for call, said in PANELS.items() if call in source]
+    return [f"![{what}](../../notebooks/images/{name}.png)" for name, what in found[:1]]
 
 
 def _read_shown(folder: Path, name: str) -> dict[str, list[str]]:
@@ -105,10 +111,7 @@ def _told(output: Any, source: str, picture: Path) -> str:
         _write_picture(base64.b64decode(data["image/png"]), picture)
         return f"![what the cell shows](images/{picture.name})"
     if "application/vnd.jupyter.widget-view+json" in data:
-        for call, (name, what) in PANELS.items():
-            if call in source:
-                return f"![{what}](../../notebooks/images/{name}.png)"
-        return ""
+        return "".join(_panel(source))
     rows = _rows(data.get("text/html", ""))
     if rows:
         return table(rows[0], rows[1 : LONGEST_TEXT + 1])
