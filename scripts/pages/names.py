@@ -54,7 +54,7 @@ GROUPS = {
         rooms=("sim", "comparing", "verify", "targets", "notebook"),
     ),
 }  # fmt: skip
-STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+STARS = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
 
 
 def pages() -> dict[str, str]:
@@ -78,7 +78,8 @@ def _group_of(name: str, room: str) -> str:
 
 def _page(group: Group, names: list[str]) -> str:
     names = sorted(names, key=lambda name: (name[0].isupper(), name.lower()))
-    objects = {name: getattr(ppt_kit, name) for name in names}
+    # not of ppt_kit itself, where a room that is imported may take the place of a function of its name
+    objects = {name: getattr(importlib.import_module(f"ppt_kit.{ppt_kit._WHERE[name]}"), name) for name in names}
     given = _given(objects)
     overview = [(f"[`{name}`](#{name.lower()})", escaped(_first(each))) for name, each in objects.items()]
     about = f"{group.about} All of it is `import ppt_kit as ppt`."
@@ -157,7 +158,7 @@ def _arguments(arguments: list[inspect.Parameter]) -> list[str]:
         if argument.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
             told.append("*")
             starred = True
-        text = STARS.get(argument.kind, "") + argument.name
+        text = STARS.get(argument.kind.name, "") + argument.name
         if argument.annotation is not inspect.Parameter.empty:
             text += f": {_kind(argument.annotation)}"
         if argument.default is not inspect.Parameter.empty:
