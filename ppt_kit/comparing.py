@@ -48,10 +48,9 @@ def compare(
     """Whether a or b succeeds more often on the same goals.
 
     Policies are run pair by pair, both on a seed, until it is decided by a test that may be looked at after every pair,
-    or until `episodes` are over. Rows are on the disk as their episodes end, and the same call goes on with what is
-    there; cards say what they stand on, as an evaluation's do, and the one beside the first's rows has all sides. What
-    was evaluated before is compared on the seeds that both have. Lists are training runs of one method each: then every
-    run meets every goal, and the interval is over other training runs too.
+    or until `episodes` are over. Rows and cards are on the disk as an evaluation's are, and the same call goes on; the
+    card beside the first's rows has all sides. What was evaluated before is compared on the seeds that both have. Lists
+    are training runs of one method each: every run meets every goal, and the interval is over other runs too.
 
     Args:
         a, b: a policy, a run folder, a checkpoint (.pth), an evaluation, a table of its rows or a rows file (.jsonl);
