@@ -44,6 +44,9 @@ with socket.create_server(("127.0.0.1", 0)) as taken:
 """
 
 
+ON_A_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="the limit is on the memory of the host")
+
+
 def plain(text: str) -> str:
     return " ".join(text.split())
 
@@ -66,8 +69,8 @@ def house(tmp_path_factory) -> Path:
 class Person:
     """Who makes mistakes in a house; each gives what was printed of it."""
 
-    def __init__(self, house, run_here, monkeypatch, logged):
-        self.house, self.run_here, self.monkeypatch, self.logged = house, run_here, monkeypatch, logged
+    def __init__(self, house, run_here, monkeypatch):
+        self.house, self.run_here, self.monkeypatch = house, run_here, monkeypatch
         monkeypatch.chdir(house)
 
     def typed(self, script: str, *words: str, **env: str) -> str:
@@ -99,10 +102,10 @@ class Person:
 
 
 @pytest.fixture
-def person(house, run_here, monkeypatch, caplog) -> Person:
+def person(house, run_here, monkeypatch) -> Person:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    return Person(house, run_here, monkeypatch, caplog)
+    return Person(house, run_here, monkeypatch)
 
 
 @contextlib.contextmanager
@@ -155,28 +158,41 @@ def hosts_without_pdsh(person: Person) -> str:
 
 
 def ranks_without_a_gpu(person: Person) -> str:
-    from ppt_kit.notebook.launching import _check_devices
+    words = latest(*TRAIN, "suffix=on_the_cpu", "train_mode=distributed", "world_size=2", "train.total_iters=1")
+    env = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = run_script(str(ROOT / "scripts/train.py"), *words, cwd=person.house, env=env)
+    (said,) = [line for line in (done.stdout + done.stderr).splitlines() if "no GPU is visible" in line]
+    return said
 
-    person.monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    _check_devices(2, given=2, there=0)
-    return person.logged.messages[-1]
+
+def with_two_gpus(person: Person) -> None:
+    person.monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    person.monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    person.monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
 def more_ranks_than_gpus(person: Person) -> str:
-    from ppt_kit.jobs.decide import local_share
-
-    with told() as said:
-        local_share({}, world_size=4, num_devices=2)
-    return said[0]
+    with_two_gpus(person)
+    return person.train("train_mode=distributed", "world_size=4")
 
 
 def more_gpus_than_there_are(person: Person) -> str:
-    from ppt_kit.notebook.launching import _check_devices
-
-    person.monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with_two_gpus(person)
     with told() as said:
-        _check_devices(4, given=4, there=2)
+        ppt.launch(ppt.load_config("quickstart", *TRAIN), num_gpus=4)
     return said[0]
+
+
+def memory_that_runs_out(person: Person) -> str:
+    """A limit on address space: Python, torch and DeepSpeed take 3 GB of it while they are imported."""
+    folder, limit = person.house / "limited", (3_600_000_000, 3_600_000_000)
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(f"import resource\nresource.setrlimit(resource.RLIMIT_AS, {limit})\n")
+    size = ("policy.width=256", "policy.depth=4", "policy.num_heads=4", "batch_size=16384", "dataset.pad_before=0")
+    words = latest(*TRAIN, "suffix=limited", "train.total_iters=1", "train.val_interval=0", *size)
+    env = {"PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = run_script(str(ROOT / "scripts/train.py"), *words, cwd=person.house, env=env)
+    return next(line for line in done.stderr.splitlines() if "out of memory" in line)
 
 
 def port_that_is_taken(person: Person) -> str:
@@ -244,7 +260,7 @@ def a_pointer_in_place_of_data(person: Person) -> str:
 
 MISTAKES = [
     ("Model checkpoint not found", lambda person: person.train("train.pretrained_dir=outputs/models/push/exp9")),
-    ("No CUDA devices available", ranks_without_a_gpu),
+    pytest.param("No CUDA devices available", ranks_without_a_gpu, marks=pytest.mark.long),
     ("No CUDA devices available", more_ranks_than_gpus),
     ("No CUDA devices available", more_gpus_than_there_are),
     ("Unknown key, and other words that are refused", lambda person: person.train("train.total_epoch=3")),
@@ -271,6 +287,7 @@ MISTAKES = [
     ("DeepSpeed configuration errors", lambda person: person.train("precision=bf16")),
     ("Import errors with old scripts", lambda person: person.train("policy.head.kind=old_lab.heads:MyHead")),
     ("Out of memory", lambda person: person.train("batch_size=1000000", "dataset.num_points=100000")),
+    pytest.param("Out of memory", memory_that_runs_out, marks=[pytest.mark.long, ON_A_CPU]),
     ("Training stuck in distributed mode", lambda person: person.train("train_mode=single", RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")),
     ("Training stuck in distributed mode", lambda person: person.train(RANK="0")),
     ("Evaluation refuses the seeds", lambda person: person.evaluate("seed=0")),
@@ -279,11 +296,11 @@ MISTAKES = [
 
 
 def test_every_quote_of_the_page_is_a_mistake_that_is_made():
-    made = Counter(section for section, _ in MISTAKES)
+    made = Counter(getattr(each, "values", each)[0] for each in MISTAKES)
     assert made == {section: len(quotes) for section, quotes in QUOTED.items() if quotes}
 
 
-@pytest.mark.parametrize(("section", "mistake"), MISTAKES, ids=[name for name, _ in MISTAKES])
+@pytest.mark.parametrize(("section", "mistake"), MISTAKES, ids=[getattr(each, "values", each)[0] for each in MISTAKES])
 def test_the_page_quotes_what_is_printed(person, section, mistake):
     assert section in QUOTED, f"no section {section!r}"
     said = mistake(person)
