@@ -46,6 +46,7 @@ PURPOSE = {
     "verify": "an evaluation, replayed from its card", "runs": "sweeps, and many runs as tables",
     "memory": "what a run takes of it",
     "installation": "can this machine do it", "zero": "DeepSpeed's folders, read as data",
+    "adopt": "policies of ppt_learning",
     "notebook": "curves, figures, videos", "__main__": "one rank of a launched run",
     "commands": "what a shell types", "programs": "what to type where",
     "__init__": "the names that a notebook types",
