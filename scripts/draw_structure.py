@@ -6,11 +6,12 @@ Rooms and storeys are those of the map at the top of ppt_kit/__init__.py, arrows
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,16 +174,30 @@ def arrange(storeys: Sequence[list[str]], arrows: set[tuple[str, str]]) -> tuple
         edges += zip(path, path[1:])
         for number in range(level[other] + 1, level[room]):
             rows[number].append((room, other))
-    # the two lowest rows together, then each by the one below
-    both = ((low, _best(rows[1], low, edges)) for low in map(list, itertools.permutations(rows[0])))
-    rows[0], rows[1] = min(both, key=lambda pair: _crossings(pair[1], pair[0], edges))
-    for number in range(2, len(rows)):
-        rows[number] = _best(rows[number], rows[number - 1], edges)
+    # the two lowest rows by turns, then each by the one below
+    for _ in range(3):
+        rows[1] = _best(rows[1], lambda order: _crossings(order, rows[0], edges))
+        rows[0] = _best(rows[0], lambda order: _crossings(rows[1], order, edges))
+    for number in range(1, len(rows)):
+        rows[number] = _best(rows[number], functools.partial(_crossings, below=rows[number - 1], edges=edges))
     return rows, edges
 
 
-def _best(row: list[Node], below: list[Node], edges: list[Edge]) -> list[Node]:
-    return min(map(list, itertools.permutations(row)), key=lambda order: _crossings(order, below, edges))
+def _best(row: list[Node], cost: Callable[[list[Node]], tuple[int, float]]) -> list[Node]:
+    """An order that no exchange of two makes better: with a dozen in a row, trying every order takes hours."""
+    found, least = row, cost(row)
+    while True:
+        tried = [_exchanged(found, *pair) for pair in itertools.combinations(range(len(row)), 2)]
+        better = min(tried, key=cost, default=found)
+        if cost(better) >= least:
+            return found
+        found, least = better, cost(better)
+
+
+def _exchanged(row: list[Node], one: int, other: int) -> list[Node]:
+    order = list(row)
+    order[one], order[other] = order[other], order[one]
+    return order
 
 
 def _crossings(row: list[Node], below: list[Node], edges: list[Edge]) -> tuple[int, float]:

@@ -79,7 +79,9 @@ def scripts_page(scripts: Path) -> str:
     ]
     names = [path.stem for path in sorted(scripts.glob("*.py")) if path.stem not in NO_COMMANDS]
     for name in [*ORDER, *(name for name in names if name not in ORDER)]:
-        tree = ast.parse((scripts / f"{name}.py").read_text())
+        command = scripts.parent / f"ppt_kit/commands/{name}.py"
+        # most scripts are the faces of commands of the package
+        tree = ast.parse((command if command.is_file() else scripts / f"{name}.py").read_text())
         said = (ast.get_docstring(tree) or "").split("\n\n")[0]
         parts += [f"## {name}.py", escaped(" ".join(said.split())), *_keys_of(tree)]
     parts += ["## bench.py", _benches(scripts)]
