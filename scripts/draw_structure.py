@@ -42,7 +42,7 @@ PURPOSE = {
     "augment": "noise and moves, on the device", "engine": "one step inside DeepSpeed",
     "tracking": "rows and logs, W&B as a mirror",
     "checkpoint": "weights on disk and back", "jobs": "ranks started, watched, stopped",
-    "sim": "demonstrations and success rates", "train": "one run, from what it opens to its last step",
+    "sim": "demonstrations and success rates", "train": "one run, from first to last step",
     "targets": "many checkpoints, many tasks", "comparing": "two policies on the same goals",
     "verify": "an evaluation, replayed from its card", "runs": "sweeps, and many runs as tables",
     "memory": "what a run takes of it",

@@ -379,6 +379,8 @@ def say_start(run: Run, before: Progress | None) -> None:
     for name, spec in list(dataset.specs.items())[:FEW]:
         numbers = ", ".join(f"{key} {width}" for key, width in spec.state.items())
         log.info("%s: sees %s%s", name, in_words(spec), f" ({numbers})" if numbers else "")
+    if told_from := cast(PPTPolicy, engine.policy).cloud_origin:
+        log.info("points are told from %s", told_from)
     for line in run.borrowed:
         log.info("%s", line)
     still = near_constant(run.card["normalizer"], dataset.specs)
