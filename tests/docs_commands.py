@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from docs_blocks import Command
 
 # what makes a script's command small: these words take the place of the command's own
 TRAIN = (*SMALL_WORDS, "train.total_iters=2", "train.total_epochs=1", "save_interval=1", "train.eval_interval=0")
+UNNAMED = itertools.count()
 SMALL = {
     "train.py": TRAIN,
     "sweep.py": (*TRAIN, "jobs=2"),
@@ -130,6 +132,9 @@ def small(script: str, words: list[str]) -> list[str]:
         added = ["episodes=1"]
     if script == "eval_sim.py" and any(word.startswith("controls=") and "replay" in word for word in given):
         added.remove("max_steps=5")
+    if script == "train.py" and not any(re.match(r"(--)?suffix=", word) for word in words):
+        # the time, which is a run's name without one, is the same for two within a second
+        added.append(f"suffix=unnamed-{next(UNNAMED)}")
     first = [word for word in given if "=" not in word and not word.startswith("-")]
     return [*first, *latest(*(word for word in given if word not in first), *added)]
 

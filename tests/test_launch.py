@@ -245,6 +245,7 @@ def test_the_command_line_works_where_it_is_pasted(launched):
     assert (job.rows()[-1]["reason"], job.rows()[-1]["step"]) == ("finished", 6)
 
 
+@pytest.mark.long
 def test_deepspeeds_launcher_starts_the_ranks_where_it_is_chosen(launched):
     job = launched(*ENDLESS, launcher="deepspeed")
     wait_for(lambda: len(job.rows()) > 2)

@@ -167,6 +167,7 @@ def test_a_policy_is_evaluated_in_it_and_a_video_of_it_is_refused(beside):
     assert not (beside / "eval").exists()
 
 
+@pytest.mark.long
 def test_the_language_bench_tells_each_task_its_own_sentence_and_anothers(beside):
     words = ("tasks=[push,pull]", "simulator=my_lab.sim:Seeing", "demos=2", "episodes=2", "output_dir=heard")
     small = "words=[dataset.num_points=8,policy.width=16,policy.num_heads=2,train.total_iters=2]"

@@ -43,6 +43,7 @@ def held(run_dir: Path) -> Iterator[None]:
     Raises:
         UserError: another one trains there.
     """
+    made = [each for each in (run_dir, *run_dir.parents) if not each.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
     folder = os.open(run_dir, os.O_RDONLY)
     try:
@@ -56,9 +57,10 @@ def held(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-        # of a run that could not begin
+        # of a run that could not begin; one with something in it stays, and those above it
         with contextlib.suppress(OSError):
-            run_dir.rmdir()
+            for each in made:
+                each.rmdir()
 
 
 def supervisor_of(record: Record) -> psutil.Process | None:

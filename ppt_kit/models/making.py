@@ -13,7 +13,7 @@ from ppt_kit.horizon import Horizon
 from ppt_kit.model_keys import MODALITIES, PolicyConfig, can_see
 from ppt_kit.models.domains import Group
 from ppt_kit.models.encoders import ENCODERS, Encoder, Frozen
-from ppt_kit.models.heads import HEADS, Head
+from ppt_kit.models.heads import ADOPTED, HEADS, Head
 from ppt_kit.models.hpt.trunk import HPTTrunk
 from ppt_kit.models.part import Sizes, build_part
 from ppt_kit.models.stems import STEMS, Stem
@@ -38,7 +38,8 @@ class Maker:
     def head(self, group: Group) -> Head:
         asked = self.options.head
         sizes = self._sizes(group.spec, f"head.{group.key}")
-        return build_part(asked.kind, sizes, asked.options, known=HEADS, base=Head, option="policy.head")
+        known = HEADS | ADOPTED
+        return build_part(asked.kind, sizes, asked.options, known=known, base=Head, option="policy.head")
 
     def stems(self, group: Group) -> nn.ModuleDict:
         """Modality -> stem."""

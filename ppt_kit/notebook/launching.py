@@ -78,18 +78,7 @@ def launch(
     cfg = from_mapping(cfg)
     _check_choices(launcher, hostfile, slurm)
     here = _ranks_of_a_node(cfg, num_gpus, elsewhere=hostfile is not None or slurm is not None)
-    words: dict[str, Any] = {"num_devices": num_visible_devices()}
-    total = here
-    if hostfile is not None:
-        hosts = read_hostfile(hostfile, num_gpus=num_gpus)
-        check_reach(hosts)
-        total = sum(hosts.values())
-        words = {"num_devices": max(hosts.values()), "nodes": str(Path(hostfile).absolute())}
-    elif slurm is not None:
-        total = share_of(slurm, num_gpus=here).total
-        words = {"num_devices": here, "nodes": dict(slurm)}
-    else:
-        _check_devices(num_gpus, there=words["num_devices"])
+    total, words = _places(here, num_gpus=num_gpus, hostfile=hostfile, slurm=slurm)
     OmegaConf.update(cfg, "train_mode", "distributed")
     OmegaConf.update(cfg, "world_size", total)
     run = UnifiedTrainer(cfg)
@@ -109,6 +98,21 @@ def attach(run_dir: str | Path) -> ShownJob:
         UserError: nothing was launched there, or from another host and into no queue.
     """
     return ShownJob.attach(run_dir)
+
+
+def _places(
+    here: int, *, num_gpus: int | None, hostfile: str | Path | None, slurm: Mapping[str, Any] | None
+) -> tuple[int, dict[str, Any]]:
+    """How many ranks in all, and the words of Job.start that say where they are."""
+    if hostfile is not None:
+        hosts = read_hostfile(hostfile, num_gpus=num_gpus)
+        check_reach(hosts)
+        return sum(hosts.values()), {"num_devices": max(hosts.values()), "nodes": str(Path(hostfile).absolute())}
+    if slurm is not None:
+        return share_of(slurm, num_gpus=here).total, {"num_devices": here, "nodes": dict(slurm)}
+    there = num_visible_devices()
+    _check_devices(num_gpus, there=there)
+    return here, {"num_devices": there}
 
 
 def _check_choices(launcher: str, hostfile: Any, slurm: Any) -> None:

@@ -11,8 +11,11 @@ HEADS: dict[str, str] = {
     "meanflow": "ppt_kit.models.heads.meanflow:MeanFlowHead",
     "mixture": "ppt_kit.models.heads.mixture:MixtureHead",
     "cvae": "ppt_kit.models.heads.cvae:CVAEHead",
+}
+# those of policies that ppt_learning trained: they need its trunk and its pooling beside them
+ADOPTED: dict[str, str] = {
     "hpt_mlp": "ppt_kit.models.hpt.heads:HPTMLPHead",
     "hpt_diffusion": "ppt_kit.models.hpt.diffusion:HPTDiffusionHead",
 }
 
-__all__ = ["HEADS", "NOTHING", "Given", "Head"]
+__all__ = ["ADOPTED", "HEADS", "NOTHING", "Given", "Head"]
