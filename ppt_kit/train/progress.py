@@ -144,7 +144,8 @@ def _meant(config: dict, modalities: Sequence[str]) -> dict:
 
     What it sees, its weights tell, and which numbers a state has, the statistics: both are compared beside it.
     """
-    policy = {name: value for name, value in config["policy"].items() if name != "modalities"}
+    free = {"modalities"} if "pointcloud" in modalities else {"modalities", "cloud_origin"}
+    policy = {name: value for name, value in config["policy"].items() if name not in free}
     for group in ("stems", "encoders"):
         policy[group] = {name: each for name, each in policy[group].items() if name in modalities}
     dataset = {name: value for name, value in config["dataset"].items() if name != "state_keys"}
