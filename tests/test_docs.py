@@ -265,6 +265,8 @@ class Page:
             done = self._ranks(command, launcher, script, words)
         else:
             kept = commands.in_one_process(words) if by or not self.ranks else words
+            # two ranks see other batches than one process: their run is another one than that beside it
+            kept = [*kept, "seed=1"] if by and not any("seed=" in word for word in kept) else kept
             done = in_this_process(script, kept, env={} if by else command.env)
         said = f"\n{command.where}: {command.line}\nrun as: {' '.join(launcher)} {script} {shlex.join(words)}\n"
         assert done.returncode == 0, f"{said}exit code {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"

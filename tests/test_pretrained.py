@@ -122,7 +122,10 @@ def two_domains(small_data, tmp_path_factory):
 def trained(small_data, folder, *words):
     from conftest import SMALL_WORDS, latest
 
-    fixed = (f"dataset_path={small_data}", f"output_dir={folder}", "train.total_iters=4", "policy.dropout=0.2")
+    fixed = (
+        f"dataset_path={small_data}", f"output_dir={folder}", "train.total_iters=4", "policy.dropout=0.2",
+        "policy.cloud_origin=null",
+    )  # fmt: skip
     run = ppt.UnifiedTrainer(load_config("quickstart", *latest(*SMALL_WORDS, *fixed, *words)))
     assert run.run() == 0
     return run.run_dir
