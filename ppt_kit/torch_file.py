@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import io
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,21 +108,16 @@ def read_foreign(file: Path, *, kind_of_file: str, remedy: str) -> dict:
     Raises:
         UserError: it is empty, cut off, of an older form, a bit of it was lost, or only running its code would read it.
     """
-    _check_bytes(file, remedy, kind_of_file)
-    try:
+
+    def load() -> Any:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         with torch.serialization.safe_globals([(Inert, name) for name in names]):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file}: cannot be read without running code of it, which is not done ({_asked(error)}). {remedy}"
-        ) from None
-    # each of its bytes is as it was written, so it was written by something else
-    except Exception as error:
-        raise UserError(f"{file}: not {kind_of_file} ({_first_line(error)}). {remedy}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: not {kind_of_file}: it holds a {type(content).__name__}. {remedy}")
-    return content
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+    def refused(error: Exception) -> str:
+        return f"cannot be read without running code of it, which is not done ({_asked(error)})"
+
+    return _loaded(file, load, refused=refused, kind_of_file=kind_of_file, remedy=remedy)
 
 
 def check_parts(content: Mapping, needs: Mapping[str, Any], *, file: Path, remedy: str) -> None:
@@ -168,25 +164,40 @@ def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
         "weights_only=False); torch.save(m.state_dict() if hasattr(m, 'state_dict') else m, 'plain.pth')\" and give "
         "the folder of plain.pth, renamed to " + file.name + "."
     )
-    _check_bytes(file, plain, "a state_dict")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+
+    def refused(error: Exception) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         wanted = ", ".join(sorted(names)[:5]) or _asked(error)
-        raise UserError(
-            f"{file}: needs code to be unpickled ({wanted}), so it is not loaded: it can run anything. {plain}"
-        ) from None
-    # each of its bytes is as it was written, so it was written by something else
-    except Exception as error:
-        raise UserError(f"{file}: not a state_dict ({_first_line(error)}). {plain}") from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"{file}: not a state_dict: it holds a {type(content).__name__}. {plain}")
+        return f"needs code to be unpickled ({wanted}), so it is not loaded: it can run anything"
+
+    load = functools.partial(torch.load, file, map_location="cpu", weights_only=True)
+    content = _loaded(file, load, refused=refused, kind_of_file="a state_dict", remedy=plain)
     for name, value in content.items():
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
             raise UserError(f"{file}: not a state_dict, which has tensors alone: {name} is a {kind}. {plain}")
     return dict(content)
+
+
+def _loaded(
+    file: Path, load: Callable[[], Any], *, refused: Callable[[Exception], str], kind_of_file: str, remedy: str
+) -> dict:
+    """The dictionary that another program's file holds, no code of it run.
+
+    Args:
+        refused: what to say where only running its code would read it.
+    """
+    _check_bytes(file, remedy, kind_of_file)
+    try:
+        content = load()
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{file}: {refused(error)}. {remedy}") from None
+    # each of its bytes is as it was written, so it was written by something else
+    except Exception as error:
+        raise UserError(f"{file}: not {kind_of_file} ({_first_line(error)}). {remedy}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not {kind_of_file}: it holds a {type(content).__name__}. {remedy}")
+    return content
 
 
 def _save(content: dict, path: Path) -> None:
