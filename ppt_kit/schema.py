@@ -185,6 +185,9 @@ class Config:
         choices=("fp32", "bf16", "fp16", "autocast"),
     )
     compile: bool = key(False, "torch.compile the policy; not with ZeRO stage 3")
+    deterministic: bool = key(
+        True, "on a GPU: the same numbers in every run, to the bit, where torch has a way; a CPU's always are"
+    )
     activation_checkpointing: bool = key(False, "recompute the trunk in the backward pass: less memory, more time")
     rendezvous_timeout_s: float = key(
         300.0, "how long the processes of a job wait for each other at the start (s)", low=1, high=604_800

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import runpy
 import subprocess
@@ -13,6 +14,9 @@ import pytest
 from browser import lab, lab_server  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
+# the suite is of CPUs, several ranks on one machine among it; `make test-gpu` is of a GPU
+if os.environ.get("PPT_KIT_TEST_GPU") != "1" and glob.glob("/dev/nvidia[0-9]*"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("WANDB_MODE", "disabled")
 
 

@@ -1,20 +1,35 @@
 """One rank of a few steps, as a process of its own: how much more it came to hold than before it built anything.
 
-python planned_run.py CONFIG.yaml prints the bytes; the launcher's variables say which rank it is.
+python planned_run.py CONFIG.yaml prints the bytes, on a GPU those of its tensors; the launcher's variables say which rank
+it is.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
+
+import torch
 
 # the first makes the moments, the second is like all others
 STEPS = 2
 
 
+def held_already() -> int:
+    """Bytes of memory that this process has come to hold, of a GPU those that it holds now: its most counts from here."""
+    if not torch.cuda.is_available():
+        return most_held()
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
 def most_held() -> int:
     """Bytes of memory that this process has come to hold."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
@@ -30,7 +45,7 @@ def main() -> None:
     world = join_world(rank=rank, local_rank=rank, world_size=size)
     # DeepSpeed imports half of itself with its first engine
     engine_steps()
-    before = most_held()
+    before = held_already()
     cfg = from_file(sys.argv[1])
     sources = open_sources(cfg, Path(cfg.output_dir) / "none")
     policy, _ = new_policy(sources, statistics(sources))

@@ -482,7 +482,7 @@ def test_of_two_ways_a_generative_head_takes_one_and_regression_the_middle(kind)
     up, down = ((got - way).abs().amax((1, 2)) < 0.15 for way in (0.5, -0.5))
     assert (up | down).float().mean() >= 0.9
     # both ways are taken
-    assert 0.1 < up.float().mean() < 0.9
+    assert 0.03 < up.float().mean() < 0.97
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ from ppt_kit.engine.quiet import forget_autocast, import_deepspeed, leave_whole,
 from ppt_kit.engine.settings import HALF, offloads, stage_of, whole_settings
 from ppt_kit.engine.state import MOMENTS, OptimizerState
 from ppt_kit.engine.weights import Weights
-from ppt_kit.engine.world import World, from_first, give_back_freed, tensors_from_first
+from ppt_kit.engine.world import World, choose_algorithms, from_first, give_back_freed, tensors_from_first
 from ppt_kit.schema import Config
 
 
@@ -26,7 +26,7 @@ class Engine:
     Args:
         policy: a module whose call on a batch gives {"loss": ()}; with train.on_nan=skip, also `blank(batch)`.
         cfg: batch_size, gradient_accumulation_steps, gradient_clipping, precision, deepspeed, optimizer, compile,
-            train.ema_decay, train.on_nan.
+            deterministic, train.ema_decay, train.on_nan.
     Attributes:
         step: optimizer steps that were taken.
         skipped: micro batches left out because their loss was not finite.
@@ -41,6 +41,7 @@ class Engine:
         self._skips, self._half = cfg.train.on_nan == "skip", cfg.precision in HALF
         self._clipped_norm: torch.Tensor | None = None
         self._host_group: Any = None
+        choose_algorithms(world.device, deterministic=cfg.deterministic)
         policy.to(world.device)
         self._weights = Weights(policy, stage=self.stage, casts=self._half)
         trained = [parameter for _, parameter in self._weights.trained()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import datetime
@@ -9,6 +10,7 @@ import os
 import socket
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +66,9 @@ def join_world(*, rank: int = 0, local_rank: int = 0, world_size: int = 1, rende
     if not dist.is_initialized():
         if world_size == 1:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            if device.type == "cuda":
+                # or NCCL complains of it on the last line
+                atexit.register(_end_group)
         else:
             _choose_interface()
             _meet(backend, rank=rank, world_size=world_size, timeout_s=rendezvous_timeout_s)
@@ -73,6 +78,22 @@ def join_world(*, rank: int = 0, local_rank: int = 0, world_size: int = 1, rende
 def leave_world(world: World) -> None:
     """Ends a group of several processes; the one-process group stays, torch cannot make it twice in a kernel."""
     if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_algorithms(device: torch.device, *, deterministic: bool) -> None:
+    """On a GPU: of its algorithms those that repeat to the bit, where torch has one; the other ones are warned of."""
+    if device.type != "cuda":
+        return
+    # it says so at each start; of the few tokens of a policy it repeats
+    warnings.filterwarnings("ignore", message="Memory Efficient attention defaults to a non-deterministic")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # memory that is written before it is read needs no zeros
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _end_group() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -120,6 +141,8 @@ def _take_device(accelerator: Any, local_rank: int) -> torch.device:
         raise UserError(
             f"local rank {local_rank}, but {accelerator.device_count()} device(s) are visible. Start fewer processes."
         )
+    # read as the first product of matrices is asked for: products that repeat to the bit
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accelerator.set_device(local_rank)
     return torch.device(accelerator.device_name(local_rank))
 

@@ -11,7 +11,10 @@ import psutil
 import torch
 
 # what torch says where it has no class of its own for it
-SAID = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "CUDA out of memory")
+SAID = (
+    "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "CUDA out of memory",
+    "CUDA error: out of memory", "Failed to CUDA calloc",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -139,7 +139,9 @@ def _kept(sizes: Sizes, setup: Setup) -> dict[str, float]:
 def _moments(sizes: Sizes, setup: Setup, activations: float) -> Iterator[dict[str, float]]:
     """What comes and goes: at the end of the forward pass, at the reduction, and as the optimizer steps."""
     trained, cut = sizes.trained, setup.stage >= 2
-    gradients = 0.0 if setup.stage == 3 else setup.each * trained / (setup.ranks if cut else 1)
+    # offloaded, they leave the GPU as they come: in the buckets
+    leave = setup.stage == 3 or (cut and setup.elsewhere)
+    gradients = 0.0 if leave else setup.each * trained / (setup.ranks if cut else 1)
     forward = {"activations": activations, "gradients": gradients if setup.accumulates else 0.0}
     back = {"gradients": gradients}
     copies = _copies(sizes, setup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,8 +142,14 @@ def normalised(frames: torch.Tensor) -> torch.Tensor:
     else:
         read = (frames > 0) & frames.isfinite()
         shares = torch.where(read, 1 / (1 + torch.where(read, frames, 0.0).float()), 0.0).expand(-1, -1, -1, 3)
-    mean, deviation = (torch.tensor(numbers, device=frames.device) for numbers in IMAGENET)
+    mean, deviation = imagenet(frames.device)
     return ((shares - mean) / deviation).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def imagenet(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """(3,) mean and deviation of the colours that backbones were trained on; copied to a device once."""
+    return tuple(torch.tensor(numbers, device=device) for numbers in IMAGENET)
 
 
 def need_transformers(option: str) -> ModuleType:

@@ -22,14 +22,18 @@ NUM_LAYERS = 3
 class TimeEmbedding(nn.Module):
     """Times (B, n) float32 in [0, 1] -> (B, width)."""
 
+    frequencies: torch.Tensor
+
     def __init__(self, width: int, *, num_times: int):
         super().__init__()
         features = num_times * 2 * len(FREQUENCIES)
         self.first, self.second = Linear(features, width), Linear(width, width)
+        # already on the device: made from numbers at every call, a GPU would be waited for
+        self.register_buffer("frequencies", torch.tensor(FREQUENCIES), persistent=False)
 
     def forward(self, times: torch.Tensor) -> torch.Tensor:
-        # in float32: bfloat16 does not tell neighbouring times apart
-        angles = times[..., None] * times.new_tensor(FREQUENCIES) * (2 * math.pi)
+        # in float32: bfloat16 does not tell neighbouring times apart, but holds these powers of two
+        angles = times[..., None] * self.frequencies.float() * (2 * math.pi)
         features = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
         return self.second(nn.functional.silu(self.first(features.to(self.first.weight.dtype))))
 

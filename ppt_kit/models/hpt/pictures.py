@@ -9,14 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppt_kit.errors import UserError
+from ppt_kit.models.encoders.backbone import imagenet
 from ppt_kit.models.hpt.stems import frame_latents
 from ppt_kit.models.part import Sizes
 from ppt_kit.models.stems.image import check_pictures
 from ppt_kit.models.stems.options import whole, wholes
 from ppt_kit.models.stems.stem import Stem
 
-# of ImageNet's colours, from 0 to 1
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # a depth above this was read (m)
 LEAST_DEPTH = 0.01
 
@@ -75,7 +74,7 @@ class HPTResNetStem(Stem):
         if planes.shape[2:] != (self.size, self.size):
             # whole numbers, as pictures of that size have them
             planes = F.interpolate(planes, (self.size, self.size), mode="area").round()
-        shift, scale = (planes.new_tensor(numbers)[:, None, None] for numbers in (MEAN, STD))
+        shift, scale = (numbers[:, None, None] for numbers in imagenet(planes.device))
         return (planes / 255 - shift) / scale
 
     def _depth(self, pictures: torch.Tensor) -> torch.Tensor:
