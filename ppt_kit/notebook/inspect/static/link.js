@@ -90,12 +90,14 @@ class Pages {
     this.length = head.length; this.count = head.page_steps;
     this.needed = head.cameras.length > 0 || head.cloud !== null;
     this.pages = new Map(); this.asked = new Set(); this.step = 0; this.forward = true; this.closed = false;
-    this.overview = this.still = this.stillOf = null; this.leapt = -Infinity; this.missed = null;
+    this.overview = this.still = this.stillOf = null; this.leapt = this.missed = null;
   }
   get idle() { return this.asked.size === 0 && this.stillOf === null; }
   want(step) {
-    if (step !== this.step) this.forward = step > this.step;
-    if (Math.abs(step - this.step) > this.count / 4) this.leapt = performance.now();
+    if (step !== this.step) {
+      this.forward = step > this.step;
+      this.leapt = Math.abs(step - this.step) > this.count / 4 ? performance.now() : null;
+    }
     this.step = step;
     if (this.needed) this.fetch();
   }
@@ -135,8 +137,9 @@ class Pages {
     if (this.closed) return;
     if (!this.exact(this.step)) this.askStill(this.step);
     clearTimeout(this.settling);
-    if (performance.now() - this.leapt < SETTLES_MS) this.settling = setTimeout(() => this.fetch(), SETTLES_MS);
-    else this.fetchPages();
+    // a page that was asked for too early holds up the next leap's frame: its answer is as long as a hundred frames
+    if (this.leapt === null) this.fetchPages();
+    else if (this.stillOf === null) this.settling = setTimeout(() => { this.leapt = null; this.fetchPages(); }, SETTLES_MS);
   }
   askStill(step) {
     if (this.stillOf !== null) return;
