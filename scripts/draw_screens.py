@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # half a screen, as people have it beside a terminal
-WIDTH, HEIGHT = 960, 1000
+WIDTH, HEIGHT = 960, 1250
 IMAGES = ROOT / "notebooks/images"
 
 
@@ -51,6 +51,17 @@ def _advance(lab: Any) -> None:
     lab.page.wait_for_timeout(2500)
 
 
+def _hide_places(lab: Any) -> None:
+    """The command as it reads anywhere: in a folder at home, with the environment's programs on the path."""
+    lab.page.wait_for_timeout(25_000)
+    lab.page.evaluate(
+        """programs => document.querySelectorAll(".ppt-job-command").forEach(field => {
+            field.value = field.value.replace(/\\S*\\/books\\b/g, "~/lab").replaceAll(programs, "");
+        })""",
+        f"{Path(sys.executable).parent}/",
+    )
+
+
 SCREENS = {
     "inspect": Screen((DATA, "ppt.inspect('data/press.zarr')"), ".ppt-inspect", before=_advance),
     "live": Screen(
@@ -65,7 +76,7 @@ SCREENS = {
     "launch": Screen(
         (PLANAR, f"job = ppt.launch(ppt.load_config({SHORT}, 'train.total_epochs=60', 'suffix=job'), num_gpus=2)\njob"),
         ".jp-OutputArea-output:has(button)",
-        before=lambda lab: lab.page.wait_for_timeout(25_000),
+        before=_hide_places,
     ),
     "runs": Screen(
         (

@@ -44,7 +44,7 @@ function take(known, row) {
     if (row.loss !== undefined) {
       const before = known.smooth.length ? known.smooth[known.smooth.length - 1][1] : row.loss;
       // early on a mean of the few there are, so that the first losses do not linger
-      const keep = Math.min(SMOOTHING, known.smooth.length / (known.smooth.length + 1));
+      const keep = Math.min(SMOOTHING, known.smooth.length / (known.smooth.length + 4));
       known.train.push([row.step, row.loss]);
       known.smooth.push([row.step, keep * before + (1 - keep) * row.loss]);
     }
