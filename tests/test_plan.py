@@ -227,8 +227,8 @@ def test_a_run_without_memory_names_the_numbers_that_fit(small_cfg, tmp_path, ra
     )
     told = [line for line in done.stderr.splitlines() if "out of memory" in line]
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr[-3000:]
-    # ranks that run out at one time say the same
-    assert len(set(told)) == 1, done.stderr
+    # ranks that run out at one time say the same, but of which of their tensors it was
+    assert len({re.sub(r"\(Default.*\)", "", line) for line in told}) == 1, done.stderr
     assert "batch_size=16384, deepspeed=zero0, precision=fp32" in told[0]
     size, steps = map(int, re.search(r"batch_size=(\d+) gradient_accumulation_steps=(\d+)", told[0]).groups())
     assert 1 <= size < 16384

@@ -118,7 +118,7 @@ PARTS = {
     ),
     "stems": _bench(
         "stems of clouds where a small object tells what to do", "success", every=OF_SUCCESS,
-        full=f"tasks=[basketball,peg-insert-side] stems=[patches,pointnext,dp3] words=[{RECORDED}]",
+        full="tasks=[basketball,peg-insert-side,shelf-place,assembly,box-close] stems=[points,pointnext,dp3,patches]",
     ),
     "language": _bench(
         "one policy for several tasks, told which", "language", every=OF_SUCCESS,
