@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -62,8 +63,8 @@ def import_beside(name: str, *, option: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise NoModule(
-                f"{option}: no module {name}. Looked in the current folder {here}, then on Python's path "
-                f"({', '.join(path for path in sys.path if path not in ('', here))}). "
+                f"{option}: no module {name}. Looked in the current folder {here}, {_named_folders()}and among what is "
+                "installed. "
                 "Start from the folder that holds it, or add that folder to PYTHONPATH."
             ) from None
         raise UserError(f"{option}: {name} cannot be imported: {error}.") from None
@@ -75,6 +76,12 @@ def import_beside(name: str, *, option: str) -> ModuleType:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{where.filename}, line {where.lineno}"
         raise UserError(f"{option}: {name} cannot be imported: {type(error).__name__}: {error} ({place}).") from None
+
+
+def _named_folders() -> str:
+    """Of Python's path, those that the user named."""
+    named = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    return f"in PYTHONPATH ({', '.join(named)}) " if named else ""
 
 
 def place_of(part: Any) -> str:

@@ -296,6 +296,18 @@ def test_a_control_that_cannot_be_run_is_told_before_anything_runs(policy, lab_f
     assert "controls=all, but not replay" in caplog.text
 
 
+def test_zeroing_the_only_picture_is_the_same_as_blind():
+    from types import SimpleNamespace
+
+    from ppt_kit.sim.runner.controls import chosen
+
+    def names(*modalities):
+        return chosen(["no_depth", "blind"], SimpleNamespace(modalities=modalities))
+
+    assert names("state", "depth") == ["blind"]
+    assert names("state", "rgb", "depth") == ["no_depth", "blind"]
+
+
 # ------------------------------------------------------------------ the command
 
 

@@ -132,7 +132,7 @@ PARTS = {
                 " save_images=true image_size=96 dataset_path={data}",
                 f"scripts/train.py --config-name=config_ddp_depth_ur5_microwave domains={MICROWAVE} batch_size=32"
                 " train.total_epochs=16 suffix=exp1 train.resume=auto dataset_path={data} output_dir={here}/models",
-                f"scripts/eval_sim.py train.pretrained_dir={CLOSED} controls=[no_depth]",
+                f"scripts/eval_sim.py train.pretrained_dir={CLOSED} controls=[blind]",
             ]
         },
     ),

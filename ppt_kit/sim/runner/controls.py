@@ -84,10 +84,16 @@ class Driver:
 
 def control_names(policy: PPTPolicy) -> list[str]:
     """The controls that this policy can be given, floor first."""
-    scene = [name for name in policy.modalities if name in SCENE]
-    single = [f"no_{name}" for name in policy.modalities if len(policy.modalities) > 1 and [name] != scene]
+    each = [f"no_{name}" for name in policy.modalities] if len(policy.modalities) > 1 else []
+    single = [name for name in each if name != _blinded(policy)]
     told = ["sentence"] if "language" in policy.modalities else []
     return ["hold", "blind", *single, *told, "replay", "expert"]
+
+
+def _blinded(policy: PPTPolicy) -> str | None:
+    """The name that blind has too, of a policy that sees the scene in one way alone."""
+    scene = [name for name in policy.modalities if name in SCENE]
+    return f"no_{scene[0]}" if len(scene) == 1 else None
 
 
 def zeroed_by(name: str, policy: PPTPolicy) -> tuple[str, ...]:
@@ -156,7 +162,7 @@ def chosen(controls: str | Sequence[str], policy: PPTPolicy) -> list[str]:
     known = control_names(policy)
     if controls == "all" or list(controls) == ["all"]:
         return known
-    names = list(dict.fromkeys(controls))
+    names = list(dict.fromkeys("blind" if name == _blinded(policy) else name for name in controls))
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
