@@ -112,9 +112,9 @@ def _told(output: Any, source: str, picture: Path) -> str:
         return f"![what the cell shows](images/{picture.name})"
     if "application/vnd.jupyter.widget-view+json" in data:
         return "".join(_panel(source))
-    rows = _rows(data.get("text/html", ""))
+    rows, said = _rows(data.get("text/html", ""))
     if rows:
-        return table(rows[0], rows[1 : LONGEST_TEXT + 1])
+        return "\n\n".join(filter(None, (table(rows[0], rows[1 : LONGEST_TEXT + 1]), said)))
     text = output.get("text", "") if output.get("name") == "stdout" else data.get("text/plain", "")
     lines = [line.rstrip() for line in text.strip("\n").splitlines()]
     if not lines or lines[0].startswith("<"):
@@ -123,29 +123,40 @@ def _told(output: Any, source: str, picture: Path) -> str:
 
 
 class _Cells(HTMLParser):
-    """The rows of a table, its cells as text."""
+    """The rows of a table, its cells as text, and what is said below it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[list[str]] = []
+        self.said = ""
+        self._in_cell = self._ended = False
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         if tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th") and self.rows:
             self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._in_cell = False
+        self._ended = self._ended or tag == "table"
 
     def handle_data(self, data: str) -> None:
-        if self.rows and self.rows[-1]:
+        if self._in_cell:
             self.rows[-1][-1] += data
+        elif self._ended:
+            self.said += data
 
 
-def _rows(html: str) -> list[list[str]]:
-    """Of a page with one table, whose rows are equally long; else none."""
+def _rows(html: str) -> tuple[list[list[str]], str]:
+    """Of a page with one table, whose rows are equally long, and what it says below; else none."""
     cells = _Cells()
     cells.feed(html)
-    even = len({len(row) for row in cells.rows}) == 1
-    return [[escaped(cell.strip()) for cell in row] for row in cells.rows] if even and html.count("<table") == 1 else []
+    if len({len(row) for row in cells.rows}) != 1 or html.count("<table") != 1:
+        return [], ""
+    return [[escaped(cell.strip()) for cell in row] for row in cells.rows], escaped(" ".join(cells.said.split()))
 
 
 def _write_picture(png: bytes, path: Path) -> None:
