@@ -129,7 +129,7 @@ class _Cells(HTMLParser):
         super().__init__()
         self.rows: list[list[str]] = []
         self.said = ""
-        self._in_cell = self._ended = False
+        self._in_cell = self._ended = self._folded = False
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         if tag == "tr":
@@ -137,16 +137,18 @@ class _Cells(HTMLParser):
         elif tag in ("td", "th") and self.rows:
             self.rows[-1].append("")
             self._in_cell = True
+        self._folded = self._folded or tag == "details"
 
     def handle_endtag(self, tag: str) -> None:
         if tag in ("td", "th"):
             self._in_cell = False
         self._ended = self._ended or tag == "table"
+        self._folded = self._folded and tag != "details"
 
     def handle_data(self, data: str) -> None:
         if self._in_cell:
             self.rows[-1][-1] += data
-        elif self._ended:
+        elif self._ended and not self._folded:
             self.said += data
 
 
