@@ -524,9 +524,7 @@ def test_every_weight_of_a_policy_that_was_taken_over_learns(saved):
         "domain": torch.zeros(4, dtype=torch.int64), "index": torch.arange(4),
     }  # fmt: skip
     policy(batch)["loss"].backward()
-    still = {
-        name for name, weight in policy.named_parameters() if weight.grad is None or weight.grad.abs().max() < 1e-9
-    }
+    still = {name for name, weight in policy.named_parameters() if weight.grad is None or not weight.grad.abs().sum()}
     # of one local token a frame there is nothing to choose
     assert still == {
         f"stems.a.{name}.gather.{part}" for name in policy.modalities for part in ("latents", "query.weight")

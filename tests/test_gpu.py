@@ -81,7 +81,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(small_cfg, deepspeed, precisi
 
 
 HEADS = [
-    f"policy/head={name}" for name in ("regression", "flow", "diffusion", "cvae", "mixture", "meanflow", "decoder")
+    f"policy/head={name}"
+    for name in (
+        "regression",
+        "mlp",
+        "flow",
+        "diffusion",
+        "diffusion_transformer",
+        "cvae",
+        "mixture",
+        "meanflow",
+        "decoder",
+    )
 ]
 CLOUDS = [f"policy/stems/pointcloud={name}" for name in ("dp3", "patches", "pointnext")]
 PICTURES = [
@@ -91,13 +102,18 @@ PICTURES = [
 AUGMENT = "augment.cloud_jitter_m=0.01 augment.cloud_dropout=0.1 augment.rotation_deg=[0,0,20] augment.action_parts=[displacement,none] augment.state_parts.eef_pos=none"  # fmt: skip
 
 
+def with_data(words, folder):
+    """The words, and of those that see pictures where these are."""
+    if words not in PICTURES:
+        return words.split()
+    write_seen(folder / "seen.zarr")
+    return [*words.split(), f"dataset_path={folder}", "domains=seen", "policy.cloud_origin=null"]
+
+
 @pytest.mark.parametrize("words", [*HEADS, *CLOUDS, *PICTURES, AUGMENT])
 def test_a_step_waits_for_nothing(small_cfg, tmp_path, words):
     """Between steps that are logged the host runs ahead of the GPU: torch tells of every call that waits for it."""
-    if words in PICTURES:
-        write_seen(tmp_path / "seen.zarr")
-        words += f" dataset_path={tmp_path} domains=seen policy.cloud_origin=null"
-    cfg = small_cfg(DROPS, *words.split())
+    cfg = small_cfg(DROPS, *with_data(words, tmp_path))
     world = join_world()
     sources = open_sources(cfg, tmp_path / "none")
     engine = Engine(new_policy(sources, statistics(sources))[0], sources.cfg, world)
@@ -117,12 +133,9 @@ def test_a_step_waits_for_nothing(small_cfg, tmp_path, words):
 @pytest.mark.parametrize("words", [CLOUDS[-1], *PICTURES, AUGMENT])
 def test_runs_repeat_to_the_bit(small_cfg, tmp_path, words):
     """What adds up with atomics, or lets cuDNN choose, did not: deterministic=true."""
-    if words in PICTURES:
-        write_seen(tmp_path / "seen.zarr")
-        words += f" dataset_path={tmp_path} domains=seen policy.cloud_origin=null"
-    losses = []
+    data, losses = with_data(words, tmp_path), []
     for suffix in ("one", "two", "three"):
-        run = UnifiedTrainer(small_cfg(DROPS, *words.split(), f"suffix={suffix}", "train.total_epochs=3"))
+        run = UnifiedTrainer(small_cfg(DROPS, *data, f"suffix={suffix}", "train.total_epochs=3"))
         run.run()
         losses.append(read_metrics(run.run_dir, "train")["loss"].to_numpy())
     assert np.array_equal(losses[0], losses[1])

@@ -467,6 +467,16 @@ def test_a_chunk_that_the_tokens_decide_is_learned(kind):
     assert (head(tokens, torch.arange(4) + 5) - chunks).square().mean().sqrt() < chunks.std() / 7
 
 
+@pytest.fixture
+def one_thread():
+    """What is learned hangs on the order of sums, and so on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", kinds_but("cvae"))
 def test_of_two_ways_a_generative_head_takes_one_and_regression_the_middle(kind):
     """The same tokens, half of the chunks at +0.5, half at -0.5: neither is wrong, and what lies between is."""
@@ -482,7 +492,7 @@ def test_of_two_ways_a_generative_head_takes_one_and_regression_the_middle(kind)
     up, down = ((got - way).abs().amax((1, 2)) < 0.15 for way in (0.5, -0.5))
     assert (up | down).float().mean() >= 0.9
     # both ways are taken
-    assert 0.03 < up.float().mean() < 0.97
+    assert 0.1 < up.float().mean() < 0.9
 
 
 @pytest.mark.long
