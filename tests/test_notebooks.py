@@ -15,32 +15,60 @@ from nbclient import NotebookClient
 import ppt_kit as ppt
 from ppt_kit.tracking import read_rows
 
-# as small as the notebook still says something; what a cell shows is the last value of each
+# as small as the notebook still says something; what a cell shows is the last value of each, and demonstrations of one
+# task are as many in all of them: notebooks share a folder
 SMALL = {
     "01_quickstart": "episodes, epochs, trials = 3, 1, 1",
     "02_datasets": "episodes = 2",
     "03_train_and_understand": "episodes, epochs, trials = 3, 1, 1",
-    "04_launch_deepspeed": "episodes, epochs, ranks = 4, 1, 2",
-    "05_evaluate_and_compare": "episodes, epochs, goals = 3, 2, 2",
-    "06_your_own_head": "episodes, epochs, trials = 4, 1, 2",
+    "04_launch_deepspeed": "episodes, epochs, ranks = 8, 1, 2",
+    "05_evaluate_and_compare": "episodes, epochs, goals = 3, 4, 2",
+    "06_your_own_head": "episodes, epochs, trials = 8, 1, 2",
     "07_several_runs": "episodes, epochs = 8, 1",
 }
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
-def test_a_notebook_runs_and_ends_in_a_picture_or_table(name, tmp_path):
-    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all of them run, as in a user's checkout: one finds what another left."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
+def parameters_of(book):
     (place,) = [at for at, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", [])]
+    return place, book.cells[place].source
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
+def test_a_notebook_runs_and_ends_in_a_picture_or_table(name, folder):
+    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    place, written = parameters_of(book)
     told = lambda text: [part.strip() for part in text.split("=")[0].split(",")]
-    assert told(SMALL[name]) == told(book.cells[place].source)
+    assert told(SMALL[name]) == told(written)
     book.cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL[name]))
-    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     shown = [output.get("data", {}) for output in cells[-1].outputs]
     assert any("image/png" in data or "text/html" in data for data in shown)
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
     said = [output for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
-    assert not [output.text for output in said if "%|" not in output.text], "what is red is for what is wrong"
+    red = [line for output in said for line in output.text.splitlines() if line.strip() and "%|" not in line]
+    assert not [line for line in red if "are there already" not in line], "what is red is for what is wrong"
+
+
+def test_notebooks_collect_the_same_demonstrations_of_a_task_so_that_each_can_follow_any_other():
+    """They share a folder, where a dataset of that name but of other episodes is refused."""
+    asked = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        book = nbformat.read(path, as_version=4)
+        for text in (parameters_of(book)[1], SMALL[path.stem]):
+            values = {}
+            exec(text, values)
+            for call in re.findall(r"ppt\.collect\((.*)\)", "\n".join(cell.source for cell in book.cells)):
+                kind = "small" if text == SMALL[path.stem] else "written"
+                asked.setdefault((kind, call), set()).add(values["episodes"])
+    assert len({call for _, call in asked}) == 3
+    assert all(len(episodes) == 1 for episodes in asked.values()), asked
 
 
 def test_a_notebook_says_nothing_of_the_suite_and_has_public_names_only():
