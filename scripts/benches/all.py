@@ -96,7 +96,7 @@ def _measure(folder: Path, name: str, size: str) -> dict[str, Any]:
     """Runs the commands of a part up to the first that fails."""
     here = folder / name
     here.mkdir(exist_ok=True)
-    commands = [command.format(here=here, data=folder / "data") for command in PARTS[name].commands[size]]
+    commands = [command.format(here=here, data=here / "data") for command in PARTS[name].commands[size]]
     began, began_at, revision, code = time.perf_counter(), f"{datetime.now(UTC):%Y-%m-%d %H:%M}", commit(), 0
     with Load() as load, open(here / OUTPUT, "wb") as output, open(here / LOG, "wb") as log:
         for command in commands:

@@ -31,8 +31,8 @@ class Part:
 
     Attributes:
         about: what is measured.
-        commands: by size, the words behind `python` of each; {here} is the part's own folder, {data} that of
-            demonstrations, which parts share. A size that is not there leaves the part out.
+        commands: by size, the words behind `python` of each; {here} is the part's own folder, {data} that of its
+            demonstrations: another part may have others of the same task. A size that is not there leaves the part out.
     """
 
     about: str
