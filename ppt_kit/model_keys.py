@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # of each modality the stems that there are
 KINDS: dict[str, tuple[str, ...]] = {
-    "state": ("mlp", "hpt_state"), "pointcloud": ("points", "dp3", "patches", "pointnext", "hpt_cloud"),
+    "state": ("mlp", "hpt_state"),
+    "pointcloud": ("points", "dp3", "patches", "pointnext", "hpt_cloud", "hpt_pointnext"),
     "rgb": ("cnn", "maps", "hpt_resnet"), "depth": ("cnn", "maps", "hpt_resnet"), "language": ("sentence",),
 }  # fmt: skip
 # what can be seen
@@ -58,8 +59,8 @@ class StateStemConfig(StemConfig):
 class CloudStemConfig(StemConfig):
     kind: str | None = key(
         "points",
-        "what makes tokens of clouds: points, dp3, patches, pointnext, hpt_cloud, or module:Class of yours; null = not "
-        "seen",
+        "what makes tokens of clouds: points, dp3, patches, pointnext, hpt_cloud, hpt_pointnext, or module:Class of "
+        "yours; null = not seen",
     )
 
 

@@ -48,6 +48,7 @@ NOT_RUN = [
     (r"sbatch |srun |squeue|scancel|ssh |scp |rsync |pdsh ", "there is no cluster here"),
     (r"nvidia-smi|ds_report|nvtop|htop|df |free ", "it looks at the machine, and not every machine has it"),
     (r"python run\w*\.py|torchrun .*run_train\.py", ELSEWHERE + "tests/test_migrate.py"),
+    (r"python scripts/migrate_train_scripts\.py .*--convert-checkpoint", ELSEWHERE + "tests/test_adopt.py, on policies of a replica"),
     (r"(python -m ppt_kit|ppt) doctor", ELSEWHERE + "tests/test_installation.py"),
     (r"python scripts/bench\.py", "it measures for minutes: its words are read here, small ones run in tests/test_*bench*.py"),
     (r"python scripts/(draw_screens|draw_structure|build_docs|quickstart)\.py", ELSEWHERE + "tests/test_layout.py, tests/test_docs.py, tests/test_stopped.py"),

@@ -336,3 +336,138 @@ def centred(points: torch.Tensor, *, up: int = 1) -> torch.Tensor:
         flat = flat / flat.square().sum(-1).sqrt().max()
         windows.append(torch.cat([flat, height], -1).reshape(*cloud.shape[:-1], 4))
     return torch.stack(windows)
+
+
+# ---------------------------------------------------------------- openpoints
+
+
+def conv(before, after, kind, *, norm=True, act=True):
+    """A layer of openpoints: 1 x 1 convolution, BatchNorm, ReLU."""
+    convolution, batch_norm = {1: (nn.Conv1d, nn.BatchNorm1d), 2: (nn.Conv2d, nn.BatchNorm2d)}[kind]
+    modules = [convolution(before, after, 1, bias=not norm)]
+    return nn.Sequential(*modules, *([batch_norm(after)] if norm else []), *([nn.ReLU()] if act else []))
+
+
+def ball(centres, points, radius, count):
+    """(M, count): for each centre the first `count` points nearer than the radius, the first of all where they end."""
+    index = np.zeros((len(centres), count), dtype=np.int64)
+    for row, centre in enumerate(centres):
+        near = [at for at, point in enumerate(points) if float(((centre - point) ** 2).sum()) < radius * radius]
+        index[row] = (near + near[:1] * count)[:count]
+    return index
+
+
+def farthest(points, count):
+    """(count,): the first point, then each as far as can be from those before it."""
+    chosen = [0]
+    while len(chosen) < count:
+        gaps = np.min([((points - points[at]) ** 2).sum(-1) for at in chosen], axis=0)
+        chosen.append(int(gaps.argmax()))
+    return np.array(chosen)
+
+
+class Abstraction(nn.Module):
+    """One gathering block; `draw(points, count)` chooses its centres."""
+
+    def __init__(self, before, after, *, stride, layers, residual, radius, count, in_radii, first):
+        super().__init__()
+        self.is_head, self.gathers_all = first and stride == 1, not first and stride == 1
+        self.residual = residual and stride > 1
+        self.stride, self.radius, self.count, self.in_radii = stride, radius, count, in_radii
+        middle = after // 2 if stride > 1 else after
+        widths = [before + (0 if self.is_head else 3), *[middle] * (0 if self.is_head else layers - 1), after]
+        if self.residual:
+            self.skipconv = conv(before, after, 1, norm=False, act=False) if before != after else nn.Identity()
+        self.convs = nn.Sequential(
+            *(
+                conv(
+                    a, b, 1 if self.is_head else 2, norm=not self.is_head,
+                    act=not (place == len(widths) - 2 and (self.residual or self.is_head)),
+                )
+                for place, (a, b) in enumerate(zip(widths, widths[1:]))
+            )
+        )  # fmt: skip
+
+    def forward(self, p, f, draw):
+        if self.is_head:
+            return p, self.convs(f)
+        if self.gathers_all:
+            grouped = torch.cat([p.transpose(1, 2), f], 1)[:, :, None]
+            return p, self.convs(grouped).max(-1).values
+        chosen = torch.stack(
+            [torch.as_tensor(draw(row, len(row) // self.stride, place)) for place, row in enumerate(p)]
+        )
+        centres = torch.stack([row[at] for row, at in zip(p, chosen)])
+        identity = torch.stack([row[:, at] for row, at in zip(f, chosen)])
+        grouped = around(centres, p, f, self.radius, self.count, in_radii=self.in_radii)
+        f = self.convs(grouped).max(-1).values
+        return centres, (f + self.skipconv(identity)).relu() if self.residual else f
+
+
+class InvRes(nn.Module):
+    def __init__(self, width, *, radius, count, expansion, in_radii):
+        super().__init__()
+        self.radius, self.count, self.in_radii = radius, count, in_radii
+        self.convs = nn.ModuleDict({"convs": nn.Sequential(conv(width + 3, width, 2))})
+        self.pwconv = nn.Sequential(conv(width, expansion * width, 1), conv(expansion * width, width, 1, act=False))
+
+    def forward(self, p, f, draw):
+        grouped = around(p, p, f, self.radius, self.count, in_radii=self.in_radii)
+        return p, (self.pwconv(self.convs["convs"](grouped).max(-1).values) + f).relu()
+
+
+def around(centres, p, f, radius, count, *, in_radii):
+    """(B, 3 + C, M, count)."""
+    rows = []
+    for of_centre, of_point, feature in zip(centres, p, f):
+        index = torch.as_tensor(ball(of_centre.numpy(), of_point.numpy(), np.float32(radius), count))
+        relative = of_point[index] - of_centre[:, None]
+        relative = relative / radius if in_radii else relative
+        rows.append(torch.cat([relative.permute(2, 0, 1), feature[:, index]]))
+    return torch.stack(rows)
+
+
+class PointNeXt(nn.Module):
+    """Clouds (B, P, 3 or 4), xyz first -> (B, width).
+
+    Args:
+        said: `encoder_args` of the network's file.
+        draw: (points (P, 3), count, cloud, stage) -> (count,) which are the centres of a stage.
+    Source: github.com/guochengqian/openpoints (models/backbone/pointnext.py, models/layers/group.py).
+    """
+
+    def __init__(self, said, draw, *, width=None):
+        super().__init__()
+        stages, inside, after, radius = [], said["in_channels"], said["width"], said["radius"]
+        in_radii = said["group_args"]["normalize_dp"]
+        for place, (stride, count) in enumerate(zip(said["strides"], said["blocks"])):
+            after = after * 2 if stride > 1 else after
+            blocks = [
+                Abstraction(
+                    inside, after, stride=stride, layers=said["sa_layers"], residual=said["sa_use_res"], radius=radius,
+                    count=said["nsample"], in_radii=in_radii, first=place == 0,
+                )
+            ]  # fmt: skip
+            wider = radius * said["radius_scaling"] if stride > 1 else radius
+            blocks += [
+                InvRes(after, radius=wider, count=said["nsample"], expansion=said["expansion"], in_radii=in_radii)
+                for _ in range(1, count)
+            ]
+            stages.append(nn.Sequential(*blocks))
+            inside, radius = after, wider
+        self.pointnet = nn.ModuleDict({"encoder": nn.ModuleDict({"encoder": nn.Sequential(*stages)})})
+        # what classified once, and is read by nothing
+        self.pointnet["prediction"] = nn.Linear(after, 15)
+        self.mlp = None if width is None else nn.Linear(after, width)
+        self.draw = draw
+        for norm in [each for each in self.modules() if isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d)]:
+            norm.running_mean.normal_(0, 0.2)
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, points):
+        p, f = points[..., :3], points.transpose(1, 2)
+        for stage, blocks in enumerate(self.pointnet["encoder"]["encoder"]):
+            for block in blocks:
+                p, f = block(p, f, lambda row, count, cloud, stage=stage: self.draw(row, count, cloud, stage))
+        f = f.squeeze(-1)
+        return f if self.mlp is None else self.mlp(f.relu())

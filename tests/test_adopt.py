@@ -16,7 +16,7 @@ from conftest import ROOT, run_script, write_store
 import ppt_kit as ppt
 from ppt_kit.adopt.run import adopted_run
 from ppt_kit.errors import UserError
-from ppt_kit.randomness import normal
+from ppt_kit.randomness import normal, uniform
 
 MIGRATE = str(ROOT / "scripts/migrate_train_scripts.py")
 WIDTH, FRAMES, ACTIONS, POINTS = 16, 3, 8, 16
@@ -198,6 +198,101 @@ def test_two_domains_of_one_file_each_act_as_before(saved):
         assert torch.allclose(policy.act(ours, name), want, atol=1e-5, rtol=0)
 
 
+# ---------------------------------------------------------------- PointNeXt
+
+# the network that ppt_learning ships for clouds of its robots, and one of every other kind
+SHIPPED = {
+    "NAME": "PointNextEncoder", "sampler": "random", "blocks": [1] * 6, "strides": [1, 2, 2, 2, 2, 1], "width": 32,
+    "in_channels": 4, "sa_layers": 2, "sa_use_res": True, "radius": 0.15, "radius_scaling": 1.5, "nsample": 32,
+    "expansion": 4, "aggr_args": {"feature_type": "dp_fj", "reduction": "max"},
+    "group_args": {"NAME": "ballquery", "normalize_dp": True}, "conv_args": {"order": "conv-norm-act"},
+    "act_args": {"act": "relu"}, "norm_args": {"norm": "bn"},
+}  # fmt: skip
+OTHER = SHIPPED | {
+    "sampler": "fps", "blocks": [2, 3, 1], "strides": [2, 2, 1], "width": 4, "sa_layers": 1, "sa_use_res": False,
+    "radius": 0.6, "nsample": 5, "expansion": 3, "group_args": {"NAME": "ballquery", "normalize_dp": False},
+}  # fmt: skip
+
+
+def pointnext_config(**stem):
+    return config_of(
+        stem__pointcloud={
+            "_target_": "ppt_learning.models.policy_stem.PointNet", "pcd_domain": "dense", "cfg_name": "pointnext-s",
+            **stem,
+        }
+    )  # fmt: skip
+
+
+def write_network(project, said, *, file="pointnext-s"):
+    path = project / f"ppt_learning/models/pointnet_cfg/dense/{file}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({"model": {"NAME": "BaseCls", "encoder_args": said}}))
+
+
+@pytest.mark.parametrize("seen", ["shipped", "other"])
+def test_a_pointnext_of_openpoints_acts_alike_where_it_draws_the_same_centres(saved, tmp_path, seen):
+    said = {"shipped": SHIPPED, "other": OTHER}[seen]
+    seeds = torch.arange(7, 12)
+
+    def draw(points, count, cloud, stage):
+        if said["sampler"] == "fps":
+            return old.farthest(points.numpy(), count)
+        drawn = uniform(seeds, (FRAMES, count), stream=f"hpt_pointnext.{stage}").flatten(0, 1)[cloud]
+        return (drawn * len(points)).long()
+
+    config = pointnext_config(mlp_widths=[512, WIDTH] if seen == "shipped" else None)
+    stem = lambda name: old.PointNeXt(said, draw, width=WIDTH if seen == "shipped" else None)
+    before = policy_of(config, stem={"pointcloud": stem})
+    if seen == "other":
+        write_network(tmp_path, said)
+    run = taken_over(saved(config, before))
+    policy = ppt.load_policy(run.folder)
+    ours, theirs = windows(rows=len(seeds))
+    with torch.no_grad():
+        want = before("a", theirs)
+    assert want.std() > 0.1
+    assert torch.allclose(policy.act(ours, seeds=seeds), want, atol=1e-5, rtol=0)
+    assert ("random centres" in run.told()) == (seen == "shipped")
+    if seen == "shipped":
+        assert not torch.allclose(policy.act(ours, seeds=seeds + 1), want, atol=1e-5, rtol=0)
+
+
+UNLIKE = [
+    ({"aggr_args": {"feature_type": "dp_fj_df"}}, "aggr_args.feature_type=dp_fj_df of its network"),
+    ({"strides": [1, 4, 4], "blocks": [1, 1, 1]}, "more than one point is left at its end"),
+    ({"sampler": "poisson"}, "sampler=poisson of its network"),
+    ({"radius": [0.1, 0.2]}, "radius=[0.1, 0.2] of its network"),
+    ({"in_channels": 7}, "points of 7 numbers"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), UNLIKE, ids=[says for _, says in UNLIKE])
+def test_a_network_of_clouds_that_is_another_one_is_left_out_with_the_reason(saved, tmp_path, changes, says):
+    config = pointnext_config(mlp_widths=[512, WIDTH])
+    before = policy_of(config, stem={"pointcloud": lambda name: old.PointNeXt(SHIPPED, None, width=WIDTH)})
+    write_network(tmp_path, SHIPPED | changes)
+    assert says in stem_reason(taken_over(saved(config, before)))
+
+
+def stem_reason(run):
+    (line,) = [line for line in run.lines if line.startswith("  stems.a.pointcloud: ") and "tensor" not in line]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("stem", "says"),
+    [
+        ({"cfg_name": "pointvector-s"}, "Give --project="),
+        ({"color_extra": True}, "stem.pointcloud.color_extra=True"),
+        ({"global_feat": ["max"]}, "stem.pointcloud.global_feat=['max']"),
+    ],
+)  # fmt: skip
+def test_a_stem_of_clouds_that_does_more_is_left_out_with_the_reason(saved, stem, says):
+    config = pointnext_config(mlp_widths=[512, WIDTH], **stem)
+    before = policy_of(config, stem={"pointcloud": lambda name: old.PointNeXt(SHIPPED, None, width=WIDTH)})
+    assert says in stem_reason(taken_over(saved(config, before)))
+
+
 # ---------------------------------------------------------------- pictures
 
 
@@ -344,14 +439,15 @@ class Other(torch.nn.Module):
 
 @pytest.fixture
 def in_part(saved):
-    config = config_of(stem__pointcloud={"_target_": "ppt_learning.models.policy_stem.PointNet", "pcd_domain": "dense"})
+    target = "ppt_learning.models.policy_stem.PerActVoxelEncoder"
+    config = config_of(stem__pointcloud={"_target_": target, "pcd_domain": "dense"})
     before = policy_of(config, stem={"pointcloud": lambda name: Other()})
     return before, taken_over(saved(config, before))
 
 
 def test_a_stem_that_is_not_here_is_named_with_the_reason_and_no_policy_is_made_of_the_rest(in_part):
     _, run = in_part
-    assert "stems.a.pointcloud: openpoints' PointNeXt has BatchNorm" in run.told()
+    assert "stems.a.pointcloud: there is no stem like PerActVoxelEncoder here" in run.told()
     assert (run.folder / "adopted.txt").read_text().strip() == run.told()
     with pytest.raises(
         UserError, match=r"is no whole policy: stems.a.pointcloud .*pretrained_parts=\[heads,stems,trunk\]"
@@ -567,7 +663,17 @@ def test_the_parts_are_words_of_any_configuration(small_cfg):
     assert actions.shape == (2, policy.horizon.action, 4)
 
 
+CLOUDS = "policy.stems.pointcloud"
+NEXT = f"{CLOUDS}.kind=hpt_pointnext"
 MISTAKES = [
+    ([NEXT, f"{CLOUDS}.options.network.depth=3"], "takes hidden, strides, blocks, num_layers"),
+    ([NEXT, "policy.stems.pointcloud.options.network.strides=[1,2,1,1]"], "strides=[1,2,1,1]: only the first may be 1"),
+    ([NEXT, f"{CLOUDS}.options.network.strides=[1,4,8,1]"], "Set dataset.num_points to 32 or more"),
+    ([NEXT, "policy.stems.pointcloud.options.network.blocks=[1,2]"], "blocks=[1,2]: takes one number a stage"),
+    ([NEXT, "policy.stems.pointcloud.options.network.blocks=[2,1,1,1,1,1]"], "a stage of stride 1 is one block"),
+    ([NEXT, "policy.stems.pointcloud.options.network.radius=far"], "radius=far: takes a number from 0.001 to 10"),
+    ([NEXT, "policy.stems.pointcloud.options.sampler=none"], "sampler=none: takes random, farthest"),
+    ([NEXT, "policy.stems.pointcloud.options.projection=false"], "512 numbers would be a token"),
     (["policy.pooling=none"], "Set policy.head.options.num_tokens="),
     (["policy.stems.pointcloud.options.projection=cubic"], "projection=cubic: takes linear, norm, none"),
     (["policy.stems.pointcloud.options.up=3"], "options.up=3: takes a whole number from 0 to 2"),

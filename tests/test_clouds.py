@@ -14,7 +14,7 @@ from ppt_kit.horizon import Horizon
 from ppt_kit.models.part import Sizes, build_part
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.models.stems import STEMS, Stem
-from ppt_kit.models.stems.cloud_geometry import OBLIQUE, farthest_points, neighbours, take
+from ppt_kit.models.stems.cloud_geometry import OBLIQUE, farthest_points, first_within, neighbours, take
 from ppt_kit.parts import find_part
 from ppt_kit.spec import Spec
 
@@ -53,6 +53,17 @@ def test_farthest_points_are_those_of_a_slow_loop():
             gaps = [min(np.linalg.norm(point - cloud[other]) for other in want) for point in cloud]
             want.append(int(np.argmax(gaps)))
         assert chosen.tolist() == want
+
+
+def test_the_first_points_within_a_ball_are_those_of_a_slow_loop():
+    xyz, far = clouds(3, 70, 3), torch.full((3, 1, 3), 9.0)
+    got = first_within(torch.cat([xyz[:, :20], far], 1), xyz, count=8, radius=0.25)
+    for cloud, chosen in zip(xyz.double(), got[:, :20].tolist()):
+        for centre, indices in zip(cloud, chosen):
+            near = [at for at, point in enumerate(cloud) if (point - centre).norm() < 0.25]
+            assert indices == (near + near[:1] * 8)[:8]
+    assert not got[:, 20].any()
+    assert first_within(xyz[:, :5], xyz[:, :3], count=8, radius=9.0)[0, 0].tolist() == [0, 1, 2, 0, 0, 0, 0, 0]
 
 
 def test_which_points_are_farthest_does_not_depend_on_their_order():

@@ -11,6 +11,9 @@ import torch
 from ppt_kit.adopt.old import Differs, Old, Part
 from ppt_kit.models.hpt.layers import perceptron
 
+# of BatchNorm
+EPS = 1e-5
+
 
 class Sequence(NamedTuple):
     """Layers of ReLU.
@@ -90,3 +93,16 @@ def _modules(weights: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor
     if not found or not all(len(each) == 2 for each in found.values()):
         raise Differs("its layers are not those of an MLP of ppt_learning")
     return [found[place] for place in sorted(found)]
+
+
+def folded(weights: Mapping[str, torch.Tensor], layer: str, norm: str) -> dict[str, torch.Tensor]:
+    """A layer, and the BatchNorm behind it if there is one, with the statistics it acts by, as one layer."""
+    weight, bias = weights[f"{layer}.weight"].double(), weights.get(f"{layer}.bias")
+    if f"{norm}.running_var" in weights:
+        of = {kind: weights[f"{norm}.{kind}"].double() for kind in ("weight", "bias", "running_mean", "running_var")}
+        scale = of["weight"] / (of["running_var"] + EPS).sqrt()
+        weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+        bias = of["bias"] + ((0.0 if bias is None else bias.double()) - of["running_mean"]) * scale
+    if bias is None:
+        bias = torch.zeros(len(weight))
+    return {"weight": weight.float(), "bias": bias.float()}

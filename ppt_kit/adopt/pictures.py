@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from ppt_kit.adopt.layers import folded
 from ppt_kit.adopt.old import Differs, Old, Part
 
-SIZE, EPS = 224, 1e-5
+SIZE = 224
 # places in torchvision's children: conv1, bn1, relu, maxpool, then the stages
 FIRST, FIRST_NORM, STAGES = "net.0", "net.1", "net.{}"
 
@@ -28,7 +29,7 @@ def resnet(old: Old, domain: str, name: str, *, modality: str) -> Part:
     if first.shape[1] != planes or weights["proj.weight"].shape[1] != 8 * len(first):
         raise Differs(f"it reads {first.shape[1]} planes, or pictures that do not become 7 x 7 numbers of each map")
     _check_seen(old, name, modality)
-    tensors = {f"first.{kind}": value for kind, value in _folded(weights, FIRST, FIRST_NORM).items()}
+    tensors = {f"first.{kind}": value for kind, value in folded(weights, FIRST, FIRST_NORM).items()}
     blocks = []
     for stage in range(4):
         before = STAGES.format(4 + stage)
@@ -50,17 +51,9 @@ def _block(weights: Mapping[str, torch.Tensor], theirs: str, ours: str) -> dict[
     found: dict[str, torch.Tensor] = {}
     for name, (conv, norm) in pairs.items():
         if f"{theirs}.{conv}.weight" in weights:
-            folded = _folded(weights, f"{theirs}.{conv}", f"{theirs}.{norm}")
-            found |= {f"{ours}.{name}.{kind}": value for kind, value in folded.items()}
+            layer = folded(weights, f"{theirs}.{conv}", f"{theirs}.{norm}")
+            found |= {f"{ours}.{name}.{kind}": value for kind, value in layer.items()}
     return found
-
-
-def _folded(weights: Mapping[str, torch.Tensor], conv: str, norm: str) -> dict[str, torch.Tensor]:
-    """A convolution and the BatchNorm behind it, with the statistics it acts by, as one convolution."""
-    of = {kind: weights[f"{norm}.{kind}"].double() for kind in ("weight", "bias", "running_mean", "running_var")}
-    scale = of["weight"] / (of["running_var"] + EPS).sqrt()
-    weight = weights[f"{conv}.weight"].double() * scale[:, None, None, None]
-    return {"weight": weight.float(), "bias": (of["bias"] - of["running_mean"] * scale).float()}
 
 
 def _check_seen(old: Old, name: str, modality: str) -> None:

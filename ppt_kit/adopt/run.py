@@ -151,6 +151,12 @@ def _beside(made: Adopted, found: Seen) -> dict[str, str]:
             "ppt_learning drew some by farthest-point sampling, here they are taken evenly; equal clouds give the "
             "same actions"
         )
+    stem = (policy.get("stems") or {}).get("pointcloud") or {}
+    if stem.get("kind") == "hpt_pointnext" and stem["options"]["sampler"] == "random":
+        told["random centres"] = (
+            "its network gathers around points that are drawn at random, then as now: here by the seed of each chunk, "
+            "so that an episode can be repeated; the same centres give the same actions"
+        )
     sizes = {size for view in found.views.values() for size in view.spec.rgb.values()} - {(SIZE, SIZE)}
     if "rgb" in policy["modalities"] and sizes:
         told["pictures"] = (

@@ -74,8 +74,8 @@ def _opened(old: Old, made: Adopted, domain: str, *, folder: Path | None, keys: 
         UserError: its data is not there, or not as it was.
     """
     cfg: Config = typed(from_mapping(made.config))
-    place = folder or Path(cfg.dataset_path).expanduser()
-    place = place if place.is_absolute() or place.is_dir() else old.project / place
+    # a relative path of the old configuration is of the old folder, whatever lies where this is typed
+    place = folder or old.project / Path(cfg.dataset_path).expanduser()
     path = _found(place, [domain, *domain_names(cfg.domains)], format=cfg.dataset.format)
     stores = open_stores({domain: path}, cfg.dataset)
     cfg.dataset.state_keys = keys or [name for name in STATE_KEYS if f"obs/{name}" in stores[domain].columns]

@@ -10,7 +10,7 @@ from torch import nn
 from ppt_kit.errors import UserError
 from ppt_kit.models.hpt.layers import FrameLatents, perceptron
 from ppt_kit.models.part import Sizes
-from ppt_kit.models.stems.options import switch, whole, wholes
+from ppt_kit.models.stems.options import one_of, option, switch, whole, wholes
 from ppt_kit.models.stems.stem import Stem
 
 PROJECTIONS = ("linear", "norm", "none")
@@ -105,12 +105,11 @@ def frame_latents(sizes: Sizes, *, num_heads: int, dim_head: int) -> FrameLatent
 
 
 def _projection(sizes: Sizes, kind: str, *, inside: int) -> nn.Module:
-    option = f"policy.stems.{sizes.modality}.options.projection"
-    if kind not in PROJECTIONS:
-        raise UserError(f"{option}={kind}: takes {', '.join(PROJECTIONS)}.")
+    one_of(sizes, "projection", kind, PROJECTIONS)
     if kind == "none":
         if inside != sizes.width:
-            raise UserError(f"{option}=none: {inside} numbers would be a token, and policy.width={sizes.width}.")
+            said = f"{inside} numbers would be a token, and policy.width={sizes.width}"
+            raise UserError(f"{option(sizes, 'projection')}=none: {said}.")
         return nn.Identity()
     linear = nn.Linear(inside, sizes.width)
     return nn.Sequential(linear, nn.LayerNorm(sizes.width)) if kind == "norm" else nn.Sequential(linear)

@@ -13,6 +13,7 @@ STEMS: dict[str, str] = {
     "hpt_state": "ppt_kit.models.hpt.stems:HPTStateStem",
     "hpt_resnet": "ppt_kit.models.hpt.pictures:HPTResNetStem",
     "hpt_cloud": "ppt_kit.models.hpt.stems:HPTCloudStem",
+    "hpt_pointnext": "ppt_kit.models.hpt.cloud:HPTPointNeXtStem",
     "sentence": "ppt_kit.models.stems.language:SentenceStem",
 }
 

@@ -13,7 +13,7 @@ OBLIQUE = (0.8090, 0.5257, 0.2629)
 
 
 @torch.no_grad()
-def farthest_points(xyz: torch.Tensor, count: int) -> torch.Tensor:
+def farthest_points(xyz: torch.Tensor, count: int, *, first: torch.Tensor | None = None) -> torch.Tensor:
     """(R, count) int64: points of each cloud, each as far as can be from those before it.
 
     The first is the outermost in one fixed direction, so that which points are chosen depends on where they are, not on
@@ -21,6 +21,7 @@ def farthest_points(xyz: torch.Tensor, count: int) -> torch.Tensor:
 
     Args:
         xyz: (R, P, 3) float32, m.
+        first: (R, 1) int64, another first point.
     Source: Eldar et al. 1997, farthest point strategy.
     """
     planes = xyz.permute(2, 0, 1).contiguous()
@@ -28,7 +29,7 @@ def farthest_points(xyz: torch.Tensor, count: int) -> torch.Tensor:
     nearest = torch.full_like(distance, torch.inf)
     chosen = torch.zeros(len(xyz), count, dtype=torch.long, device=xyz.device)
     outward = sum(plane * weight for plane, weight in zip(planes, OBLIQUE))
-    last = outward.argmax(dim=-1, keepdim=True)
+    last = outward.argmax(dim=-1, keepdim=True) if first is None else first
     chosen[:, :1] = last
     for number in range(1, count):
         torch.sub(planes, planes.gather(2, last.expand(3, -1, -1)), out=gap)
@@ -51,13 +52,38 @@ def neighbours(centres: torch.Tensor, xyz: torch.Tensor, *, count: int, radius: 
         xyz: (R, P, 3) float32, m.
         radius: m.
     """
+    near = _squared(centres, xyz).topk(min(count, xyz.shape[1]), dim=-1, largest=False)
+    index = torch.where(near.values <= radius**2, near.indices, near.indices[..., :1])
+    return torch.cat([index, index[..., :1].expand(-1, -1, count - index.shape[-1])], dim=-1)
+
+
+@torch.no_grad()
+def first_within(centres: torch.Tensor, xyz: torch.Tensor, *, count: int, radius: float) -> torch.Tensor:
+    """(R, N, count) int64: the first points of the cloud, in its order, that are nearer than `radius` to each centre.
+
+    A place that none is left for has the first of them again, and point 0 where there is none.
+
+    Args:
+        centres: (R, N, 3) float32, m.
+        xyz: (R, P, 3) float32, m.
+        radius: m.
+    Source: the ball query of PointNet++, Qi et al. 2017, as openpoints has it.
+    """
+    points = xyz.shape[1]
+    order = torch.arange(points, device=xyz.device, dtype=torch.int32)
+    inside = torch.where(_squared(centres, xyz) < radius**2, order, points)
+    near = inside.topk(min(count, points), dim=-1, largest=False).values.long()
+    first = near[..., :1] % points
+    return torch.cat([torch.where(near < points, near, first), first.expand(-1, -1, count - near.shape[-1])], dim=-1)
+
+
+def _squared(centres: torch.Tensor, xyz: torch.Tensor) -> torch.Tensor:
+    """(R, N, P) m^2 between centres (R, N, 3) and points (R, P, 3)."""
     distance = torch.zeros(*centres.shape[:2], xyz.shape[1], device=xyz.device)
     for of_centre, of_point in zip(centres.unbind(-1), xyz.unbind(-1)):
         gap = of_centre[:, :, None] - of_point[:, None, :].contiguous()
         distance.addcmul_(gap, gap)
-    near = distance.topk(min(count, xyz.shape[1]), dim=-1, largest=False)
-    index = torch.where(near.values <= radius**2, near.indices, near.indices[..., :1])
-    return torch.cat([index, index[..., :1].expand(-1, -1, count - index.shape[-1])], dim=-1)
+    return distance
 
 
 def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

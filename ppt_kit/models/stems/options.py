@@ -17,7 +17,7 @@ def whole(sizes: Sizes, name: str, value: Any, *, low: int = 1, high: int) -> in
     Raises:
         UserError: it is no whole number from `low` to `high`.
     """
-    return check_whole(_key(sizes, name), value, low=low, high=high)
+    return check_whole(option(sizes, name), value, low=low, high=high)
 
 
 def switch(sizes: Sizes, name: str, value: Any) -> bool:
@@ -26,7 +26,7 @@ def switch(sizes: Sizes, name: str, value: Any) -> bool:
     Raises:
         UserError: it is neither true nor false.
     """
-    return check_switch(_key(sizes, name), value)
+    return check_switch(option(sizes, name), value)
 
 
 def wholes(sizes: Sizes, name: str, value: Any, *, low: int = 1, high: int) -> list[int]:
@@ -36,7 +36,7 @@ def wholes(sizes: Sizes, name: str, value: Any, *, low: int = 1, high: int) -> l
         UserError: it is no list of whole numbers from `low` to `high`.
     """
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
-        raise UserError(f"{_key(sizes, name)}={show(value)}: takes a list of whole numbers, e.g. [{high // 32}].")
+        raise UserError(f"{option(sizes, name)}={show(value)}: takes a list of whole numbers, e.g. [{high // 32}].")
     return [whole(sizes, name, each, low=low, high=high) for each in value]
 
 
@@ -47,9 +47,21 @@ def metres(sizes: Sizes, name: str, value: Any, *, low: float, high: float) -> f
         UserError: it is no number from `low` to `high`.
     """
     if not is_number(value, low=low, high=high):
-        raise UserError(f"{_key(sizes, name)}={show(value)}: takes metres, from {low:g} to {high:g}.")
+        raise UserError(f"{option(sizes, name)}={show(value)}: takes metres, from {low:g} to {high:g}.")
     return float(value)
 
 
-def _key(sizes: Sizes, name: str) -> str:
+def one_of(sizes: Sizes, name: str, value: Any, known: Sequence[str]) -> str:
+    """`value`, one of several words, an option of the stem that `sizes` is of.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if value not in known:
+        raise UserError(f"{option(sizes, name)}={show(value)}: takes {', '.join(known)}.")
+    return value
+
+
+def option(sizes: Sizes, name: str) -> str:
+    """The key of an option of the stem that `sizes` is of."""
     return f"policy.stems.{sizes.modality}.options.{name}"
