@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -112,6 +113,21 @@ def test_the_report_of_a_run_can_be_read(tmp_path):
     rows = [f'{{"kind": "train", "step": {step}, "loss": {1 / step}}}\n' for step in range(1, 30)]
     (tmp_path / "metrics.jsonl").write_text("".join(rows))
     assert_readable(plot_report(tmp_path, Evaluation(FEW)))
+    frames, cloud = [np.full((32, 40, 3), shade, np.uint8) for shade in (10, 90, 200)], np.random.rand(50, 3)
+    full = plot_report(tmp_path, Evaluation(FEW), frames=frames, cloud=cloud)
+    shown = [image.get_array() for part in full.subfigs for axes in part.axes for image in axes.images]
+    assert all(np.array_equal(image, frame) for image, frame in zip(shown, frames, strict=True))
+    assert "what the policy sees: 50 points" in [axes.get_title() for part in full.subfigs for axes in part.axes]
+
+
+def test_the_pictures_of_a_film_are_its_first_middle_and_last_without_what_is_written_below(tmp_path):
+    from ppt_kit.sim.watch import BAR, pictures_of, write_video
+
+    shades = [0, 60, 120, 180, 240]
+    write_video(tmp_path / "film.mp4", [np.full((64 + BAR, 48, 3), shade, np.uint8) for shade in shades])
+    pictures = pictures_of(tmp_path / "film.mp4", count=3)
+    assert [picture.shape for picture in pictures] == [(64, 48, 3)] * 3
+    assert [picture.mean() for picture in pictures] == pytest.approx([0, 120, 240], abs=6)
 
 
 def test_bars_are_named_by_what_tells_them_apart():

@@ -22,7 +22,7 @@ SMALL = {
     "02_datasets": "episodes = 2",
     "03_train_and_understand": "episodes, epochs, trials = 3, 1, 1",
     "04_launch_deepspeed": "episodes, epochs, ranks = 8, 1, 2",
-    "05_evaluate_and_compare": "episodes, epochs, goals = 3, 4, 2",
+    "05_evaluate_and_compare": "episodes, epochs, goals = 3, 3, 2",
     "06_your_own_head": "episodes, epochs, trials = 8, 1, 2",
     "07_several_runs": "episodes, epochs = 8, 1",
 }

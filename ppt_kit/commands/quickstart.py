@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # collected, and evaluated
 DEMONSTRATIONS, EPISODES = 10, 20
 STAND_IN_STEPS = 20
+# of the filmed episode, in the figure
+PICTURES = 3
 # the file that a finished quickstart has in its run folder
 FINISHED = "quickstart.png"
 
@@ -41,6 +43,7 @@ def quickstart(cfg: DictConfig) -> int:
     from ppt_kit.notebook.plots import plot_report
     from ppt_kit.sim.evaluate import evaluate
     from ppt_kit.sim.results import success_table
+    from ppt_kit.sim.watch import pictures_of
     from ppt_kit.train.trainer import UnifiedTrainer
 
     task = _only_task(cfg)
@@ -68,11 +71,20 @@ def quickstart(cfg: DictConfig) -> int:
     for row in success_table([seeing, blind]).to_dict("records"):
         print(_rate_line(row))
     # the last file: with it the run is finished, and the next quickstart is a new one
-    figure = run.run_dir / FINISHED
-    report = plot_report(run.run_dir, [seeing, blind])
+    figure, video = run.run_dir / FINISHED, next(iter(seeing.videos), None)
+    report = plot_report(
+        run.run_dir, [seeing, blind], frames=pictures_of(video, count=PICTURES) if video else [], cloud=_cloud(cfg)
+    )
     write_whole(figure, lambda beside: report.savefig(beside, dpi=120, format="png"))
-    _say_where(run.run_dir, figure=figure, video=next(iter(seeing.videos), None), spent=spent)
+    _say_where(run.run_dir, figure=figure, video=video, spent=spent)
     return 0
+
+
+def _cloud(cfg: DictConfig) -> Any:
+    """(P, C) m: what the policy sees first in the first demonstration."""
+    from ppt_kit.data.dataset import load_dataset
+
+    return load_dataset(cfg).episode(0, steps=[0], modalities=["pointcloud"])["obs"]["pointcloud"][0]
 
 
 def _only_task(cfg: DictConfig) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from ppt_kit.tracking import read_metrics
 
 BLUE, GREY = "#3b7dd8", "#b9b9b9"
 SUCCESS = "success rate, beside training"
+# height of what a report shows above its curves (inches)
+PICTURES = 2.8
 # of metrics.jsonl, what a figure of a run's course is made of
 DRAWN, COLUMNS = ("train", "val", "eval"), ["run", "kind", "step", "loss", "domain", "success"]
 
@@ -81,11 +83,27 @@ def plot_checkpoints(results: Iterable[Evaluation] | pd.DataFrame) -> Plot:
     return figure
 
 
-def plot_report(run_dir: str | Path, results: Evaluation | Iterable[Evaluation]) -> Plot:
-    """Loss curve and success rates side by side."""
+def plot_report(
+    run_dir: str | Path, results: Evaluation | Iterable[Evaluation], *, frames: Sequence[np.ndarray] = (),
+    cloud: np.ndarray | None = None,
+) -> Plot:  # fmt: skip
+    """Loss curve and success rates side by side; above them what happened and what was seen, where it is given.
+
+    Args:
+        frames: pictures (H, W, 3) uint8 of an episode.
+        cloud: (P, C), m.
+    """
     table = success_table(results)
-    figure = Plot(figsize=(11, max(3.8, bars_height(table, width=5))), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    height = max(3.8, bars_height(table, width=5))
+    if not len(frames) and cloud is None:
+        figure = Plot(figsize=(11, height), layout="constrained")
+        left, right = figure.subplots(1, 2)
+    else:
+        figure = Plot(figsize=(11, height + PICTURES), layout="constrained")
+        rows = figure.add_gridspec(2, 1, height_ratios=[PICTURES, height])
+        above, below = (figure.add_subfigure(rows[place]) for place in (0, 1))
+        _draw_above(above, frames, cloud)
+        left, right = below.subplots(1, 2)
     _draw_loss(left, read_metrics(run_dir), label="")
     draw_bars(right, table, width=5)
     return figure
@@ -117,6 +135,17 @@ def plot_episode(dataset: MultiTrajDataset | str | Path, index: int = 0) -> Plot
             draw = _draw_cloud if is_cloud else _draw_image
             draw(axes, np.asarray(frames[row]), title=f"{when} {name}")
     return figure
+
+
+def _draw_above(figure: Any, frames: Sequence[np.ndarray], cloud: np.ndarray | None) -> None:
+    """Frames of an episode side by side, and a cloud at their right."""
+    count = len(frames) + (cloud is not None)
+    for place, frame in enumerate(frames, start=1):
+        _draw_image(figure.add_subplot(1, count, place), frame, title="")
+    if cloud is not None:
+        axes = figure.add_subplot(1, count, count, projection="3d")
+        _draw_cloud(axes, cloud, title=f"what the policy sees: {len(cloud)} points")
+        axes.tick_params(labelsize=6, pad=-2)
 
 
 def _pictures(ends: dict) -> dict[str, Any]:

@@ -63,6 +63,15 @@ def states_in(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"names", "states"} <= found.keys() else None
 
 
+def pictures_of(path: Path, *, count: int) -> list[np.ndarray]:
+    """(H, W, 3) uint8: so many frames of a filmed episode, first and last among them, without what is written below."""
+    import av
+
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return [frames[place][:-BAR] for place in np.linspace(0, len(frames) - 1, count).round().astype(int)]
+
+
 def captioned(episode: Episode, *, told: str) -> list[np.ndarray]:
     """(H + BAR, W, 3) uint8 the episode's frames, and below each what is seen.
 
