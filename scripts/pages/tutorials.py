@@ -19,8 +19,6 @@ PANELS = {
     "run.run(": ("live", "a run's progress, curves and buttons"),
     "ppt.launch(": ("launch", "a job's ranks, log and buttons"),
 }
-# fewer than the notebook has, where that would take an hour; the page says so
-FEWER = {"05_evaluate_and_compare": "goals = 20"}
 LONGEST_TEXT = 30
 # of a picture (pixels)
 WIDEST = 1000
@@ -38,9 +36,7 @@ def _page(book: Path, folder: Path) -> str:
     title, *parts = [_source(cell) if cell["cell_type"] == "markdown" else _code(cell, shown) for cell in cells]
     where = f"*This page is the notebook [{book.name}](../../notebooks/{book.name}); `make lab` opens it.*"
     title = title.replace("\n", f"\n\n{where}\n", 1)
-    fewer = FEWER.get(book.stem)
-    note = f"\n\n*What is shown below was made with `{fewer}`.*" if fewer and shown else ""
-    return "\n\n".join([title + note, *parts]) + "\n"
+    return "\n\n".join([title, *parts]) + "\n"
 
 
 def _source(cell: dict[str, Any]) -> str:
@@ -89,16 +85,13 @@ def _shown_by(path: Path, folder: Path) -> dict[str, list[str]]:
     from nbclient import NotebookClient
 
     book = nbformat.read(path, as_version=4)
-    (place,) = [at for at, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", [])]
-    if path.stem in FEWER:
-        book.cells.insert(place + 1, nbformat.v4.new_code_cell(FEWER[path.stem]))
     with tempfile.TemporaryDirectory() as elsewhere:
         NotebookClient(book, timeout=3600, resources={"metadata": {"path": elsewhere}}).execute()
     for old in (folder / "images").glob(f"{path.stem}-*.png"):
         old.unlink()
     shown = {}
     for number, cell in enumerate(book.cells):
-        if cell.cell_type == "code" and cell.source != FEWER.get(path.stem):
+        if cell.cell_type == "code":
             told = [_told(output, cell.source, folder / f"images/{path.stem}-{number}.png") for output in cell.outputs]
             shown[cell.source.strip()] = list(dict.fromkeys(text for text in told if text))
     return shown
