@@ -182,7 +182,7 @@ def values() -> Iterator[Mistake]:
         )
     for word in (
         "episodes=0", "episodes=1000000000000", "execute_steps=0", "execute_steps=1000", "n_procs=0", "n_procs=100000", "max_steps=0", "zero_keys=[smell]", "zero_keys=[rgb]", "task=dance?", "domains=elsewhere",
-        "eval_mode=fast", "videos=-1", "seed=0", "use_ema=7", "temporal_ensembling=often", "episode=3", "train.pretrained=x",
+        "eval_mode=fast", "videos=-2", "seed=0", "use_ema=7", "temporal_ensembling=often", "episode=3", "train.pretrained=x",
     ):  # fmt: skip
         yield Mistake("value", "eval_sim.py", [word], word.split("=")[0][:5])
     for word in (

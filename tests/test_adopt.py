@@ -227,6 +227,7 @@ def write_network(project, said, *, file="pointnext-s"):
     path = project / f"ppt_learning/models/pointnet_cfg/dense/{file}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({"model": {"NAME": "BaseCls", "encoder_args": said}}))
+    return path
 
 
 @pytest.mark.parametrize("seen", ["shipped", "other"])
@@ -253,16 +254,37 @@ def test_a_pointnext_of_openpoints_acts_alike_where_it_draws_the_same_centres(sa
     assert want.std() > 0.1
     assert torch.allclose(policy.act(ours, seeds=seeds), want, atol=1e-5, rtol=0)
     assert ("random centres" in run.told()) == (seen == "shipped")
+    assert ("network of the clouds: as ppt_learning ships" in run.told()) == (seen == "shipped")
     if seen == "shipped":
         assert not torch.allclose(policy.act(ours, seeds=seeds + 1), want, atol=1e-5, rtol=0)
 
 
+def test_a_pointnext_takes_clouds_of_as_many_points_as_come(saved, tmp_path):
+    """Of twice as many it takes twice as many centres, as openpoints does."""
+    draw = lambda points, count, cloud, stage: old.farthest(points.numpy(), count)
+    config = pointnext_config()
+    before = policy_of(config, stem={"pointcloud": lambda name: old.PointNeXt(OTHER, draw)})
+    write_network(tmp_path, OTHER)
+    policy = ppt.load_policy(taken_over(saved(config, before)).folder)
+    for count in (POINTS // 2, 2 * POINTS):
+        ours, theirs = windows(count=count)
+        with torch.no_grad():
+            assert torch.allclose(policy.act(ours), before("a", theirs), atol=1e-5, rtol=0)
+
+
 UNLIKE = [
-    ({"aggr_args": {"feature_type": "dp_fj_df"}}, "aggr_args.feature_type=dp_fj_df of its network"),
-    ({"strides": [1, 4, 4], "blocks": [1, 1, 1]}, "more than one point is left at its end"),
-    ({"sampler": "poisson"}, "sampler=poisson of its network"),
-    ({"radius": [0.1, 0.2]}, "radius=[0.1, 0.2] of its network"),
+    ({"aggr_args": {"feature_type": "dp_fj_df"}}, "aggr_args.feature_type=dp_fj_df: there is no stem like it"),
+    ({"norm_args": {"norm": "bn", "eps": 1e-3}}, "norm_args.eps=0.001: there is no stem like it"),
+    ({"group_args": {"NAME": "ballquery", "relative_xyz": False}}, "group_args.relative_xyz=False"),
+    ({"strides": [1, 4, 4], "blocks": [1, 1, 1]}, "the last has to be: it gathers all points"),
+    ({"blocks": [2, 1, 1, 1, 1, 1]}, "a stage of stride 1 is one block"),
+    ({"blocks": [1, 1]}, "takes one number a stage"),
+    ({"strides": 4}, "strides=4: takes a list of whole numbers"),
+    ({"expansion": 0.5}, "expansion=0.5: takes a whole number"),
+    ({"sampler": "poisson"}, "sampler=poisson: there is no stem like it"),
+    ({"radius": [0.1, 0.2]}, "radius=[0.1, 0.2]: there is no stem like it"),
     ({"in_channels": 7}, "points of 7 numbers"),
+    ({"width": 16}, "says another network than the weights are of: project.0.weight"),
 ]
 
 
@@ -272,6 +294,18 @@ def test_a_network_of_clouds_that_is_another_one_is_left_out_with_the_reason(sav
     before = policy_of(config, stem={"pointcloud": lambda name: old.PointNeXt(SHIPPED, None, width=WIDTH)})
     write_network(tmp_path, SHIPPED | changes)
     assert says in stem_reason(taken_over(saved(config, before)))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("model: [", "cannot be read: while parsing"), ("- 1", "does not hold keys with values"), ("a: 1", "has no model.enc")],
+)  # fmt: skip
+def test_a_network_file_that_says_nothing_is_named(saved, tmp_path, text, says):
+    config = pointnext_config(mlp_widths=[512, WIDTH])
+    before = policy_of(config, stem={"pointcloud": lambda name: old.PointNeXt(SHIPPED, None, width=WIDTH)})
+    path = write_network(tmp_path, SHIPPED)
+    path.write_text(text)
+    assert f"{path}: {says}" in stem_reason(taken_over(saved(config, before)))
 
 
 def stem_reason(run):
@@ -532,6 +566,15 @@ def test_weights_without_their_configuration_are_refused(saved, tmp_path):
         adopted_run(folder, project=tmp_path)
 
 
+def test_the_data_is_that_of_the_old_folder_whatever_lies_where_this_is_typed(saved, tmp_path, monkeypatch):
+    folder = saved(config_of(), policy_of(config_of()))
+    write_store(tmp_path / "elsewhere/data/a.zarr", num_points=2 * POINTS)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    policy = ppt.load_policy(taken_over(folder).folder)
+    assert policy.specs["a"].points == POINTS
+    assert policy.card["config"]["dataset_path"] == str(tmp_path / "data")
+
+
 def test_without_the_data_a_policy_acts_and_the_columns_are_said_to_be_unknown(saved, tmp_path):
     before = policy_of(config_of())
     folder = saved(config_of(), before)
@@ -611,20 +654,33 @@ def test_it_is_evaluated_in_the_simulator_of_its_data(tmp_path):
 # ---------------------------------------------------------------- training on
 
 
-def test_every_weight_of_a_policy_that_was_taken_over_learns(saved):
-    config = diffusion_config()
-    policy = ppt.load_policy(taken_over(saved(config, policy_of(config, head=diffusing(config)))).folder).train()
+def still_after(policy):
+    """Names of the weights that no gradient reaches."""
     ours, _ = windows(rows=4)
     batch = {
         "obs": ours, "action": torch.randn(4, ACTIONS, 4), "action_is_pad": torch.zeros(4, ACTIONS, dtype=torch.bool),
         "domain": torch.zeros(4, dtype=torch.int64), "index": torch.arange(4),
     }  # fmt: skip
-    policy(batch)["loss"].backward()
-    still = {name for name, weight in policy.named_parameters() if weight.grad is None or not weight.grad.abs().sum()}
-    # of one local token a frame there is nothing to choose
-    assert still == {
-        f"stems.a.{name}.gather.{part}" for name in policy.modalities for part in ("latents", "query.weight")
-    }
+    policy.train()(batch)["loss"].backward()
+    return {name for name, weight in policy.named_parameters() if weight.grad is None or not weight.grad.abs().sum()}
+
+
+# of one local token a frame there is nothing to choose
+NOTHING_TO_CHOOSE = {
+    f"stems.a.{name}.gather.{part}" for name in ("state", "pointcloud") for part in ("latents", "query.weight")
+}
+
+
+def test_every_weight_of_a_policy_that_was_taken_over_learns(saved):
+    config = diffusion_config()
+    policy = ppt.load_policy(taken_over(saved(config, policy_of(config, head=diffusing(config)))).folder)
+    assert still_after(policy) == NOTHING_TO_CHOOSE
+
+
+def test_every_weight_of_a_pointnext_that_was_taken_over_learns(saved):
+    config = pointnext_config(mlp_widths=[512, WIDTH])
+    before = policy_of(config, stem={"pointcloud": lambda name: old.PointNeXt(SHIPPED, None, width=WIDTH)})
+    assert still_after(ppt.load_policy(taken_over(saved(config, before)).folder)) == NOTHING_TO_CHOOSE
 
 
 def test_a_cloud_in_the_unit_sphere_is_what_openpoints_makes_of_it():
@@ -673,7 +729,8 @@ MISTAKES = [
     ([NEXT, "policy.stems.pointcloud.options.network.blocks=[2,1,1,1,1,1]"], "a stage of stride 1 is one block"),
     ([NEXT, "policy.stems.pointcloud.options.network.radius=far"], "radius=far: takes a number from 0.001 to 10"),
     ([NEXT, "policy.stems.pointcloud.options.sampler=none"], "sampler=none: takes random, farthest"),
-    ([NEXT, "policy.stems.pointcloud.options.projection=false"], "512 numbers would be a token"),
+    ([NEXT, "policy.stems.pointcloud.options.projection=none"], "512 numbers would be a token"),
+    (["policy.stems.pointcloud.options.projection=none"], "projection=none: 256 numbers would be a token"),
     (["policy.pooling=none"], "Set policy.head.options.num_tokens="),
     (["policy.stems.pointcloud.options.projection=cubic"], "projection=cubic: takes linear, norm, none"),
     (["policy.stems.pointcloud.options.up=3"], "options.up=3: takes a whole number from 0 to 2"),

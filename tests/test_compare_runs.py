@@ -357,6 +357,9 @@ def test_rows_of_several_evaluations_are_told_apart():
 def test_a_result_says_all_its_numbers_and_draws_them():
     pairs = tuple(Pair(seed, seed % 3 > 0, seed % 5 == 0) for seed in range(30))
     result = Comparison("runs/a", "runs/<b>", "door-open", pairs)
+    broken = Comparison("a", "b", "t", (Pair(3, True, None, error="crashed"), *pairs))
+    assert (len(broken.only_a), broken.only_b) == (16, [0, 15])
+    assert all(seed % 3 and seed % 5 for seed in broken.only_a)
     for said in (str(result), result._repr_html_()):
         assert "only a 16" in said
         assert "only b 2" in said

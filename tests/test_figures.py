@@ -117,7 +117,7 @@ def test_the_report_of_a_run_can_be_read(tmp_path):
     full = plot_report(tmp_path, Evaluation(FEW), frames=frames, cloud=cloud)
     shown = [image.get_array() for part in full.subfigs for axes in part.axes for image in axes.images]
     assert all(np.array_equal(image, frame) for image, frame in zip(shown, frames, strict=True))
-    assert "what the policy sees: 50 points" in [axes.get_title() for part in full.subfigs for axes in part.axes]
+    assert "a demonstration's cloud: 50 points" in [axes.get_title() for part in full.subfigs for axes in part.axes]
 
 
 def test_the_pictures_of_a_film_are_its_first_middle_and_last_without_what_is_written_below(tmp_path):

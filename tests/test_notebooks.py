@@ -30,7 +30,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where all of them run, as in a user's checkout: one finds what another left."""
+    """Where those of one worker run, as all do in a user's checkout: one finds what another left."""
     return tmp_path_factory.mktemp("notebooks")
 
 
@@ -61,11 +61,10 @@ def test_notebooks_collect_the_same_demonstrations_of_a_task_so_that_each_can_fo
     asked = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         book = nbformat.read(path, as_version=4)
-        for text in (parameters_of(book)[1], SMALL[path.stem]):
+        for kind, text in (("written", parameters_of(book)[1]), ("small", SMALL[path.stem])):
             values = {}
             exec(text, values)
             for call in re.findall(r"ppt\.collect\((.*)\)", "\n".join(cell.source for cell in book.cells)):
-                kind = "small" if text == SMALL[path.stem] else "written"
                 asked.setdefault((kind, call), set()).add(values["episodes"])
     assert len({call for _, call in asked}) == 3
     assert all(len(episodes) == 1 for episodes in asked.values()), asked

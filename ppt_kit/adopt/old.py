@@ -32,10 +32,12 @@ class Part:
     Attributes:
         options: dotted key of a configuration -> value.
         tensors: name in our policy, or below its module -> value.
+        told: what -> by which file it was said.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
 
 
 class Old:

@@ -134,7 +134,10 @@ def _told(old: Old, made: Adopted, found: Seen, translated: Translated) -> list[
     if made.lacking:
         lines.append("has no counterpart, so that no policy is made of the rest; train.pretrained_dir takes it:")
         lines += [f"  {part}: {reason}" for part, reason in made.lacking.items()]
-    for title, each in (("was not needed", made.left), ("is done in another way", _beside(made, found))):
+    titled = (
+        ("was said by", made.told), ("was not needed", made.left), ("is done in another way", _beside(made, found)),
+    )  # fmt: skip
+    for title, each in titled:
         if each:
             lines += [f"{title}:", *(f"  {name}: {reason}" for name, reason in each.items())]
     left = [(key, value, why) for key, value, why in translated.left if not key.startswith(OF_WEIGHTS)]

@@ -74,14 +74,14 @@ def _opened(old: Old, made: Adopted, domain: str, *, folder: Path | None, keys: 
         UserError: its data is not there, or not as it was.
     """
     cfg: Config = typed(from_mapping(made.config))
-    # a relative path of the old configuration is of the old folder, whatever lies where this is typed
-    place = folder or old.project / Path(cfg.dataset_path).expanduser()
+    # a relative path of the old configuration is of its project, whatever lies where this is typed
+    place = (folder or old.project / Path(cfg.dataset_path).expanduser()).resolve()
     path = _found(place, [domain, *domain_names(cfg.domains)], format=cfg.dataset.format)
     stores = open_stores({domain: path}, cfg.dataset)
     cfg.dataset.state_keys = keys or [name for name in STATE_KEYS if f"obs/{name}" in stores[domain].columns]
     cfg.dataset.val_ratio = 0.0
     cfg.dataset.num_points = _fewer(stores[domain], cfg.dataset.num_points)
-    made.put({"dataset.num_points": cfg.dataset.num_points})
+    made.put({"dataset.num_points": cfg.dataset.num_points, "dataset_path": str(place)})
     return MultiTrajDataset(stores, cfg.dataset, modalities=made.config["policy"]["modalities"]).domains[domain]
 
 

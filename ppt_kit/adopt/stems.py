@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ppt_kit.adopt.clouds import dp3, pointnext
+from ppt_kit.adopt.clouds import dp3
 from ppt_kit.adopt.layers import attending, sequence
 from ppt_kit.adopt.old import Differs, Old, Part
 from ppt_kit.adopt.pictures import resnet
+from ppt_kit.adopt.pointnext import pointnext
 from ppt_kit.migration.parts import MODALITIES, last_name
 
 # the reasons of those that there are not
@@ -34,7 +35,7 @@ def stem(old: Old, domain: str, name: str) -> Part:
     if make is None:
         raise Differs(OTHERS.get(kind, f"there is no stem like {kind} here").format(modality))
     made, gathered = make(old, domain, name), attending(old, domain, name, modality=modality)
-    return Part(options=made.options | gathered.options, tensors=made.tensors | gathered.tensors)
+    return Part(made.options | gathered.options, made.tensors | gathered.tensors, made.told)
 
 
 def _state(old: Old, domain: str, name: str) -> Part:

@@ -27,6 +27,7 @@ class Adopted:
     stats: domain -> "state", "action" -> {"offset", "scale", "mode", "constant"}.
     lacking: part of our policy -> why its weights are not there.
     left: old names, and why they are not needed.
+    told: what the weights do not say -> by which file it was said.
     """
 
     config: dict[str, Any]
@@ -34,6 +35,7 @@ class Adopted:
     stats: dict[str, Any] = field(default_factory=dict)
     lacking: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
 
     def put(self, options: Mapping[str, Any]) -> None:
         """Sets dotted keys of the configuration."""
@@ -122,6 +124,7 @@ def _take(
         return
     made.put({f"policy.{'.'.join(group)}": {}})
     made.put(first.options)
+    made.told |= first.told
     for domain, part in parts.items():
         made.tensors |= {f"{place.format(domain)}.{name}": value for name, value in part.tensors.items()}
 

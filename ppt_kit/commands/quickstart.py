@@ -81,7 +81,7 @@ def quickstart(cfg: DictConfig) -> int:
 
 
 def _cloud(cfg: DictConfig) -> Any:
-    """(P, C) m: what the policy sees first in the first demonstration."""
+    """(P, C) m: the first cloud of the first demonstration."""
     from ppt_kit.data.dataset import load_dataset
 
     return load_dataset(cfg).episode(0, steps=[0], modalities=["pointcloud"])["obs"]["pointcloud"][0]

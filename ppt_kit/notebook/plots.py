@@ -87,11 +87,11 @@ def plot_report(
     run_dir: str | Path, results: Evaluation | Iterable[Evaluation], *, frames: Sequence[np.ndarray] = (),
     cloud: np.ndarray | None = None,
 ) -> Plot:  # fmt: skip
-    """Loss curve and success rates side by side; above them what happened and what was seen, where it is given.
+    """Loss curve and success rates side by side; above them what happened and what was learned from, where it is given.
 
     Args:
         frames: pictures (H, W, 3) uint8 of an episode.
-        cloud: (P, C), m.
+        cloud: (P, C) of a demonstration, m.
     """
     table = success_table(results)
     height = max(3.8, bars_height(table, width=5))
@@ -144,7 +144,7 @@ def _draw_above(figure: Any, frames: Sequence[np.ndarray], cloud: np.ndarray | N
         _draw_image(figure.add_subplot(1, count, place), frame, title="")
     if cloud is not None:
         axes = figure.add_subplot(1, count, count, projection="3d")
-        _draw_cloud(axes, cloud, title=f"what the policy sees: {len(cloud)} points")
+        _draw_cloud(axes, cloud, title=f"a demonstration's cloud: {len(cloud)} points")
         axes.tick_params(labelsize=6, pad=-2)
 
 

@@ -14,15 +14,16 @@ from torch.nn import functional as F
 
 from ppt_kit.errors import UserError
 from ppt_kit.keys import show
-from ppt_kit.models.hpt.stems import frame_latents, in_unit_sphere
-from ppt_kit.models.options import is_number
+from ppt_kit.models.hpt.stems import frame_latents, in_unit_sphere, projection_of
 from ppt_kit.models.part import Sizes
 from ppt_kit.models.stems.cloud_geometry import farthest_points, first_within, take
-from ppt_kit.models.stems.options import one_of, option, switch, whole, wholes
+from ppt_kit.models.stems.options import number, one_of, option, switch, whole, wholes
 from ppt_kit.models.stems.stem import Stem
 from ppt_kit.randomness import uniform
 
 SAMPLERS = ("random", "farthest")
+# lowest and highest of a network's whole numbers
+LIMITS = {"hidden": (4, 1024), "num_layers": (1, 10), "group_size": (1, 1024), "expansion": (1, 64)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class HPTPointNeXtStem(Stem):
     Args:
         network: what differs from the defaults of Network, by its names, e.g. {"strides": [1, 4, 4, 1], "radius": 0.1}.
         sampler: random, with each sample's seed; or farthest, the first point first.
-        projection: a layer behind it.
+        projection: behind it: linear, norm (a LayerNorm behind it), or none.
         unit_sphere, up: see HPTCloudStem.
         num_heads, dim_head: of the cross-attention, of whose tokens each frame becomes num_latents.
     Source: Qian et al. 2022, PointNeXt, and github.com/guochengqian/openpoints (models/backbone/pointnext.py).
@@ -65,19 +66,14 @@ class HPTPointNeXtStem(Stem):
 
     def __init__(
         self, sizes: Sizes, *, network: Mapping[str, Any] = MappingProxyType({}), sampler: str = "random",
-        projection: bool = True, unit_sphere: bool = True, up: int = 2, num_heads: int = 8, dim_head: int = 32,
+        projection: str = "linear", unit_sphere: bool = True, up: int = 2, num_heads: int = 8, dim_head: int = 32,
     ):  # fmt: skip
         super().__init__()
         self.unit_sphere = switch(sizes, "unit_sphere", unit_sphere)
         self.up = whole(sizes, "up", up, low=0, high=2)
         self.sampler = one_of(sizes, "sampler", sampler, SAMPLERS)
-        self.stages, width = checked(sizes, network).made(inside=sizes.spec.channels, points=sizes.spec.points)
-        if not switch(sizes, "projection", projection) and width != sizes.width:
-            raise UserError(
-                f"{option(sizes, 'projection')}=false: {width} numbers would be a token, and "
-                f"policy.width={sizes.width}."
-            )
-        self.project = nn.Linear(width, sizes.width) if projection else None
+        self.stages, width = checked(sizes, network).made(sizes.spec.channels)
+        self.project = projection_of(sizes, projection, inside=width)
         self.gather = frame_latents(sizes, num_heads=num_heads, dim_head=dim_head)
 
     def forward(self, readings: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
@@ -85,16 +81,14 @@ class HPTPointNeXtStem(Stem):
         frames = points.shape[:2]
         xyz = points[..., :3].flatten(0, 1)
         features = points.flatten(0, 1).to(next(self.stages.parameters()).dtype)
-        for number, stage in enumerate(self.stages):
+        for place, stage in enumerate(self.stages):
             for block in stage.children():
                 if isinstance(block, Gathers):
-                    chosen = self.sampled(xyz, seeds, number, count=block.count)
+                    chosen = self.sampled(xyz, seeds, place, count=max(1, xyz.shape[1] // block.stride))
                     xyz, features = block(xyz, features, chosen)
                 else:
                     features = block(xyz, features)
-        token = features.squeeze(1)
-        token = token if self.project is None else self.project(F.relu(token))
-        return self.gather(token.unflatten(0, frames)[:, :, None])
+        return self.gather(self.project(features).unflatten(0, frames))
 
     def sampled(self, xyz: torch.Tensor, seeds: torch.Tensor, stage: int, *, count: int) -> torch.Tensor:
         """(R, count) int64: which points of xyz (R, P, 3) become the centres of a stage."""
@@ -132,31 +126,26 @@ class Network:
     group_size: int = 32
     expansion: int = 4
 
-    def made(self, *, inside: int, points: int) -> tuple[nn.ModuleList, int]:
-        """The stages, and the width of the last.
-
-        Args:
-            inside: numbers of a point.
-            points: of a cloud.
-        """
-        width, radius = self.hidden, self.radius
-        stages = nn.ModuleList()
+    def made(self, inside: int) -> tuple[nn.ModuleList, int]:
+        """The stages for points of `inside` numbers, and the width of the last."""
+        stages, width, radius = nn.ModuleList(), self.hidden, self.radius
         for place, (stride, count) in enumerate(zip(self.strides, self.blocks)):
-            width, points = width * (1 if stride == 1 else 2), points // stride
+            width = width * (1 if stride == 1 else 2)
             wider = radius * (1 if stride == 1 else self.radius_scaling)
-            stage = nn.ModuleList([self._first(place, inside, width, points=points, radius=radius)])
+            stage = nn.ModuleList([self._first(place, inside, width, radius=radius)])
             around = Around(self.group_size, wider, self.in_radii)
             stage.extend(InvertedResidual(width, around, expansion=self.expansion) for _ in range(1, count))
             stages.append(stage)
             inside, radius = width, wider
         return stages, width
 
-    def _first(self, place: int, inside: int, width: int, *, points: int, radius: float) -> nn.Module:
+    def _first(self, place: int, inside: int, width: int, *, radius: float) -> nn.Module:
         """The block that a stage begins with."""
-        if self.strides[place] > 1:
+        stride = self.strides[place]
+        if stride > 1:
             widths = [inside + 3, *[width // 2] * (self.num_layers - 1), width]
             around = Around(self.group_size, radius, self.in_radii)
-            return Gathers(widths, around, count=points, residual=self.residual)
+            return Gathers(widths, around, stride=stride, residual=self.residual)
         return EveryPoint([inside, width]) if place == 0 else AllPoints([inside + 3, *[width] * self.num_layers])
 
 
@@ -183,11 +172,15 @@ class AllPoints(nn.Module):
 
 
 class Gathers(nn.Module):
-    """Points (R, P, 3) with features (R, P, inside) -> `count` of them, with features (R, count, outside)."""
+    """Points (R, P, 3) with features (R, P, inside) -> N of them, with features (R, N, outside).
 
-    def __init__(self, widths: Sequence[int], around: Around, *, count: int, residual: bool):
+    Args:
+        stride: N is P / stride.
+    """
+
+    def __init__(self, widths: Sequence[int], around: Around, *, stride: int, residual: bool):
         super().__init__()
-        self.around, self.count, self.residual = around, count, residual
+        self.around, self.stride, self.residual = around, stride, residual
         self.layers = _layers(widths)
         inside, outside = widths[0] - 3, widths[-1]
         self.skip = nn.Linear(inside, outside) if residual and inside != outside else None
@@ -195,6 +188,7 @@ class Gathers(nn.Module):
     def forward(
         self, xyz: torch.Tensor, features: torch.Tensor, chosen: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`chosen` (R, N) int64: which points become the centres."""
         centres = take(xyz, chosen)
         near = self.around.grouped(centres, xyz, features)
         if not self.residual:
@@ -240,16 +234,12 @@ def checked(sizes: Sizes, asked: Mapping[str, Any]) -> Network:
     if not isinstance(asked, Mapping) or set(asked) - set(known):
         raise UserError(f"{option(sizes, 'network')}={show(asked)}: takes {', '.join(known)}.")
     given = Network(**asked)
-    key = lambda name: f"network.{name}"
-    wide = {"hidden": (4, 1024), "num_layers": (1, 10), "group_size": (1, 1024), "expansion": (1, 64)}
-    for name, (low, high) in wide.items():
-        whole(sizes, key(name), getattr(given, name), low=low, high=high)
+    for name, (low, high) in LIMITS.items():
+        whole(sizes, f"network.{name}", getattr(given, name), low=low, high=high)
     for name, most in (("radius", 10), ("radius_scaling", 100)):
-        if not is_number(getattr(given, name), low=0.001, high=most):
-            value = show(getattr(given, name))
-            raise UserError(f"{option(sizes, key(name))}={value}: takes a number from 0.001 to {most}.")
+        number(sizes, f"network.{name}", getattr(given, name), low=0.001, high=most)
     for name in ("residual", "in_radii"):
-        switch(sizes, key(name), getattr(given, name))
+        switch(sizes, f"network.{name}", getattr(given, name))
     _check_stages(sizes, given)
     return given
 

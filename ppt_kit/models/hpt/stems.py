@@ -68,7 +68,7 @@ class HPTCloudStem(Stem):
         for before, after in zip(widths, widths[1:]):
             layers += [nn.Linear(before, after), *([nn.LayerNorm(after)] if norm else []), nn.ReLU()]
         self.embed = nn.Sequential(*layers)
-        self.project = _projection(sizes, projection, inside=4 * hidden)
+        self.project = projection_of(sizes, projection, inside=4 * hidden)
         self.gather = frame_latents(sizes, num_heads=num_heads, dim_head=dim_head)
 
     def forward(self, readings: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
@@ -104,12 +104,19 @@ def frame_latents(sizes: Sizes, *, num_heads: int, dim_head: int) -> FrameLatent
     return FrameLatents(sizes, num_heads=num_heads, dim_head=dim_head)
 
 
-def _projection(sizes: Sizes, kind: str, *, inside: int) -> nn.Module:
+def projection_of(sizes: Sizes, kind: str, *, inside: int) -> nn.Module:
+    """What makes a token of `inside` numbers: linear, norm (a LayerNorm behind it), or none.
+
+    Raises:
+        UserError: it is none of these, or none where the numbers are not as many as a token's.
+    """
     one_of(sizes, "projection", kind, PROJECTIONS)
     if kind == "none":
         if inside != sizes.width:
-            said = f"{inside} numbers would be a token, and policy.width={sizes.width}"
-            raise UserError(f"{option(sizes, 'projection')}=none: {said}.")
+            raise UserError(
+                f"{option(sizes, 'projection')}=none: {inside} numbers would be a token, and policy.width="
+                f"{sizes.width}. Set policy.width={inside}, or projection to linear."
+            )
         return nn.Identity()
     linear = nn.Linear(inside, sizes.width)
     return nn.Sequential(linear, nn.LayerNorm(sizes.width)) if kind == "norm" else nn.Sequential(linear)

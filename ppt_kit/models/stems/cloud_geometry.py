@@ -10,6 +10,8 @@ import torch
 
 # a direction that no edge of a table, no axis and no diagonal stands square to
 OBLIQUE = (0.8090, 0.5257, 0.2629)
+# between centres and points that are held at once, where a cloud has thousands of both (64 MB)
+MOST_DISTANCES = 1 << 24
 
 
 @torch.no_grad()
@@ -71,8 +73,11 @@ def first_within(centres: torch.Tensor, xyz: torch.Tensor, *, count: int, radius
     """
     points = xyz.shape[1]
     order = torch.arange(points, device=xyz.device, dtype=torch.int32)
-    inside = torch.where(_squared(centres, xyz) < radius**2, order, points)
-    near = inside.topk(min(count, points), dim=-1, largest=False).values.long()
+    found = []
+    for some in centres.split(max(1, MOST_DISTANCES // (len(xyz) * points)), dim=1):
+        inside = torch.where(_squared(some, xyz) < radius**2, order, points)
+        found.append(inside.topk(min(count, points), dim=-1, largest=False).values.long())
+    near = torch.cat(found, dim=1)
     first = near[..., :1] % points
     return torch.cat([torch.where(near < points, near, first), first.expand(-1, -1, count - near.shape[-1])], dim=-1)
 

@@ -36,7 +36,7 @@ def wholes(sizes: Sizes, name: str, value: Any, *, low: int = 1, high: int) -> l
         UserError: it is no list of whole numbers from `low` to `high`.
     """
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
-        raise UserError(f"{option(sizes, name)}={show(value)}: takes a list of whole numbers, e.g. [{high // 32}].")
+        raise UserError(f"{option(sizes, name)}={show(value)}: takes a list of whole numbers.")
     return [whole(sizes, name, each, low=low, high=high) for each in value]
 
 
@@ -46,8 +46,17 @@ def metres(sizes: Sizes, name: str, value: Any, *, low: float, high: float) -> f
     Raises:
         UserError: it is no number from `low` to `high`.
     """
+    return number(sizes, name, value, low=low, high=high, of="metres,")
+
+
+def number(sizes: Sizes, name: str, value: Any, *, low: float, high: float, of: str = "a number") -> float:
+    """`value`, an option of the stem that `sizes` is of.
+
+    Raises:
+        UserError: it is no number from `low` to `high`.
+    """
     if not is_number(value, low=low, high=high):
-        raise UserError(f"{option(sizes, name)}={show(value)}: takes metres, from {low:g} to {high:g}.")
+        raise UserError(f"{option(sizes, name)}={show(value)}: takes {of} from {low:g} to {high:g}.")
     return float(value)
 
 

@@ -61,6 +61,16 @@ class Comparison:
         return tuple(pair for pair in self.pairs if pair.error is None)
 
     @property
+    def only_a(self) -> list[int]:
+        """Seeds of the goals that a reached and b did not."""
+        return [pair.seed for pair in self.ran if pair.a and not pair.b]
+
+    @property
+    def only_b(self) -> list[int]:
+        """Seeds of the goals that b reached and a did not."""
+        return [pair.seed for pair in self.ran if pair.b and not pair.a]
+
+    @property
     def errors(self) -> int:
         """Pairs left out because an episode could not be run."""
         return len(self.pairs) - len(self.ran)
