@@ -23,9 +23,9 @@ QUICK = ("all", "size=tiny", "parts=[engine,compare,plan]")
 @pytest.fixture
 def benches(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from benches import machine, parts, report
+    from benches import machine, parts, policy, report
 
-    return {"machine": machine, "parts": parts, "report": report}
+    return {"machine": machine, "parts": parts, "policy": policy, "report": report}
 
 
 def test_a_killed_report_goes_on_and_a_part_that_fails_is_named_while_the_others_are_measured(tmp_path):
@@ -90,6 +90,12 @@ def test_a_part_that_is_not_there_is_one_line(tmp_path, run_here):
     assert done.returncode == 2
     assert "parts=engin: size=small has engine, " in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_every_stem_and_head_is_measured(benches):
+    from ppt_kit.models.stems import STEMS
+
+    assert set(benches["policy"].STEM_WORDS) == set(STEMS)
 
 
 def test_every_command_of_the_results_is_a_part_of_the_full_size(benches):

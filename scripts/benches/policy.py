@@ -40,6 +40,10 @@ STEM_WORDS = {
     "patches": "policy.stems.pointcloud.kind=patches",
     "pointnext": "policy.stems.pointcloud.kind=pointnext",
     "cnn": "policy.stems.rgb.kind=cnn",
+    "hpt_state": "policy.stems.state.kind=hpt_state",
+    "hpt_cloud": "policy.stems.pointcloud.kind=hpt_cloud",
+    "hpt_pointnext": "policy.stems.pointcloud.kind=hpt_pointnext",
+    "hpt_resnet": "policy.stems.rgb.kind=hpt_resnet",
     "maps": "policy.stems.rgb.kind=maps policy.encoders.rgb.kind=resnet18",
     "sentence": "policy.stems.language.kind=sentence policy.encoders.language.kind=minilm",
 }
@@ -55,7 +59,7 @@ def policy(cfg: DictConfig) -> int:
     """Prints a line a head and a line a stem."""
     torch.set_num_threads(cfg.threads)
     words = [f"policy/head={name}" for name in _asked(cfg.heads, _heads(), "heads")]
-    words += [STEM_WORDS[name] for name in _asked(cfg.stems, _stems(), "stems")]
+    words += [STEM_WORDS[name] for name in _asked(cfg.stems, list(STEM_WORDS), "stems")]
     rows = [row for row in (_row(word, cfg.batch_size) for word in words) if row is not None]
     seconds = _measured(rows, cfg.rounds)
     print(f"quickstart policy, {cfg.threads} thread(s), training batch {cfg.batch_size}, median of {cfg.rounds} rounds")
@@ -71,12 +75,6 @@ def policy(cfg: DictConfig) -> int:
 
 def _heads() -> list[str]:
     return sorted(path.stem for path in (PACKAGE_CONFIGS / "policy/head").glob("*.yaml"))
-
-
-def _stems() -> list[str]:
-    from ppt_kit.models.stems import STEMS
-
-    return list(STEMS)
 
 
 def _asked(said: str, known: list[str], option: str) -> list[str]:
