@@ -95,7 +95,7 @@ def read_file(old: Old, path: str, what: str, *, known: dict[str, Any] | None) -
     if not file.is_file():
         if known is None:
             raise Differs(f"{what} is said by {file}, which is not there. Give --project=<your folder of ppt_learning>")
-        return known, f"as ppt_learning ships {path} (there is none in {old.project})"
+        return known, f"as ppt_learning ships {path} (none below --project={old.project})"
     try:
         said = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
