@@ -17,7 +17,8 @@ BETAS = (1e-4, 0.02)
 OTHERS = {
     "TransformerDecoder": "its attention was held in a list, which no state_dict has: only its last layer was ever "
     "saved. policy.head.kind=decoder is trained whole",
-    "Transformer": "policy.head.kind=decoder is of its kind, and its weights are other ones",
+    "Transformer": "it added the pair that attention returns to a tensor, so that it never ran: "
+    "policy.head.kind=decoder is of its kind",
     "RNN": "there is no recurrent head here",
     "FlowMatching": "policy.head.kind=flow is of its kind, and its weights are other ones",
     "DiffusionTransformer": "policy.head.options.network=transformer is of its kind, and its weights are other ones",
