@@ -42,6 +42,7 @@ class DatasetConfig:
     )
     action_key: str | None = key("actions", "stored key of the action, or of the group of its parts; nested as a/b")
     ignored_keys: list[str] = key([], "stored observation keys that are not read")
+    ignore_absent: bool = key(False, "ignored_keys may name what no domain has: one list for several datasets")
     point_channels: int = key(
         3, "columns of a point: 3 xyz, 4 +height, 5 +segmentation and height, 6 +colour, 7 +colour and height"
     )

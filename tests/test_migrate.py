@@ -253,6 +253,8 @@ MISTAKES = [
     ("run.py", "network.drop_path=0.1", "policy.dropout"),
     ("run_eval_sim.py", "network.temporal_agg=true", "temporal_ensembling=true"),
     ("run_train.py", "train.total_epoch=3", "Did you mean train.total_epochs"),
+    ("run_train.py", "dataset.augment_depth=true", "set augment.shift_px, crop_ratio, depth_shift_m"),
+    ("run_train.py", "+dataset.hist_action_cond=true", "are not needed here. Type 'dataset.hist_action_cond=true'"),
     ("run.py", "--config-name=nothing", "no file nothing.yaml"),
     ("run_eval_sim.py", "--config-name=config_eval", "evaluation has no configuration file"),
 ]

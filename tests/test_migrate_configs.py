@@ -89,7 +89,7 @@ def old_configs(tmp_path):
 MEANS = {
     "seed": 7, "output_dir": "outputs/depth", "suffix": None, "batch_size": 48, "domains": "bowl.001,bowl.002",
     "dataset.action_horizon": 12, "dataset.observation_horizon": 3, "dataset.pad_before": 2, "dataset.pad_after": 11,
-    "dataset.point_channels": 4, "dataset.ignored_keys": ["camera_1"], "optimizer.lr": 1e-4,
+    "dataset.point_channels": 4, "dataset.ignored_keys": ["abs_gripper_pos", "camera_1"], "dataset.ignore_absent": True, "optimizer.lr": 1e-4,
     "optimizer.betas": [0.9, 0.99], "optimizer.warmup_steps": 70, "train.total_epochs": 9,
     "train.total_iters": 1_000_000_000, "train.epoch_iters": 50, "train.pretrained_dir": None,
     "train.last_k_checkpoints": 5, "train.eval_execute_steps": 5, "policy.width": 64, "policy.depth": 2,
@@ -152,6 +152,45 @@ def test_the_policy_of_an_old_configuration_can_be_built(old_configs, small_data
     sources = open_sources(cfg, tmp_path / "run")
     policy, _ = new_policy(sources, statistics(sources))
     assert sum(weights.numel() for weights in policy.parameters()) > 1000
+
+
+def told_of(values):
+    done = translated(values, origin="x")
+    return done, {old: reason for old, _, reason in done.left}
+
+
+def test_another_run_is_taken_whole_as_it_was():
+    done, _ = told_of({"network": {"no_trunk": False}, "train": {"pretrained_dir": "outputs/a"}})
+    assert done.config["train"]["pretrained_parts"] == ["trunk", "stems", "heads", "encoders"]
+    done, _ = told_of({"network": {"no_trunk": True}, "train": {"pretrained_dir": "outputs/a"}})
+    assert done.config["train"]["pretrained_parts"] == ["stems", "heads", "encoders"]
+    done, _ = told_of({"network": {"no_trunk": True}, "train": {"pretrained_dir": ""}})
+    assert "pretrained_parts" not in done.config["train"]
+
+
+def test_what_holds_and_comes_to_something_else_is_said():
+    _, told = told_of({"dataset": {"action_horizon": 4}, "train": {"epoch_iters": 500}, "network": {"embed_dim": 16}})
+    assert "null is as before" in told["train.epoch_iters"]
+    assert "ppt_learning saw eef_pos, eef_quat, joint_pos and normalized_gripper_pos" in told["dataset.state_keys"]
+    _, told = told_of({"dataset": {"state_keys": ["eef_pos"]}, "network": {"embed_dim": 16}})
+    assert "dataset.state_keys" not in told
+
+
+def test_the_folder_of_the_data_is_the_datasets_where_nothing_else_says_it():
+    done, _ = told_of({"network": {"embed_dim": 16}, "dataset": {"dataset_path": "/data/close"}})
+    assert done.config["dataset_path"] == "/data/close"
+    done, told = told_of({"network": {}, "dataset_path": "/all", "dataset": {"dataset_path": "/data/close"}})
+    assert done.config["dataset_path"] == "/all"
+    assert "dataset_path" in told["dataset.dataset_path"]
+
+
+def test_what_defaults_name_and_nobody_has_is_listed_with_what_it_said_of_the_policy(tmp_path, caplog):
+    (tmp_path / "old.yaml").write_text("defaults: [base_config, {network: cloud}, _self_]\nwb_tag: x\nseed: 3\n")
+    with caplog.at_level(logging.WARNING):
+        assert load_config("old", config_path=tmp_path).seed == 3
+    assert "defaults: base_config: there is no file base_config.yaml" in caplog.text
+    assert "there is no file network/cloud.yaml" in caplog.text
+    assert "of the policy what it said is today's default" in caplog.text
 
 
 HEADS = {"MLP": "mlp", "Diffusion": "diffusion", "FlowMatching": "flow", "TransformerDecoder": "decoder"}

@@ -547,6 +547,15 @@ def test_ignored_keys_are_columns_groups_or_modalities_and_no_others(tmp_path):
         kinds("imges/camera")
 
 
+def test_one_list_of_ignored_keys_may_be_for_several_datasets(tmp_path):
+    write_flat(tmp_path / "flat.zarr")
+    words = {"ignored_keys": ["last_action", "camera_7", "rgb"]}
+    data = ppt.open_dataset(tmp_path / "flat.zarr", **words, ignore_absent=True)
+    assert data.modalities == ["state", "pointcloud", "depth", "language"]
+    with pytest.raises(UserError, match="no domain has last_action"):
+        ppt.open_dataset(tmp_path / "flat.zarr", **words)
+
+
 def test_the_first_command_on_foreign_data_says_what_to_type(tmp_path):
     write_flat(tmp_path / "flat.zarr")
     with pytest.raises(UserError, match=r"no eef_pos.*Type dataset.state_keys=\[state\].*null takes them all"):

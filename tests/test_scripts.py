@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
+import subprocess
+import sys
+
 import pytest
 from conftest import ROOT, run_script
 
@@ -54,3 +59,13 @@ def assert_one_clear_line(done, says, folder):
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not list(folder.iterdir())
+
+
+def test_whoever_reads_the_first_lines_alone_is_shown_no_traceback(tmp_path):
+    """As `… | head -1` does."""
+    long = "import ppt_kit.commands.cli as cli, ppt_kit.schema as s\n"
+    long += "def main(cfg):\n    print('line\\n' * 200_000)\ncli.run(main, schema=s.CollectConfig, about='x')\n"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(long)} | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("line\n", "")
+    assert done.returncode == 128 + signal.SIGPIPE

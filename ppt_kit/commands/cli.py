@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +46,9 @@ def run(
             print(_help_text(schema=schema, about=about, config_name=config_name))
             sys.exit(0)
         cfg = _read(own_words(given), schema=schema, config_name=config_name)
-        sys.exit(main(cfg) or 0)
+        code = main(cfg) or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -52,6 +56,21 @@ def run(
         print(str(stop) or "stopped by Ctrl-C", file=sys.stderr)
         # as shells count it: 128 + the signal
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
+    except BrokenPipeError:
+        # whoever read it has read enough, as `head` has; any other pipe is somebody else's
+        if not _nobody_reads():
+            raise
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output was closed at its other end; what is left of it goes nowhere from here on."""
+    look = select.poll()
+    look.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in look.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _read(words: list[str], *, schema: type, config_name: str) -> DictConfig:

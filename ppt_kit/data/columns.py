@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from ppt_kit.data.store import EpisodeStore
 from ppt_kit.errors import UserError
 from ppt_kit.model_keys import MODALITIES
 from ppt_kit.schema import DatasetConfig
+
+log = logging.getLogger(__name__)
 
 IMAGES, DEPTHS, CLOUD = "obs/images/", "obs/depths/", "obs/pointcloud/"
 # what users call the groups
@@ -121,8 +124,8 @@ def means(store: EpisodeStore, text: str, key: str) -> bool:
     return text in (key, short, store.columns[key].stored_as) or f"{short}/".startswith(f"{group}/")
 
 
-def check_ignored(stores: Mapping[str, EpisodeStore], ignored: Iterable[str]) -> None:
-    """Refuses a word in dataset.ignored_keys that means no column of any domain.
+def check_ignored(stores: Mapping[str, EpisodeStore], ignored: Iterable[str], *, may_be_absent: bool) -> None:
+    """Refuses a word in dataset.ignored_keys that means no column of any domain, or tells of it.
 
     Raises:
         UserError: names the word, and the nearest column.
@@ -132,7 +135,7 @@ def check_ignored(stores: Mapping[str, EpisodeStore], ignored: Iterable[str]) ->
             continue
         have = sorted({key.removeprefix("obs/") for store in stores.values() for key in store.columns})
         near = difflib.get_close_matches(text, have, 1)
-        raise UserError(
-            f"dataset.ignored_keys: no domain has {text}; there is {', '.join(have)}."
-            + (f" Did you mean {near[0]}?" if near else "")
-        )
+        said = f"dataset.ignored_keys: no domain has {text}; there is {', '.join(have)}."
+        if not may_be_absent:
+            raise UserError(said + (f" Did you mean {near[0]}?" if near else ""))
+        log.info("%s", said)

@@ -30,7 +30,7 @@ def compatible_domains(
     Raises:
         UserError: one of them lacks a modality, colours or points, or two cameras of one name differ in size.
     """
-    check_ignored(stores, options.ignored_keys)
+    check_ignored(stores, options.ignored_keys, may_be_absent=options.ignore_absent)
     columns = {name: Columns(store, options) for name, store in stores.items()}
     chosen = modalities
     if chosen is None:

@@ -13,6 +13,7 @@ from ppt_kit.migration.arithmetic import RESOLVER, with_own_resolver
 from ppt_kit.migration.network import take_head, take_stems
 from ppt_kit.migration.parts import is_dataset, last_name
 from ppt_kit.migration.reasons import reason_for
+from ppt_kit.model_keys import PRETRAINED_PARTS
 from ppt_kit.programs import to_type
 from ppt_kit.schema import Config
 
@@ -111,10 +112,14 @@ def translated(values: dict, *, origin: str) -> Translated:
         taken = take(done, rest)
         rest = {dotted: value for dotted, value in rest.items() if dotted not in taken}
     for dotted, value in rest.items():
-        if dotted in MOVED and value not in ("", None):
+        if dotted == "dataset.dataset_path" and value and "dataset_path" not in done.config:
+            done.put(dotted, "dataset_path", value)
+        elif dotted in MOVED and value not in ("", None):
             done.put(dotted, MOVED[dotted], value)
         else:
             done.leave(dotted, value, "empty" if dotted in MOVED else reason_for(dotted, value))
+    _take_other_run(done)
+    _say_what_is_other(done)
     order = list(found)
     done.left.sort(key=lambda each: order.index(each[0]) if each[0] in order else -1)
     return done
@@ -206,19 +211,39 @@ def _taken_as_is(done: Translated, dotted: str, value: Any) -> bool:
 
 
 def _take_ignored(done: Translated, names: list) -> None:
-    cameras = [name for name in names if "cam" in str(name)]
-    if cameras:
-        done.put("dataset.ignored_keys", "dataset.ignored_keys", cameras)
+    """Cameras and numbers stay left out; what no observation here can be, or policy.modalities says, is listed."""
+    kept = [name for name in names if name not in SEEN_OTHERWISE]
+    if kept:
+        done.put("dataset.ignored_keys", "dataset.ignored_keys", kept)
+        # ppt_learning passed over those that a dataset had not
+        done.put("dataset.ignored_keys", "dataset.ignore_absent", True)
     for name in names:
         if name in SEEN_OTHERWISE:
             done.leave(f"dataset.ignored_keys[{name}]", None, "policy.modalities says what is seen")
-        elif name not in cameras:
-            done.leave(
-                f"dataset.ignored_keys[{name}]",
-                None,
-                "numbers that are part of the state are named by dataset.state_keys=[…]; null takes all that are "
-                "stored, and dataset.ignored_keys leaves out what the data has",
-            )
+
+
+def _take_other_run(done: Translated) -> None:
+    """ppt_learning took another policy whole."""
+    train, policy = done.config.get("train", {}), done.config.get("policy", {})
+    if train.get("pretrained_dir") and "pretrained_parts" not in train:
+        parts = [part for part in PRETRAINED_PARTS if part != "trunk" or not policy.get("no_trunk")]
+        done.put("train.pretrained_dir", "train.pretrained_parts", parts)
+
+
+def _say_what_is_other(done: Translated) -> None:
+    """Of keys that hold, or are not there at all, what they come to here."""
+    dataset, train = done.config.get("dataset", {}), done.config.get("train", {})
+    if train.get("epoch_iters"):
+        done.leave(
+            "train.epoch_iters", train["epoch_iters"],
+            "nothing in ppt_learning read it, an epoch was all windows once; here it counts, null is as before",
+        )  # fmt: skip
+    if not dataset.get("state_keys") and "dataset" in done.config:
+        done.leave(
+            "dataset.state_keys", None,
+            "was not set: ppt_learning saw eef_pos, eef_quat, joint_pos and normalized_gripper_pos, here null takes "
+            "all columns of numbers; name those to be seen",
+        )  # fmt: skip
 
 
 def _take_classes(done: Translated, rest: dict[str, Any]) -> set[str]:

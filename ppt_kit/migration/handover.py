@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppt_kit.errors import UserError
+from ppt_kit.keys import leaves_of
 from ppt_kit.migration.ancestor import MOVED, TELLING
-from ppt_kit.migration.reasons import reason_for
+from ppt_kit.migration.reasons import known_reason, reason_for
 from ppt_kit.programs import to_type_anywhere
 from ppt_kit.schema import Config, EvaluateConfig
 from ppt_kit.words import own_words, parse_words
@@ -108,6 +109,8 @@ def _by_todays_names(name: str, pairs: dict[str, str], *, moved: Mapping[str, st
             raise UserError(f"{name} --model={text}: is a word of run_ddp.py. Type --config-name=config_ddp_{text}.")
         if key.split(".")[0] in TELLING and key not in moved:
             raise UserError(f"{name} {key}={text}: {reason_for(key, text)}.")
+        if key.startswith("dataset.") and key not in leaves_of(Config) and (reason := known_reason(key, text)):
+            raise UserError(f"{name} {key}={text}: {reason}.")
         today = moved.get(key, key)
         if found.setdefault(today, text) != text:
             raise UserError(f"{name}: {key}={text} and {today}={found[today]} are two words for one key. Give one.")

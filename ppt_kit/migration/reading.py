@@ -16,6 +16,9 @@ from ppt_kit.migration.reasons import reason_for
 
 log = logging.getLogger(__name__)
 
+# groups of `defaults` that say what a policy is made of
+OF_A_POLICY = ("network", "stem", "head")
+
 
 class Composed(NamedTuple):
     """A configuration as Hydra composed it."""
@@ -35,7 +38,7 @@ class Composed(NamedTuple):
 
 
 def missing_groups(values: Mapping, *, roots: Sequence[Path]) -> dict[str, str]:
-    """{group: file} of the `defaults` of a configuration of ppt_learning whose file is not there.
+    """{group: file} of the `defaults` of a configuration of ppt_learning whose file is not there; "" = no group.
 
     Of ours there is none: Hydra refuses what is missing.
 
@@ -47,6 +50,8 @@ def missing_groups(values: Mapping, *, roots: Sequence[Path]) -> dict[str, str]:
     if not is_ancestors(values) or not isinstance(named, list):
         return {}
     pairs = [(str(group), str(name)) for entry in named if isinstance(entry, Mapping) for group, name in entry.items()]
+    # a file beside this one is of no group
+    pairs += [("", entry) for entry in named if isinstance(entry, str) and entry != "_self_"]
     plain = [(group, name) for group, name in pairs if "@" not in group and " " not in group]
     return {group: name for group, name in plain if not any((root / _file(group, name)).exists() for root in roots)}
 
@@ -75,6 +80,11 @@ def empty_groups(gone: Mapping[str, str]) -> Iterator[list[Path]]:
         yield [Path(folder)]
 
 
+def _said_of_missing(group: str, name: str, folder: Path) -> str:
+    said = f"there is no file {_file(group, name)} in {folder}"
+    return f"{said}: of the policy what it said is today's default" if group in OF_A_POLICY else said
+
+
 def read_old(read: Composed) -> Translated:
     """A configuration of ppt_learning in today's keys.
 
@@ -83,7 +93,8 @@ def read_old(read: Composed) -> Translated:
     """
     done = translated(read.tree, origin=str(read.origin))
     for group, name in read.gone.items():
-        done.leave(f"defaults: {group}: {name}", None, f"there is no file {group}/{name}.yaml in {read.origin.parent}")
+        named = f"{group}: {name}" if group else name
+        done.leave(f"defaults: {named}", None, _said_of_missing(group, name, read.origin.parent))
     if "hydra" in read.own:
         done.leave("hydra", None, reason_for("hydra", None))
     return done

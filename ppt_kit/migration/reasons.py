@@ -62,7 +62,10 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("dataset.img_augment_prob", "every window is changed, by what augment says"),
     ("dataset.augment_depth", "set augment.shift_px, crop_ratio, depth_shift_m, depth_scale or depth_noise_m"),
     ("dataloader.*", LOADER),
-    ("val_dataloader.*", f"the held-out windows are measured whole, train.val_interval says when; {LOADER}"),
+    (
+        "val_dataloader.*",
+        f"windows held out by dataset.val_ratio are measured whole, train.val_interval says when; {LOADER}",
+    ),
     ("warmup_lr.lr", "the warm-up starts at zero"),
     ("lr_scheduler.*", "the rate falls to zero over the whole run"),
     ("train.validation_iters", "all held-out windows are measured: dataset.val_ratio, train.val_interval"),
@@ -88,9 +91,19 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("stem.*.out_channels", f"{COMPUTED}: policy.width"),
     ("stem.*.in_channels", f"{COMPUTED}: dataset.point_channels"),
     ("stem.num_heads", "stems have policy.num_heads"),
-    ("stem.dim_head", f"{COMPUTED}: policy.width / policy.num_heads"),
+    ("stem.dim_head", "heads are policy.width / policy.num_heads wide; the kinds hpt_… have options.dim_head"),
+    (
+        "stem.language.pretrained_*",
+        "sentences are encoded by policy.encoders.language.kind, of which minilm is this one",
+    ),
+    ("stem.*.cfg_name", "the network is that of policy.stems.pointcloud.options"),
+    ("stem.*.finetune", "stems are trained; train.freeze_stems=true leaves pretrained ones as they are"),
     ("stem.*.pretrained_*", "weights of that library do not load; a run folder's do: train.pretrained_dir"),
-    ("stem.*.pcd_domain", CLOUDS),
+    (
+        "stem.*.pcd_domain",
+        "its pcd_setup.yaml said how many points a cloud has (dense: 4096, scanobjectnn: 1024), and what changes them "
+        "in training: set dataset.num_points, augment.rotation_deg, augment.cloud_jitter_m",
+    ),
     ("stem.*_only", "rgb and depth are modalities, each with a stem: policy.modalities"),
     ("stem.*", SHAPES),
 )
@@ -114,10 +127,12 @@ SAME: dict[str, tuple[tuple[object, ...], str]] = {
 
 def reason_for(dotted: str, value: object) -> str:
     """Why a key of ppt_learning is left out."""
+    return known_reason(dotted, value) or "neither ppt_kit nor the part of ppt_learning that it replaces has such a key"
+
+
+def known_reason(dotted: str, value: object) -> str | None:
+    """The same of a key that ppt_learning had; None of others."""
     same, said = SAME.get(dotted, ((), ""))
     if any(value is each or (value == each and not isinstance(value, bool)) for each in same):
         return said
-    for pattern, reason in REASONS:
-        if fnmatch.fnmatchcase(dotted, pattern):
-            return reason
-    return "neither ppt_kit nor the part of ppt_learning that it replaces has such a key"
+    return next((reason for pattern, reason in REASONS if fnmatch.fnmatchcase(dotted, pattern)), None)
