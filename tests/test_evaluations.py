@@ -313,3 +313,8 @@ def test_success_is_in_wandb_at_the_step_that_it_is_of(lab):
             told[int(items["eval/step"])] = float(items["eval/a/success"])
     rows = evaluated(run.run_dir)
     assert told == dict(zip(rows["step"], rows["success"]))
+
+
+def test_a_folder_in_place_of_a_policy_is_one_line():
+    with pytest.raises(UserError, match=r"takes a policy, not a str. Give it ppt.load_policy\('runs/a'\)"):
+        ppt.evaluate("runs/a", episodes=1)

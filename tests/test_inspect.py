@@ -210,6 +210,9 @@ def drawn(lab, step):
 
 
 def test_a_browser_draws_a_dataset_and_what_a_policy_predicts(lab, scene):
+    # a run folder is as good as its policy
+    same = ppt.inspect(str(scene / "data/scene.zarr"), policy=str(scene / "scene_run"))
+    assert same._episodes.episode(0)[0]["policy"]
     cells = ["import ppt_kit as ppt", f"policy = ppt.load_policy({str(scene / 'scene_run')!r})", f"w = ppt.inspect({str(scene / 'data/scene.zarr')!r}, policy=policy)\nw"]  # fmt: skip
     page = lab.open(cells)
     drawn(lab, 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -118,3 +120,42 @@ def test_a_run_killed_before_its_first_row_reads_as_an_empty_table(tmp_path):
         table = read_metrics(tmp_path, kind)
         assert len(table) == 0
         assert not (table["kind"] == "end").any()
+
+
+def test_two_runs_of_one_process_have_a_log_each(tmp_path):
+    """As in a notebook, where one trains behind the other; what no run's thread says is in both."""
+    from ppt_kit.tracking.logs import add_handlers, remove_handlers
+
+    log, there = logging.getLogger("ppt_kit.some.part"), threading.Barrier(3)
+
+    def run(name):
+        handlers = add_handlers(tmp_path / name, on_screen=False)
+        there.wait()
+        log.info("of %s", name)
+        there.wait()
+        there.wait()
+        remove_handlers(handlers)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    there.wait()
+    there.wait()
+    log.info("of the kernel")
+    there.wait()
+    for thread in threads:
+        thread.join()
+    log.info("of nobody")
+    told = {name: [line.split("INFO ")[1] for line in (tmp_path / name).read_text().splitlines()] for name in ("one", "two")}  # fmt: skip
+    assert told == {name: [f"of {name}", "of the kernel"] for name in ("one", "two")}
+
+
+def test_a_run_that_was_left_without_an_end_hears_nothing_of_the_next(tmp_path):
+    from ppt_kit.tracking.logs import add_handlers, remove_handlers
+
+    add_handlers(tmp_path / "left", on_screen=False)
+    handlers = add_handlers(tmp_path / "next", on_screen=False)
+    logging.getLogger("ppt_kit").info("of the next")
+    remove_handlers(handlers)
+    assert (tmp_path / "left").read_text() == ""
+    assert "of the next" in (tmp_path / "next").read_text()

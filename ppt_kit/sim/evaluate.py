@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ppt_kit.errors import UserError
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.signals import Stopped, held_back, stops_raise
 from ppt_kit.sim.card import Card, entry_of
@@ -41,8 +42,11 @@ def evaluate(policy: PPTPolicy, task: str | None = None, **options: Any) -> Eval
     Returns:
         Its rows, in order of seeds.
     Raises:
-        UserError, Stopped: see `run_evaluation`; or there is no such option.
+        UserError, Stopped: see `run_evaluation`; or there is no such option, or `policy` is none.
     """
+    if not hasattr(policy, "card"):
+        said = f"ppt.load_policy({str(policy)!r})" if isinstance(policy, (str, Path)) else "what ppt.load_policy gives"
+        raise UserError(f"evaluate takes a policy, not a {type(policy).__name__}. Give it {said}.")
     return run_evaluation(policy, asked(EvaluateOptions, task=task, **options))
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 from pathlib import Path
+
+# the handlers of the run that each thread has
+_RUNS: dict[int | None, list[logging.Handler]] = {}
 
 
 def bar_pace() -> dict:
@@ -19,19 +23,27 @@ def has_bars() -> bool:
 
 
 def add_handlers(path: Path, *, on_screen: bool = True) -> list[logging.Handler]:
-    """Has the package's log go to the file `path` and to the screen; there its warnings only unless `on_screen`."""
-    package = logging.getLogger("ppt_kit")
+    """Has the package's log go to the file `path` and to the screen; there its warnings only unless `on_screen`.
+
+    What another run's thread says is that run's. A run that this thread left without an end has one now.
+    """
+    package, mine = logging.getLogger("ppt_kit"), threading.get_ident()
+    remove_handlers(_RUNS.get(mine, []))
     package.setLevel(logging.INFO)
     file = _LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = _screen(logging.INFO if on_screen else logging.WARNING)
+    _RUNS[mine] = [file, screen]
     for handler in (file, screen):
+        handler.addFilter(lambda record: record.thread == mine or record.thread not in _RUNS)
         package.addHandler(handler)
     return [file, screen]
 
 
 def remove_handlers(handlers: list[logging.Handler]) -> None:
     """What `add_handlers` gave."""
+    for thread in [thread for thread, each in _RUNS.items() if each == handlers]:
+        del _RUNS[thread]
     for handler in handlers:
         logging.getLogger("ppt_kit").removeHandler(handler)
         handler.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ppt_kit.checkpoint import load_policy
 from ppt_kit.data.dataset import MultiTrajDataset, load_dataset, open_dataset
 from ppt_kit.errors import UserError
 from ppt_kit.notebook.inspect.augmented import Augmented
@@ -25,8 +26,8 @@ def inspect(thing: Any, *, policy: Any = None, augment: Any = None, episode: int
         thing: a dataset, as `load_dataset` or `open_dataset` gives it; the path of one in any format, or a
             configuration that names one; or results of `evaluate`, whose episodes are run again from their seeds as
             they are looked at, failures first.
-        policy: from `load_policy`: its chunks are shown beside what was demonstrated. Of results: what acted, where
-            they do not come from this session's `evaluate`.
+        policy: from `load_policy`, or a run folder: its chunks are shown beside what was demonstrated. Of results: what
+            acted, where they do not come from this session's `evaluate`.
         augment: a configuration, or its `augment`, e.g. {"rotation_deg": [0, 0, 30]}; None = that of `thing`, of the
             policy's training, or the default.
         episode: which is shown first.
@@ -40,7 +41,7 @@ def inspect(thing: Any, *, policy: Any = None, augment: Any = None, episode: int
         from ppt_kit.notebook.inspect.widget import Inspector
     except ImportError as error:
         raise UserError(f"inspect needs {error.name}: pip install 'ppt_kit[notebook]'.") from None
-    episodes = _episodes(thing, policy, augment)
+    episodes = _episodes(thing, load_policy(policy) if isinstance(policy, (str, Path)) else policy, augment)
     count = len(episodes.listing()["episodes"])
     if not 0 <= episode < count:
         raise UserError(f"episode={episode}: there are {count}, counted from 0.")
