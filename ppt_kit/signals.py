@@ -43,6 +43,22 @@ class Stopped(KeyboardInterrupt):
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         super().__init__(f"stopped by {name}" + (f": {kept}" if kept else ""))
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in the place of the frames, which are all ours."""
+        return [str(self)]
+
+
+def interrupt(kept: str) -> KeyboardInterrupt:
+    """What a notebook knows as an interrupt, shown there as its sentence alone.
+
+    Args:
+        kept: what there is now and how to go on.
+    """
+    stopped = Stopped(signal.SIGINT, kept)
+    told = KeyboardInterrupt(str(stopped))
+    told._render_traceback_ = stopped._render_traceback_  # type: ignore[attr-defined]
+    return told
+
 
 @contextlib.contextmanager
 def stops_raise() -> Iterator[None]:

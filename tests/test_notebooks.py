@@ -98,6 +98,8 @@ def test_an_interrupted_cell_has_saved_stops_what_follows_and_goes_on(small_data
             reply = client.get_shell_msg(timeout=60)
         assert (reply["content"]["status"], reply["content"]["ename"]) == ("error", "KeyboardInterrupt")
         assert "run.resume()" in reply["content"]["evalue"]
+        # the sentence alone, without a frame of ours
+        assert reply["content"]["traceback"] == [reply["content"]["evalue"]]
         done = read_rows(metrics)[-1]["step"]
         client.execute_interactive(f"run.cfg.train.total_iters = {done + 3}\ncode = run.resume()", timeout=60)
     finally:
@@ -105,6 +107,19 @@ def test_an_interrupted_cell_has_saved_stops_what_follows_and_goes_on(small_data
         manager.shutdown_kernel(now=True)
     steps = [row["step"] for row in read_rows(metrics) if row["kind"] == "train"]
     assert steps == list(range(1, done + 4))
+
+
+@pytest.mark.parametrize("where", ["open_sources", "join_world"])
+def test_an_interrupt_while_a_run_begins_is_its_sentence(small_cfg, monkeypatch, where):
+    from ppt_kit.train import trainer
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, where, interrupted)
+    with pytest.raises(KeyboardInterrupt, match="was about to begin or to end; run.resume") as caught:
+        ppt.UnifiedTrainer(small_cfg()).run()
+    assert caught.value._render_traceback_() == [str(caught.value)]
 
 
 def test_a_cell_that_trains_may_be_run_again(small_data, tmp_path):

@@ -25,7 +25,7 @@ from ppt_kit.jobs.job import run_job
 from ppt_kit.jobs.parents import watch_launchers
 from ppt_kit.jobs.taken import held, refuse_second
 from ppt_kit.memory.failure import bytes_held, give_back, is_out_of_memory, what_ran_out
-from ppt_kit.signals import end_with_parent
+from ppt_kit.signals import Stopped, end_with_parent, interrupt
 from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.background import Background
 from ppt_kit.train.loop import train
@@ -90,17 +90,24 @@ class UnifiedTrainer:
         """
         if self.running:
             raise UserError(f"{self.run_dir}: this run trains in the background already: run.wait(), or run.stop().")
-        work = self._work()
-        if not is_rank(os.environ):
-            self._has_panel = self._shown() is not None
-        if background:
-            self._background = Background(lambda: self._noted(work), stop=self.stop)
-            return None
-        code = self._noted(work)
+        try:
+            work = self._work()
+            if not is_rank(os.environ):
+                self._has_panel = self._shown() is not None
+            if background:
+                self._background = Background(lambda: self._noted(work), stop=self.stop)
+                return None
+            code = self._noted(work)
+        # between the first step and the last one an interrupt only asks, and all is saved
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Stopped):
+                raise
+            kept = f"{self.run_dir} was about to begin or to end; run.resume() goes on with what is there"
+            raise interrupt(kept) from None
         # of a launched rank the launcher asks for the code
         if code == INTERRUPTED and not is_rank(os.environ):
             kept = f"{self.run_dir} is saved; run.resume(), or train.resume=auto suffix={self.cfg.suffix}, goes on"
-            raise KeyboardInterrupt(f"stopped by Ctrl-C: {kept}")
+            raise interrupt(kept)
         return code
 
     def resume(self, *, background: bool = False) -> int | None:
