@@ -136,3 +136,16 @@ def test_bars_are_named_by_what_tells_them_apart():
     assert short_names(["o/a/exp1/model_10.pth", "o/a/exp1/model_20.pth"]) == ["exp1/model_10", "exp1/model_20"]
     assert _in_lines("a-run-with-a-name_lr-0.001_seed-0", 18) == "a-run-with-a-name_\nlr-0.001_seed-0"
     assert _in_lines("x" * 30, 12) == "\n".join(["x" * 12, "x" * 12, "x" * 6])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("runs/a", "not str"), (None, "not NoneType"), (3, "not int"), ([], "an empty list"), (pd.DataFrame({"a": [1]}), "no checkpoint, task")],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("draws", [ppt.success_table, ppt.checkpoint_table, ppt.plot_success, ppt.show_videos])
+def test_what_no_evaluation_gave_is_one_line(draws, given, says):
+    if draws is ppt.show_videos and isinstance(given, pd.DataFrame):
+        says = "not str"
+    with pytest.raises(ppt.UserError, match=says):
+        draws(given)

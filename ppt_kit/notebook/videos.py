@@ -13,7 +13,7 @@ import numpy as np
 
 from ppt_kit.data.disk.rows import spread
 from ppt_kit.errors import UserError
-from ppt_kit.sim.results import Evaluation
+from ppt_kit.sim.results import Evaluation, evaluations_in
 from ppt_kit.sim.watch import states_in
 
 COLORS = ("#3b7dd8", "#e07b39", "#2e9a5a", "#b05cc6", "#c9a227", "#17a2b8", "#d1495b", "#7f8c8d", "#8d6e4f", "#5c6bc0")
@@ -62,8 +62,7 @@ def show_videos(results: Evaluation | Iterable[Evaluation], *, width: int = 256)
     """
     from IPython.display import HTML
 
-    several = [results] if isinstance(results, Evaluation) else list(results)
-    filmed = [row for result in several for row in result.rows if row["video"]]
+    filmed = [row for result in evaluations_in(results) for row in result.rows if row["video"]]
     if not filmed:
         raise UserError("no episode was filmed: evaluate with videos=2 and out_dir=run.run_dir / 'eval'.")
     filmed.sort(key=lambda row: bool(row["success"]))

@@ -125,12 +125,29 @@ def checkpoint_table(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) 
     return table.assign(run=runs, epoch=[epochs[name] for name in table["checkpoint"]])
 
 
+def evaluations_in(results: Any) -> list[Evaluation]:
+    """One, or several.
+
+    Raises:
+        UserError: it is something else.
+    """
+    several = [results] if isinstance(results, Evaluation) or not isinstance(results, Iterable) else list(results)
+    strange = [type(each).__name__ for each in several if not isinstance(each, Evaluation)]
+    if strange or not several:
+        given = strange[0] if several else "an empty list"
+        raise UserError(f"takes what ppt.evaluate gives, one or several of it, not {given}.")
+    return several
+
+
 def _gathered(results: Evaluation | pd.DataFrame | Iterable[Evaluation]) -> pd.DataFrame:
     """The rows of all, each once, with the columns control and zeroed as words."""
     if isinstance(results, pd.DataFrame):
         frame = results
+        lacking = [name for name in ("checkpoint", "task", "success", "zero_keys") if name not in frame]
+        if lacking:
+            raise UserError(f"takes rows of ppt.evaluate (result.frame), and these have no {', '.join(lacking)}.")
     else:
-        several = [results] if isinstance(results, Evaluation) else list(results)
+        several = evaluations_in(results)
         frame = pd.DataFrame([row for result in several for row in result.rows])
         # of a control in which no policy acts, each checkpoint's evaluation holds the same rows
         shared = frame["checkpoint"] == NOBODY

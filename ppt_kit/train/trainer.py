@@ -89,7 +89,9 @@ class UnifiedTrainer:
             UserError: this run trains already, or could not begin.
         """
         if self.running:
-            raise UserError(f"{self.run_dir}: this run trains in the background already: run.wait(), or run.stop().")
+            raise UserError(
+                f"{self.run_dir}: trains in the background already: ppt.live(run) shows it; run.wait(), or run.stop()."
+            )
         try:
             work = self._work()
             if not is_rank(os.environ):
