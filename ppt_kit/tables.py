@@ -45,6 +45,8 @@ def shown(
         colours: {a word: JupyterLab's variable for its colour}, of words that are all that a cell says.
     """
     frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+    # what is "-" in every row says nothing, and what stands at its right is out of sight in half a screen
+    frame = frame.loc[:, [not len(frame) or not (column.astype(object) == "-").all() for _, column in frame.items()]]
     numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame.columns]
     head = "".join(f"<th{_side(each)}>{html.escape(str(name))}</th>" for name, each in zip(frame.columns, numeric))
     rows = [_row(values, numeric, colours) for values in frame.itertuples(index=False, name=None)]

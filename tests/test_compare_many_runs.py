@@ -90,6 +90,22 @@ def runs(many):
     return ppt.compare_runs(f"{many}/*")
 
 
+def test_names_of_runs_that_differ_in_much_stay_within_the_figure(tmp_path):
+    for number in range(3):
+        words = (
+            f"optimizer.lr=1e-{number + 3}", f"policy.depth={number + 1}", f"policy.width={32 * (number + 1)}",
+            f"train.total_epochs={number + 2}", f"batch_size={number + 4}", f"optimizer.warmup_steps={number + 5}",
+        )  # fmt: skip
+        write_run(tmp_path / f"models/press/run-{number}", *words, rows=rows_of_a_run(1e-3, HEADS[0], number))
+    figure = ppt.compare_runs(f"{tmp_path}/models/press/*").curves("loss")
+    assert_readable(figure)
+    (legend,) = figure.legends
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0
+    assert box.x1 <= page.x1
+    assert "warmup_steps=7" in legend.get_texts()[-1].get_text()
+
+
 def test_what_differs_are_columns_seed_last(runs):
     assert runs.keys == ["policy.head.kind", "optimizer.lr", "seed"]
     assert len(runs.parameters) == 18

@@ -40,6 +40,18 @@ def test_a_table_has_the_whole_of_what_it_shortens_under_the_pointer_and_stays_a
     assert "… 40 more …" in Table({"x": range(100)})._repr_html_()
 
 
+def test_a_column_that_says_nothing_in_any_row_is_not_shown_and_is_there():
+    table = Table([{"task": "a", "control": "-", "rate": 1.0}, {"task": "b", "control": "-", "rate": 0.5}])
+    assert "control" not in table._repr_html_()
+    assert list(table["control"]) == ["-", "-"]
+    assert "control" in Table([{"task": "a", "control": "-"}, {"task": "a", "control": "blind"}])._repr_html_()
+
+
+def test_a_run_says_where_it_is(small_cfg):
+    run = ppt.UnifiedTrainer(small_cfg("suffix=one"))
+    assert repr(run) == f"run of a in {run.run_dir}, train_mode=auto"
+
+
 def test_a_description_says_what_is_of_a_whole_dataset_once(tmp_path):
     write_store(tmp_path / "a.zarr")
     table = ppt.describe(tmp_path / "a.zarr")

@@ -72,6 +72,10 @@ class UnifiedTrainer:
         self._background: Background | None = None
         self._failure: BaseException | None = None
 
+    def __repr__(self) -> str:
+        trains = ", trains in the background" if self.running else ""
+        return f"run of {'+'.join(domain_names(self.cfg.domains))} in {self.run_dir}, train_mode={self.mode}{trains}"
+
     @overload
     def run(self, *, background: Literal[False] = False) -> int: ...
 

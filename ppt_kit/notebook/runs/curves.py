@@ -15,6 +15,7 @@ from ppt_kit.notebook.runs.paper import (
     COLUMN,
     Look,
     PaperFigure,
+    in_lines,
     legend_below,
     legend_height,
     logarithmic,
@@ -46,7 +47,10 @@ def curves_of(
         raise UserError(f"smooth={smooth!r}: takes a number of rows from 1 (no smoothing) on.")
     data, code = _success(success, by) if y == SUCCESS else _metric(metrics, y, by, smooth)
     keys = [*by, *(["task"] if "task" in data and data["task"].nunique() > 1 else [])]
-    groups = [(_label(keys, values), group) for values, group in data.groupby(keys, dropna=False, sort=False)]
+    groups = [
+        (in_lines(_label(keys, values), width=width), group)
+        for values, group in data.groupby(keys, dropna=False, sort=False)
+    ]
     names = [name for name, _ in groups]
     figure = paper_figure(
         width=width,

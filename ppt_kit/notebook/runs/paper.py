@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ COLOURS = ("#0072b2", "#e69f00", "#000000", "#009e73", "#d55e00", "#56b4e9", "#c
 STROKES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SMALL, PLAIN = 7, 8
+# inches, about: of a small letter, and of the line beside a name
+LETTER, BESIDE = 0.05, 0.55
 
 
 class Look(NamedTuple):
@@ -87,6 +90,11 @@ def logarithmic(axes: Any) -> None:
     axes.tick_params(axis="y", which="minor", length=1.5)
 
 
+def in_lines(name: str, *, width: float) -> str:
+    """A line's name in as many lines as a figure of that width has room for."""
+    return textwrap.fill(name, max(10, int((width - BESIDE) / LETTER)))
+
+
 def legend_below(figure: Any, handles: Sequence[Any], *, title: str, width: float) -> None:
     """The lines' names under the axes, in as many columns as fit; `title` says what a line and its band are."""
     names = [handle.get_label() for handle in handles]
@@ -98,9 +106,9 @@ def legend_below(figure: Any, handles: Sequence[Any], *, title: str, width: floa
 
 def legend_height(names: Sequence[str], *, width: float) -> float:
     """Inches that `legend_below` takes."""
-    return 0.15 * -(-len(names) // _columns(names, width=width)) + 0.25
+    return 0.15 * -(-sum(len(name.splitlines()) for name in names) // _columns(names, width=width)) + 0.25
 
 
 def _columns(names: Sequence[str], *, width: float) -> int:
-    # a letter of this size is about a twentieth of an inch; beside it the line
-    return max(1, int(width // (0.05 * max(map(len, names), default=1) + 0.55)))
+    longest = max((len(line) for name in names for line in name.splitlines()), default=1)
+    return max(1, int(width // (LETTER * longest + BESIDE)))
