@@ -23,7 +23,7 @@ from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
 from ppt_kit.keys import fits, leaves_of, show, type_name
 from ppt_kit.migration.ancestor import is_ancestors
-from ppt_kit.migration.reading import Composed, empty_groups, missing_groups, search_path, tell, todays
+from ppt_kit.migration.reading import Composed, empty_files, missing_files, search_path, tell, todays
 from ppt_kit.schema import BEFORE_STEMS, DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAMED, Config
 from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, parse_words, refuse_twins, set_word, unknown
 
@@ -136,9 +136,9 @@ def compose_file(name: str, folder: Path, group_words: list[str]) -> Composed:
     if name:
         _check_files(path, roots=[folder, PACKAGE_CONFIGS])
         _, values = _read(path)
-    gone = missing_groups(values, roots=[folder, PACKAGE_CONFIGS])
+    gone = missing_files(values, roots=[folder, PACKAGE_CONFIGS])
     try:
-        with ONE_AT_A_TIME, empty_groups(gone) as stand_in:
+        with ONE_AT_A_TIME, empty_files(gone) as stand_in:
             search = search_path([place for place in (PACKAGE_CONFIGS, *stand_in) if place != folder])
             GlobalHydra.instance().clear()
             with initialize_config_dir(str(folder.resolve()), version_base="1.3"):

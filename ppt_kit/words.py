@@ -159,8 +159,9 @@ def _check_key(name: str, word: str, *, is_whole: bool) -> None:
     """Raises UserError unless `name` can be a dotted key of a whole word."""
     parts = name.split(".")
     plain = all(part and part == part.strip() and part.isprintable() for part in parts) and name[0] not in "-+~"
-    if name[:1] in "+~" and len(name) > 1:
-        raise UserError(f"{_said(word)} is not key=value: Hydra's + and ~ are not needed here. Type {_said(word[1:])}.")
+    if name.startswith("+") and is_whole:
+        bare = _said(word.lstrip("+"))
+        raise UserError(f"{_said(word)} is not key=value: Hydra's + and ~ are not needed here. Type {bare}.")
     if not plain or not is_whole:
         raise UserError(f"{_said(word)} is not key=value. Type e.g. seed=1 or --seed=1; --help lists the keys.")
 

@@ -7,13 +7,14 @@ from typing import Any
 import yaml
 
 from ppt_kit.adopt.old import Differs, Old, Part
+from ppt_kit.migration.parts import CLOUD_POINTS
 
 # where ppt_learning says how a cloud is made ready, by stem.pointcloud.pcd_domain; and what its own two say
 SETUP = "ppt_learning/models/pointnet_cfg/{}/pcd_setup.yaml"
 CENTRES, PLAIN = "PointCloudCenterAndNormalize", {"PointsToTensor", "PointCloudToTensor"}
 KNOWN_SETUPS: dict[str, dict[str, Any]] = {
     domain: {"num_points": points, "datatransforms": {"val": [CENTRES], "kwargs": {"gravity_dim": 1}}}
-    for domain, points in (("dense", 4096), ("scanobjectnn", 1024))
+    for domain, points in CLOUD_POINTS.items()
 }
 
 

@@ -18,10 +18,8 @@ from ppt_kit.data.formats import find_domain
 from ppt_kit.data.store import EpisodeStore
 from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
+from ppt_kit.migration.parts import STATE_KEYS
 from ppt_kit.schema import Config
-
-# what ppt_learning concatenated where dataset.state_keys did not say; those that the data had
-STATE_KEYS = ["eef_pos", "eef_quat", "joint_pos", "normalized_gripper_pos"]
 
 
 @dataclass

@@ -44,9 +44,9 @@ def run(
 
         if {"--help", "-h"} & set(given) or given == ["help"]:
             print(_help_text(schema=schema, about=about, config_name=config_name))
-            sys.exit(0)
-        cfg = _read(own_words(given), schema=schema, config_name=config_name)
-        code = main(cfg) or 0
+            code = 0
+        else:
+            code = main(_read(own_words(given), schema=schema, config_name=config_name)) or 0
         sys.stdout.flush()
         sys.exit(code)
     except UserError as error:

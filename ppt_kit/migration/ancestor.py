@@ -11,7 +11,7 @@ from ppt_kit.errors import UserError
 from ppt_kit.keys import leaves_of, show, unwrap
 from ppt_kit.migration.arithmetic import RESOLVER, with_own_resolver
 from ppt_kit.migration.network import take_head, take_stems
-from ppt_kit.migration.parts import is_dataset, last_name
+from ppt_kit.migration.parts import STATE_KEYS, is_dataset, last_name
 from ppt_kit.migration.reasons import reason_for
 from ppt_kit.model_keys import PRETRAINED_PARTS
 from ppt_kit.programs import to_type
@@ -23,6 +23,7 @@ TELLING = {
     "script_name", "parallel_eval", "hydra", "datasetsize", "env",
 }  # fmt: skip
 MOVED = {
+    "dataset.dataset_path": "dataset_path",
     "dataset.pcd_channels": "dataset.point_channels",
     "network.embed_dim": "policy.width",
     "network.num_blocks": "policy.depth",
@@ -112,9 +113,7 @@ def translated(values: dict, *, origin: str) -> Translated:
         taken = take(done, rest)
         rest = {dotted: value for dotted, value in rest.items() if dotted not in taken}
     for dotted, value in rest.items():
-        if dotted == "dataset.dataset_path" and value and "dataset_path" not in done.config:
-            done.put(dotted, "dataset_path", value)
-        elif dotted in MOVED and value not in ("", None):
+        if dotted in MOVED and value not in ("", None):
             done.put(dotted, MOVED[dotted], value)
         else:
             done.leave(dotted, value, "empty" if dotted in MOVED else reason_for(dotted, value))
@@ -241,8 +240,8 @@ def _say_what_is_other(done: Translated) -> None:
     if not dataset.get("state_keys") and "dataset" in done.config:
         done.leave(
             "dataset.state_keys", None,
-            "was not set: ppt_learning saw eef_pos, eef_quat, joint_pos and normalized_gripper_pos, here null takes "
-            "all columns of numbers; name those to be seen",
+            f"was not set: ppt_learning saw {', '.join(STATE_KEYS[:-1])} and {STATE_KEYS[-1]}, here null takes all "
+            "columns of numbers; name those to be seen",
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def todays_words(name: str, words: Sequence[str], *, project: Path) -> list[str]
     model = ("model",) if name == "run_ddp.py" else ()
     schema = Config if old.config else EvaluateConfig
     pairs = dict(parse_words(given, schema=schema, beside=(*FILE_WORDS, *model)))
-    pairs = _by_todays_names(name, pairs, moved=MOVED if old.config else {})
+    pairs = _by_todays_names(name, pairs, moved=MOVED if old.config else {}, todays=leaves_of(schema))
     if not old.config:
         return _evaluating(name, pairs)
     config = _named(pairs, model, default=old.config)
@@ -92,9 +92,14 @@ def todays_words(name: str, words: Sequence[str], *, project: Path) -> list[str]
     return [*files, *(f"{key}={value}" for key, value in pairs.items())]
 
 
-def _by_todays_names(name: str, pairs: dict[str, str], *, moved: Mapping[str, str]) -> dict[str, str]:
+def _by_todays_names(
+    name: str, pairs: dict[str, str], *, moved: Mapping[str, str], todays: Container[str]
+) -> dict[str, str]:
     """The words with today's keys.
 
+    Args:
+        moved: key of ppt_learning -> today's.
+        todays: keys that the command has.
     Raises:
         UserError: a key of ppt_learning's that has none.
     """
@@ -109,7 +114,7 @@ def _by_todays_names(name: str, pairs: dict[str, str], *, moved: Mapping[str, st
             raise UserError(f"{name} --model={text}: is a word of run_ddp.py. Type --config-name=config_ddp_{text}.")
         if key.split(".")[0] in TELLING and key not in moved:
             raise UserError(f"{name} {key}={text}: {reason_for(key, text)}.")
-        if key.startswith("dataset.") and key not in leaves_of(Config) and (reason := known_reason(key, text)):
+        if key not in moved and key not in todays and (reason := known_reason(key, text)):
             raise UserError(f"{name} {key}={text}: {reason}.")
         today = moved.get(key, key)
         if found.setdefault(today, text) != text:

@@ -44,6 +44,10 @@ READ_BY = {
     "mlp": ("state",), "pointnext": ("pointcloud",), "points": ("pointcloud",), "dp3": ("pointcloud",),
     "cnn": ("rgb", "depth"), "maps": ("rgb", "depth"), "sentence": ("language",),
 }  # fmt: skip
+# what ppt_learning concatenated as the state where dataset.state_keys did not say; those that the data had
+STATE_KEYS = ["eef_pos", "eef_quat", "joint_pos", "normalized_gripper_pos"]
+# points of a cloud by stem.pointcloud.pcd_domain, as its own two pcd_setup.yaml have it
+CLOUD_POINTS = {"dense": 4096, "scanobjectnn": 1024}
 
 
 def last_name(target: Any) -> str:

@@ -27,8 +27,8 @@ class Composed(NamedTuple):
     tree: dict
     # what the file itself says, `defaults` and all
     own: Mapping
-    # of its `defaults` those that are not there: {group: file}
-    gone: Mapping[str, str]
+    # of its `defaults` those that are not there: (group, file)
+    gone: Sequence[tuple[str, str]]
     origin: Path
 
     @property
@@ -37,8 +37,8 @@ class Composed(NamedTuple):
         return is_ancestors(self.own) or is_ancestors(self.tree)
 
 
-def missing_groups(values: Mapping, *, roots: Sequence[Path]) -> dict[str, str]:
-    """{group: file} of the `defaults` of a configuration of ppt_learning whose file is not there; "" = no group.
+def missing_files(values: Mapping, *, roots: Sequence[Path]) -> list[tuple[str, str]]:
+    """(group, file) of the `defaults` of a configuration of ppt_learning whose file is not there; "" = no group.
 
     Of ours there is none: Hydra refuses what is missing.
 
@@ -48,12 +48,12 @@ def missing_groups(values: Mapping, *, roots: Sequence[Path]) -> dict[str, str]:
     """
     named = values.get("defaults")
     if not is_ancestors(values) or not isinstance(named, list):
-        return {}
+        return []
     pairs = [(str(group), str(name)) for entry in named if isinstance(entry, Mapping) for group, name in entry.items()]
     # a file beside this one is of no group
     pairs += [("", entry) for entry in named if isinstance(entry, str) and entry != "_self_"]
     plain = [(group, name) for group, name in pairs if "@" not in group and " " not in group]
-    return {group: name for group, name in plain if not any((root / _file(group, name)).exists() for root in roots)}
+    return [(group, name) for group, name in plain if not any((root / _file(group, name)).exists() for root in roots)]
 
 
 def _file(group: str, name: str) -> Path:
@@ -67,13 +67,13 @@ def search_path(places: Sequence[Path]) -> list[str]:
 
 
 @contextmanager
-def empty_groups(gone: Mapping[str, str]) -> Iterator[list[Path]]:
+def empty_files(gone: Sequence[tuple[str, str]]) -> Iterator[list[Path]]:
     """Folders, at most one, in which the missing files are there and empty: Hydra composes what is left."""
     if not gone:
         yield []
         return
     with tempfile.TemporaryDirectory(prefix="ppt_kit_") as folder:
-        for group, name in gone.items():
+        for group, name in gone:
             stand_in = Path(folder) / _file(group, name)
             stand_in.parent.mkdir(parents=True, exist_ok=True)
             stand_in.write_text("# @package _global_\n{}\n")
@@ -92,7 +92,7 @@ def read_old(read: Composed) -> Translated:
         UserError: an `${eval:…}` is more than arithmetic.
     """
     done = translated(read.tree, origin=str(read.origin))
-    for group, name in read.gone.items():
+    for group, name in read.gone:
         named = f"{group}: {name}" if group else name
         done.leave(f"defaults: {named}", None, _said_of_missing(group, name, read.origin.parent))
     if "hydra" in read.own:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 
+from ppt_kit.migration.parts import CLOUD_POINTS
 from ppt_kit.programs import to_type
 
 COMPUTED = "computed from the data and the other keys"
@@ -15,6 +16,7 @@ CLOUDS = "whether clouds are seen, and by what, is said by policy.modalities and
 SHAPES = (
     "the parts' inner sizes are their own; policy.stems.<modality>.options and policy.head.options set what they take"
 )
+POINTS = ", ".join(f"{domain}: {points}" for domain, points in CLOUD_POINTS.items())
 
 # asked in this order; * stands for anything
 REASONS: tuple[tuple[str, str], ...] = (
@@ -33,7 +35,6 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("state_dim", COMPUTED),
     ("action_dim", COMPUTED),
     ("dataset.domain", f"{COMPUTED}: domains"),
-    ("dataset.dataset_path", f"{COMPUTED}: dataset_path"),
     ("dataset.horizon", f"{COMPUTED}: dataset.observation_horizon, dataset.action_horizon"),
     ("dataset.mode", COMPUTED),
     ("dataset.rank", COMPUTED),
@@ -101,8 +102,8 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("stem.*.pretrained_*", "weights of that library do not load; a run folder's do: train.pretrained_dir"),
     (
         "stem.*.pcd_domain",
-        "its pcd_setup.yaml said how many points a cloud has (dense: 4096, scanobjectnn: 1024), and what changes them "
-        "in training: set dataset.num_points, augment.rotation_deg, augment.cloud_jitter_m",
+        f"its pcd_setup.yaml said how many points a cloud has ({POINTS}), and what changes them in training:  "
+        "set dataset.num_points, augment.rotation_deg, augment.cloud_jitter_m",
     ),
     ("stem.*_only", "rgb and depth are modalities, each with a stem: policy.modalities"),
     ("stem.*", SHAPES),
