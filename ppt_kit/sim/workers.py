@@ -228,7 +228,9 @@ class _Crew:
         self.waiting.extendleft([task] for task in again)
         for task in lost:
             yield task, Died(how, trace, is_last=task not in again)
-        if len(self.waiting) > sum(not each.busy for each in self.workers.values()):
+        # one that was told to end takes no more
+        free = sum(not each.busy and not each.told_to_end for each in self.workers.values())
+        if len(self.waiting) > free:
             self.hire()
 
 
