@@ -2,8 +2,8 @@
 
 The map: a room imports from its own line and from lines above it; a | stands between rooms that are strangers.
 
-    ground   errors lfs horizon keys randomness cameras upgrade signals tables programs  what everybody may know
-    words    files torch_file parts model_keys train_keys spec schema checks words config migration help    typed words
+    ground   errors files parts lfs horizon keys randomness cameras upgrade signals tables programs  what all may know
+    words    torch_file model_keys train_keys spec schema checks words yaml_files config migration help  typed words
     rooms    data | models | augment | engine | tracking               batches | the policy | noise | DeepSpeed | rows
     joined   checkpoint | jobs | sim | zero | memory      weights | processes | episodes | DeepSpeed's folders | bytes
     run      train | verify targets comparing | runs | adopt | installation    one run | evaluating | sweeps | old ones

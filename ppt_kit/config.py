@@ -22,10 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
 from ppt_kit.keys import fits, leaves_of, show, type_name
-from ppt_kit.migration.ancestor import is_ancestors
 from ppt_kit.migration.reading import Composed, empty_files, missing_files, search_path, tell, todays
 from ppt_kit.schema import BEFORE_STEMS, DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAMED, Config
-from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, parse_words, refuse_twins, set_word, unknown
+from ppt_kit.words import parse_words, set_word, unknown
+from ppt_kit.yaml_files import first_line, is_file, is_folder, named_groups, read_yaml
 
 PACKAGE_CONFIGS = Path(__file__).parent / "configs"
 ONE_AT_A_TIME = threading.Lock()  # Hydra has one state for all threads
@@ -72,9 +72,9 @@ def from_file(path: str | Path, *, schema: type = Config) -> DictConfig:
     Raises:
         UserError: the file is not there or does not fit the schema.
     """
-    if not _is_file(Path(path)):
+    if not is_file(Path(path)):
         raise UserError(f"{path}: no such file. A run folder holds a config.yaml; name that file.")
-    text, _ = _read(Path(path))
+    text, _ = read_yaml(Path(path))
     tree = _merge(OmegaConf.structured(schema), renamed(_tree(text)), schema, origin=str(path))
     return _checked(tree, schema, origin=str(path))
 
@@ -132,31 +132,32 @@ def compose_file(name: str, folder: Path, group_words: list[str]) -> Composed:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    path, values = _file_in(folder, name) if name else folder, dict[str, Any]()
+    path, values, chosen = _file_in(folder, name) if name else folder, dict[str, Any](), set[str]()
     if name:
-        _check_files(path, roots=[folder, PACKAGE_CONFIGS])
-        _, values = _read(path)
+        chosen = named_groups(path, roots=[folder, PACKAGE_CONFIGS])
+        _, values = read_yaml(path)
     gone = missing_files(values, roots=[folder, PACKAGE_CONFIGS])
     try:
         with ONE_AT_A_TIME, empty_files(gone) as stand_in:
             search = search_path([place for place in (PACKAGE_CONFIGS, *stand_in) if place != folder])
             GlobalHydra.instance().clear()
             with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-                words = [*map("+{}".format, group_words), *search]
-                composed = compose(name.removesuffix(".yaml") or None, overrides=words)
+                # a group that `defaults` choose from is chosen from again; another one is added
+                words = [word if word.split("=")[0] in chosen else f"+{word}" for word in group_words]
+                composed = compose(name.removesuffix(".yaml") or None, overrides=[*words, *search])
     # Hydra raises many kinds; each is about the user's file
     except Exception as error:
-        raise UserError(f"{path}: cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
     return Composed(typing.cast(dict, OmegaConf.to_container(composed)), values, gone, path)
 
 
 def _folder_of(name: str, config_path: str | Path | None) -> Path:
-    if config_path is not None and not (str(config_path) and _is_folder(Path(config_path))):
+    if config_path is not None and not (str(config_path) and is_folder(Path(config_path))):
         raise UserError(f"--config-path={str(config_path)[:200]}: no such folder.")
     folders = [Path(config_path).resolve()] if config_path is not None else []
     folders.append(PACKAGE_CONFIGS)
     for folder in folders:
-        if _is_file(_file_in(folder, name)):
+        if is_file(_file_in(folder, name)):
             return folder
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     near = difflib.get_close_matches(name, known, 1)
@@ -188,7 +189,7 @@ def _split_groups(
             _refuse_group(dotted)
             values.append((dotted, text))
         elif text in files:
-            _check_files(files[text], roots=[folder, PACKAGE_CONFIGS])
+            named_groups(files[text], roots=[folder, PACKAGE_CONFIGS])
             groups.append(f"{group}={text}")
         elif key in leaves:
             values.append((dotted, text))
@@ -222,7 +223,7 @@ def _files_of_group(group: str, roots: list[Path]) -> dict[str, Path]:
     """Name -> file of a config group; one of the user's own stands before a shipped one."""
     found: dict[str, Path] = {}
     for root in reversed(roots):
-        if _is_folder(root / group):
+        if is_folder(root / group):
             found |= {path.stem: path for path in (root / group).glob("*.yaml")}
     return found
 
@@ -245,7 +246,7 @@ def _merge(tree: DictConfig, values: Any, schema: type, *, origin: str) -> DictC
         return typing.cast(DictConfig, OmegaConf.merge(tree, values))
     except (OmegaConfBaseException, ValueError, OverflowError) as error:
         where = getattr(error, "full_key", None) or ""
-        raise UserError(f"{origin}: {where}: {_first_line(error)}") from None
+        raise UserError(f"{origin}: {where}: {first_line(error)}") from None
 
 
 def _tree(values: Any) -> Any:
@@ -254,7 +255,7 @@ def _tree(values: Any) -> Any:
         return OmegaConf.create(values or {}) if isinstance(values, str) else OmegaConf.create(values)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "full_key", None) or "a value"
-        raise UserError(f"the configuration: {where} cannot be used: {_first_line(error)}") from None
+        raise UserError(f"the configuration: {where} cannot be used: {first_line(error)}") from None
 
 
 def _checked(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
@@ -269,7 +270,7 @@ def _resolved(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
         OmegaConf.resolve(tree)
     # an interpolation may call a function of the user's
     except Exception as error:
-        said = "it leads back to itself" if isinstance(error, RecursionError) else _first_line(error)
+        said = "it leads back to itself" if isinstance(error, RecursionError) else first_line(error)
         where = f"{origin}: {_unresolved(tree, schema)}"
         raise UserError(f"{where}: an interpolation ${{…}} does not resolve: {said}") from None
     return tree
@@ -295,106 +296,3 @@ def _flatten(values: Any, leaves: dict, prefix: str = "") -> list[tuple[str, Any
         nested = isinstance(value, dict) and value and dotted not in leaves
         found += _flatten(value, leaves, f"{dotted}.") if nested else [(dotted, value)]
     return found
-
-
-# ---------------------------------------------------------------- files
-
-
-def _read(path: Path) -> tuple[str, dict]:
-    """The text of a YAML file that holds keys with values, each written as what it is; and the values as texts.
-
-    Raises:
-        UserError: it is something else; the line says where.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.load(text, Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is no text in UTF-8. Save it as UTF-8, or name a YAML file.") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise UserError(f"{path}, line {line}: is no YAML: {error.problem or error.context}.") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        line = text[: getattr(error, "position", 0)].count("\n") + 1
-        raise UserError(
-            f"{path}, line {line}: is no YAML: {getattr(error, 'reason', 'brackets in brackets')}."
-        ) from None
-    if node is not None and not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path}: holds no keys with values. Write e.g. seed: 1.")
-    refuse_twins(node, where=str(path))
-    for each in nodes_of(node):
-        _check_node(each, path)
-    return text, values or {}
-
-
-def _check_node(node: yaml.Node, path: Path) -> None:
-    """Refuses what is no plain value, and what YAML reads as another: 010 as 8, 1:30 as 90, yes as true."""
-    where = f"{path}, line {node.start_mark.line + 1}"
-    if isinstance(node, yaml.MappingNode) and not all(isinstance(name, yaml.ScalarNode) for name, _ in node.value):
-        raise UserError(f"{where}: a list or a mapping is no key. Write e.g. seed: 1.")
-    if not node.tag.startswith("tag:yaml.org,2002:") or "/" in node.tag:
-        raise UserError(f"{where}: {node.tag} makes an object of Python; only plain values are read.")
-    if not isinstance(node, yaml.ScalarNode) or node.style is not None:
-        return
-    kind = node.tag.rsplit(":", 1)[-1]
-    is_number = WHOLE.fullmatch(node.value) or NUMBER.fullmatch(node.value) or NO_NUMBER.fullmatch(node.value)
-    if (kind in ("int", "float") and not is_number) or (kind == "bool" and node.value not in BOOLS):
-        told = "true or false" if kind == "bool" else "the number in plain digits, as 1000"
-        raise UserError(
-            f"{where}: {node.value} means something else in YAML. "
-            f"Write {told}, or '{node.value}' in quotes if it is a text."
-        )
-
-
-def _check_files(path: Path, *, roots: list[Path], above: tuple[Path, ...] = ()) -> None:
-    """A configuration and the files that its `defaults` name, those that are there: Hydra says what is not.
-
-    Raises:
-        UserError: one cannot be read, or they lead back to themselves.
-    """
-    if path in above:
-        circle = " -> ".join(each.stem for each in (*above[above.index(path) :], path))
-        raise UserError(f"{path}: its defaults lead back to it: {circle}. Take one of them out.")
-    _, values = _read(path)
-    if "hydra" in values and not is_ancestors({key: value for key, value in values.items() if key != "hydra"}):
-        raise UserError(f"{path}: unknown key hydra: only its defaults and interpolations are used here. Delete it.")
-    named = values.get("defaults", [])
-    if not isinstance(named, list):
-        raise UserError(f"{path}: defaults must be a list, e.g. defaults: [quickstart, _self_].")
-    for entry in named:
-        for group, choice in entry.items() if isinstance(entry, dict) else [("", entry)]:
-            # "override /policy@here: small" is policy/small.yaml
-            folder = group.split("@")[0].split(" ")[-1]
-            for one in choice if isinstance(choice, list) else [choice]:
-                places = [path.parent / folder, *(root / folder.strip("/") for root in roots)]
-                files = [place / f"{str(one).split('@')[0].removesuffix('.yaml').lstrip('/')}.yaml" for place in places]
-                found = next((file for file in files if _is_file(file)), None)
-                if found is not None and one != "_self_":
-                    _check_files(found, roots=roots, above=(*above, path))
-
-
-def _is_file(path: Path) -> bool:
-    """False also for a name that no disk takes."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def _is_folder(path: Path) -> bool:
-    """As `_is_file`."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
-
-
-def _first_line(error: BaseException) -> str:
-    # Hydra wraps what others raise, and may say nothing itself
-    while not str(error).strip() and error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]

@@ -57,7 +57,9 @@ class DatasetConfig:
         "null = recognised by what is on disk; or replay_buffer, lerobot, robomimic, maniskill, rlds; or module or "
         "module:Name of a file of yours",
     )
-    filter_key: str | None = key(None, "read this part of the dataset only: a robomimic mask, an RLDS split")
+    filter_key: str | None = key(
+        None, "read this part of the dataset only: a robomimic mask, a LeRobot or RLDS split, ManiSkill's success"
+    )
     whole_episodes_only: bool = key(
         False,
         "LeRobot: leave out episodes whose files are missing or cut off, and say how many; other formats have none",
@@ -168,7 +170,7 @@ class Config:
     seed: int = key(0, "initial weights, order of the data, noise", low=0, high=MAX_SEED)
     debug: bool = key(False, "two short epochs, no W&B, anomaly checks on")
     domains: Any = key("button-press-topdown", "datasets: a, or a,b, or with weights {a: 1, b: 3}")
-    dataset_path: str = key("data", "folder that holds <domain>.zarr")
+    dataset_path: str = key("data", "folder that holds <domain>.zarr, .zarr.zip, .hdf5, .h5, or a folder <domain>")
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -370,7 +372,9 @@ class ConvertConfig:
     to: str = key("zarr", "zarr replay buffer, or LeRobotDataset v3.0", choices=("zarr", "lerobot"))
     keys: list[str] = key([], "columns to write; [] = all, for lerobot those that it has features for")
     format: str | None = key(None, "format of the source: null = recognised by what is on disk; else as dataset.format")
-    filter_key: str | None = key(None, "part of the source: a robomimic mask, a LeRobot or RLDS split; null = all")
+    filter_key: str | None = key(
+        None, "part of the source: a robomimic mask, a LeRobot or RLDS split, ManiSkill's success; null = all"
+    )
     whole_episodes_only: bool = key(
         False, "LeRobot source: leave out episodes whose files are missing or cut off, and say how many"
     )

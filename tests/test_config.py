@@ -131,6 +131,20 @@ def test_options_of_another_head_are_not_kept_by_a_group(tmp_path):
     assert (head.kind, head.options) == ("mlp", {"loss": "mse", "num_layers": 2})
 
 
+@pytest.mark.parametrize("word", ["policy/head=mlp", "policy.head=mlp"])
+@pytest.mark.parametrize("name", ["mine", "next"])
+def test_a_group_that_a_file_chooses_is_chosen_again_by_a_word(tmp_path, name, word):
+    """Also where a file that it names has chosen; the group of another word is added."""
+    (tmp_path / "mine.yaml").write_text("defaults: [quickstart, policy/head: flow, _self_]\nseed: 5\n")
+    (tmp_path / "next.yaml").write_text("defaults: [mine, _self_]\n")
+    assert load_config(name, config_path=tmp_path).policy.head.kind == "flow"
+    cfg = load_config(name, word, "policy/stems/pointcloud=dp3", config_path=tmp_path)
+    assert (cfg.policy.head.kind, cfg.policy.stems.pointcloud.kind, cfg.seed) == ("mlp", "dp3", 5)
+    assert cfg.policy.head.options == load_config("quickstart", "policy/head=mlp").policy.head.options
+    # the same again is the same
+    assert load_config(name, "policy/head=flow", config_path=tmp_path) == load_config(name, config_path=tmp_path)
+
+
 def test_parts_of_a_pose_come_from_words_and_files(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "domains: a,b\naugment: {rotation_deg: [0, 0, 30], state_parts: {tcp: [position, quaternion_wxyz]},"

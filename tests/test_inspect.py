@@ -265,6 +265,8 @@ def test_a_browser_draws_a_dataset_and_what_a_policy_predicts(lab, scene):
     lab.ask("setattr(w, 'step', 21)")
     drawn(lab, 21)
     assert page.locator(".ppt-refused").inner_text() == ""
+    keys = page.locator(".ppt-help").inner_text()
+    assert all(said in keys for said in ("space play", "[ ] episode", "c colours", "a augment"))
     assert not lab.elsewhere
 
 
@@ -295,6 +297,8 @@ def test_a_browser_colours_the_points_of_a_cloud_by_their_segments(lab, tmp_path
     page.locator(".ppt-wide select").select_option("segment")
     # of the palette's ten the segments 0, 3 and 16 have the first, the fourth and the seventh
     lab.wait(lambda: sum(colours_in(lab, cloud).values()) > 300)
+    # what a key does is said where it does it: there is one episode, and no policy whose training changes it
+    assert page.locator(".ppt-help").inner_text().endswith("speed · c colours · r view")
     shown = {name for name, count in colours_in(lab, cloud).items() if count > 50}
     assert shown == {PALETTE[0], PALETTE[3], PALETTE[6]}
 
@@ -304,6 +308,7 @@ def test_a_browser_draws_evaluated_episodes_in_the_dark(lab, detour):
     page = lab.open(cells, theme="JupyterLab Dark")
     drawn(lab, 0)
     assert page.locator(".ppt-chip").first.get_attribute("title") == "failure"
+    assert page.locator(".ppt-help").inner_text().endswith("speed · [ ] episode")
     assert "run again to the bit" in page.locator(".ppt-facts").inner_text()
     watched = '[data-camera="watched"]'
     first = page.evaluate(PIXELS, watched)

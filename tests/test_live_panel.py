@@ -83,6 +83,19 @@ def test_a_run_in_the_background_is_seen_and_steered(lab, small_data, tmp_path):
     lab.screenshot(tmp_path / "stopped.png")
 
 
+def test_a_cell_that_is_run_again_shows_what_trains(lab, small_data, tmp_path):
+    begins = "run.run(background=True)"
+    lab.open(cells(small_data, tmp_path, begins, begins))
+    for cell in (1, 2):
+        assert [each["output_type"] for each in lab.outputs(cell)] == ["display_data"]
+    assert lab.page.locator(PANEL).count() == 2
+    lab.wait(lambda: len(of_kind(tmp_path, "train")) > 0)
+    lab.page.locator(f"{PANEL} button", has_text="Stop").last.click()
+    for place in (0, 1):
+        lab.wait(lambda place=place: "stopped" in lab.page.locator(f"{PANEL} .state").nth(place).inner_text())
+    assert len(of_kind(tmp_path, "end")) == 1
+
+
 def test_a_run_that_the_cell_waits_for_is_steered_too(lab, small_data, tmp_path):
     lab.open(cells(small_data, tmp_path, "code = run.run()"), run=False)
     lab.start()

@@ -90,9 +90,12 @@ class UnifiedTrainer:
                 ends it with a checkpoint. It ends with this process, saved too.
         Raises:
             KeyboardInterrupt: it was interrupted and has saved; what follows in a notebook does not run.
-            UserError: this run trains already, or could not begin.
+            UserError: this run trains already (in a notebook, `background` shows it again), or could not begin.
         """
         if self.running:
+            # a cell that is run again shows it again
+            if background and self._shown() is not None:
+                return None
             raise UserError(
                 f"{self.run_dir}: trains in the background already: ppt.live(run) shows it; run.wait(), or run.stop()."
             )

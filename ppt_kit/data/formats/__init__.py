@@ -50,7 +50,8 @@ def open_store(
     Args:
         format: a name in FORMATS, or `module` or `module:Name` of the user's own; None = the one of ours that
             recognises it.
-        filter_key: the part to read where the format names parts: a robomimic mask, an RLDS split; None = all.
+        filter_key: the part to read where the format names parts: a robomimic mask, a LeRobot or RLDS split,
+            ManiSkill's success; None = all.
         cache_dir: folder for decoded rows; None = see `default_cache_dir`.
         cache_gb: what that folder may hold, over all datasets; 0 = decode each row every time.
         wanted: what of it is going to be read; None = all. LeRobot's files that hold nothing of it need not be there.
@@ -153,7 +154,11 @@ def find_domain(dataset_path: str | Path, domain: str, *, format: str | None = N
     raise UserError(
         f"domains={domain}: no {folder / domain}{endings[0]}" + (f" (nor {_listed(others)})" if others else "") + ". "
         f"{folder} holds {', '.join(names) if names else 'no dataset'}. Set domains=… and dataset_path=…"
-        + (f", or collect it with `{to_type('collect_demos')} task={domain}`." if format is None else ".")
+        + (
+            f"; of a simulator's task, collect it with `{to_type('collect_demos')} task={domain}`."
+            if format is None
+            else "."
+        )
     )
 
 

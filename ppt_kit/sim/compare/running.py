@@ -59,6 +59,8 @@ def run_seeds(
                         _wait_for(seed, sides, rows)
                         bar.update()
                         if enough([side.rows[seed] for side in sides]):
+                            # a bar that ends here is a full one
+                            bar.total = bar.n
                             break
         except KeyboardInterrupt as stop:
             raise Stopped(getattr(stop, "number", signal.SIGINT), _kept(sides)) from None

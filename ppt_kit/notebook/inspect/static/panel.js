@@ -2,7 +2,11 @@
 
 const SPEEDS = [5, 10, 20, 40, 80];
 const TONES = { good: "#2e9a5a", bad: "#d1495b", plain: "#8a8a8a" };
-const HELP = "← → step · shift 10 · home end · space play · + − speed · [ ] episode · c colours · r view · a augment · n new noise";
+// what a key does, where there is something that it does it to
+const HELP = [
+  ["← → step · shift 10 · home end · space play · + − speed", () => true], ["[ ] episode", (_, several) => several],
+  ["c colours · r view", head => head.cloud], ["a augment · n new noise", head => head.can_augment],
+];
 
 class Panel {
   constructor(model, root) {
@@ -44,7 +48,7 @@ class Panel {
       make("div", { class: "ppt-row" }, make("span", { class: "ppt-dim", text: "episode" }), this.which, make("span", { class: "ppt-dim", text: `of ${episodes.length}` })),
       this.chips, this.facts, this.refused, this.views,
       make("div", { class: "ppt-row" }, this.play, this.slider, this.readout, this.pace, this.mix, this.again),
-      this.charts, make("footer", { class: "ppt-help", text: HELP }));
+      this.charts, this.help = make("footer", { class: "ppt-help" }));
     this.root.addEventListener("keydown", event => this.key(event));
     if (top === 0) this.which.parentElement.hidden = true;
   }
@@ -94,6 +98,8 @@ class Panel {
       const next = head.did ? "what it did next" : "demonstrated next";
       this.cloud.legend([["hand so far", "#808080"], [next, "#2ea85c"], ...(head.policy?.path ? [["predicted", PREDICTED]] : [])]);
     }
+    const several = this.model.get("listing").episodes.length > 1;
+    this.help.textContent = HELP.filter(([, applies]) => applies(head, several)).map(([said]) => said).join(" · ");
     this.mix.hidden = this.again.hidden = !head.can_augment;
     this.mix.title = `what training makes of this window: ${head.augmented_by || ""} (a; n: other noise)`;
     this.slider.max = head.length - 1;
