@@ -18,7 +18,12 @@ USAGE = (
 )
 
 
+# doctor takes no words
+LOOKS = (["doctor"], ["doctor", "--help"], ["doctor", "-h"])
+
+
 def main() -> int:
+    from ppt_kit.commands.cli import ends_in_a_line
     from ppt_kit.errors import UserError
     from ppt_kit.jobs.parents import SUPERVISE
     from ppt_kit.train.evaluator import EVALUATE, evaluate_request
@@ -29,18 +34,15 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if words and (words[0] == "plan" or (words[0] == "jobs" and len(words) <= 2) or words in LOOKS):
+        with ends_in_a_line():
+            return _look(words[0], words[1:])
     if len(words) == 2 and words[0] == SUPERVISE:
         from ppt_kit.jobs.supervise import supervise
 
         return supervise(Path(words[1]))
     if words == [EVALUATE]:
         return evaluate_request()
-    if words[:1] == ["jobs"] and len(words) <= 2:
-        return _list_jobs(*words[1:])
-    if words == ["doctor"]:
-        return check_installation()
-    if words[:1] == ["plan"]:
-        return _plan(words[1:])
     if words == ["--version"]:
         print(f"ppt_kit {__version__}")
         return 0
@@ -50,15 +52,22 @@ def main() -> int:
     return _rank(Path(words[0]), words[1:])
 
 
+def _look(at: str, words: list[str]) -> int:
+    """jobs, doctor and plan: what there is, what works, what it would take."""
+    if {"-h", "--help"} & set(words):
+        from ppt_kit.help import describe_keys
+
+        print(f"{USAGE}\n\n{describe_keys()}" if at == "plan" else USAGE)
+        return 0
+    if at == "jobs":
+        return _list_jobs(*words)
+    return _plan(words) if at == "plan" else check_installation()
+
+
 def _list_jobs(*output_dir: str) -> int:
-    from ppt_kit.errors import UserError
     from ppt_kit.jobs.listing import jobs
 
-    try:
-        table = jobs(*output_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    table = jobs(*output_dir)
     # a line a run: what does not fit is in the notebook's table, and in the run's own log
     shown = table.drop(columns="run_dir").assign(detail=table["detail"].str.slice(0, 80))
     print(shown.to_string(index=False, na_rep="") if len(table) else "nothing was launched here")
@@ -75,14 +84,9 @@ def check_installation() -> int:
 
 
 def _plan(words: list[str]) -> int:
-    from ppt_kit.errors import UserError
     from ppt_kit.train.planning import plan_of_words
 
-    try:
-        found = plan_of_words(words)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    found = plan_of_words(words)
     print(found)
     return 0 if found.fits else 1
 

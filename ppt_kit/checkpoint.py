@@ -24,7 +24,7 @@ from ppt_kit.config import from_mapping, typed
 from ppt_kit.data.normalizer import check_stats
 from ppt_kit.data.view import View
 from ppt_kit.errors import UserError
-from ppt_kit.files import write_whole
+from ppt_kit.files import path_of, write_whole
 from ppt_kit.keys import leaves_of
 from ppt_kit.models.encoders import remade
 from ppt_kit.models.policy import PPTPolicy, build_policy
@@ -228,6 +228,7 @@ def load_policy(run_dir: str | Path, *, use_ema: bool = True, device: str | torc
     Raises:
         UserError: see `load_model`; or the weights do not fit the configuration stored with them.
     """
+    run_dir = path_of(run_dir, what="a run folder, as outputs/models/door-open/exp1, or a .pth file in one")
     content = load_model(run_dir)
     _check_whole(content, run_dir)
     policy = _rebuilt(content, run_dir)
@@ -327,11 +328,15 @@ def _check_weights(weights: Mapping, run_dir: str | Path) -> None:
 
 
 def checkpoints(run_dir: str | Path) -> Table:
-    """The checkpoints of a run that exist: epoch, step, path, size_mb, and the losses known when they were written.
+    """The checkpoints of a run that exist; model.pth too, where it is another one than those with a number.
+
+    epoch, step, path, size_mb, and the losses known when they were written.
 
     And success, where they were evaluated beside training: the mean over the domains, once it is known in each.
     """
-    run_dir = Path(run_dir)
+    run_dir = path_of(run_dir, what="a run folder, as outputs/models/door-open/exp1")
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such folder. Give a run folder, <output_dir>/<domain>/<suffix>.")
     rows, val_loss = [], None
     written: dict[str, dict] = {}
     said = rows_so_far(run_dir)
@@ -341,13 +346,20 @@ def checkpoints(run_dir: str | Path) -> Table:
         if row.get("kind") == "val":
             val_loss = row.get("loss")
         if row.get("kind") == "checkpoint":
-            written[Path(row["path"]).name] = row | {"val_loss": val_loss}
-    for path in numbered_models(run_dir):
-        row, epoch = written.get(path.name, {}), int(path.stem.removeprefix("model_"))
+            # the last one written is the last one here
+            written.pop(name := Path(row["path"]).name, None)
+            written[name] = row | {"val_loss": val_loss}
+    models = [(path, int(path.stem.removeprefix("model_"))) for path in numbered_models(run_dir)]
+    newest, latest = next(reversed(written.values()), {}), run_dir / LATEST
+    # what a stop or Save now wrote has no number
+    if latest.is_file() and newest.get("path", "").endswith(LATEST):
+        models.append((latest, newest["epoch"]))
+    for path, epoch in models:
+        row = written.get(path.name, {})
         rows.append(
             {
                 "epoch": epoch, "step": row.get("step"), "loss": row.get("loss"), "val_loss": row.get("val_loss"),
-                "success": rates.get(epoch),
+                "success": rates.get(epoch) if path != latest else None,
                 "size_mb": round(path.stat().st_size / 1e6, 2), "path": str(path),
             }
         )  # fmt: skip

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.checks import check_values
 from ppt_kit.errors import UserError
+from ppt_kit.files import show_short
 from ppt_kit.keys import fits, leaves_of, show, type_name
 from ppt_kit.migration.reading import Composed, empty_files, missing_files, search_path, tell, todays
 from ppt_kit.schema import BEFORE_STEMS, DEFAULT_CONFIG, DEFAULT_OPTIONS, RENAMED, Config
@@ -47,6 +48,11 @@ def load_config(
     Raises:
         UserError: no such file, an unknown key, a wrong type, or a value out of range.
     """
+    wrong = next((each for each in (name, *words) if not isinstance(each, str)), None)
+    if wrong is not None:
+        raise UserError(
+            f"{show_short(wrong)}: is no word. Give the name of a YAML file, then words as train.total_epochs=20."
+        )
     pairs = parse_words(words, schema=schema)
     folder = _folder_of(name, config_path) if name else PACKAGE_CONFIGS
     group_words, value_pairs = _split_groups(pairs, folder=folder, schema=schema)
@@ -265,7 +271,7 @@ def _checked(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
 
 
 def _resolved(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
-    """The same, every interpolation as the value it stands for."""
+    """The same, every interpolation as the value it stands for, and ~/ as the home folder."""
     try:
         OmegaConf.resolve(tree)
     # an interpolation may call a function of the user's
@@ -273,6 +279,10 @@ def _resolved(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
         said = "it leads back to itself" if isinstance(error, RecursionError) else first_line(error)
         where = f"{origin}: {_unresolved(tree, schema)}"
         raise UserError(f"{where}: an interpolation ${{…}} does not resolve: {said}") from None
+    for dotted in leaves_of(schema):
+        value = OmegaConf.select(tree, dotted)
+        if isinstance(value, str) and value.startswith("~/"):
+            OmegaConf.update(tree, dotted, str(Path(value).expanduser()))
     return tree
 
 

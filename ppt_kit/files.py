@@ -27,6 +27,26 @@ PROBE_BYTES = 1 << 16
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
+def path_of(given: Any, *, what: str) -> Path:
+    """The path that somebody gave: a text, a path, or what has a run folder, as a trainer and a job have.
+
+    Args:
+        what: should have been given, e.g. "a run folder, as outputs/models/door-open/exp1".
+    Raises:
+        UserError: it is something else.
+    """
+    found = getattr(given, "run_dir", given)
+    if not isinstance(found, (str, os.PathLike)):
+        raise UserError(f"{show_short(given)}: is no path. Give {what}.")
+    return Path(found).expanduser()
+
+
+def show_short(given: Any) -> str:
+    """Something that was given in place of something else, in a few words."""
+    is_plain = given is None or isinstance(given, (bool, int, float, str, list, tuple, dict, set))
+    return repr(given)[:80] if is_plain else f"a {type(given).__name__}"
+
+
 def check_place(folder: Path, *, key: str, needs: int = PROBE_BYTES) -> None:
     """Tells before the work whether files can be written in `folder`, which need not be there yet; leaves nothing.
 

@@ -10,6 +10,9 @@ from ppt_kit.errors import UserError
 from ppt_kit.migration.ancestor import is_ancestors
 from ppt_kit.words import BOOLS, NO_NUMBER, NUMBER, WHOLE, nodes_of, refuse_twins
 
+# of a file that people write, with its aliases written out
+MOST_VALUES = 100_000
+
 
 def read_yaml(path: Path) -> tuple[str, dict]:
     """The text of a YAML file that holds keys with values, each written as what it is; and the values as texts.
@@ -36,10 +39,23 @@ def read_yaml(path: Path) -> tuple[str, dict]:
         ) from None
     if node is not None and not isinstance(node, yaml.MappingNode):
         raise UserError(f"{path}: holds no keys with values. Write e.g. seed: 1.")
+    if node is not None and _num_values(node, {}) > MOST_VALUES:
+        raise UserError(f"{path}: its aliases stand for more than {MOST_VALUES} values. Write out what is meant.")
     refuse_twins(node, where=str(path))
     for each in nodes_of(node):
         _check_node(each, path)
     return text, values or {}
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values there are once each alias is what it stands for."""
+    if id(node) not in known:
+        # one that leads back to itself is refused elsewhere
+        known[id(node)] = 0
+        parts = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) else []
+        inner = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_num_values(each, known) for each in inner)
+    return known[id(node)]
 
 
 def _check_node(node: yaml.Node, path: Path) -> None:

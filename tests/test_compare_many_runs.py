@@ -262,3 +262,63 @@ def test_a_run_that_is_being_written_can_be_read(tmp_path):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('ep": 15, "epoch": 2, "loss": 0.5}\n')
     assert len(runs.refreshed().metrics) == len(runs.metrics) + 1
+
+
+# ------------------------------------------------------------------ how a run stands
+
+
+def test_a_run_without_a_launch_fails_is_gone_or_trains(tmp_path):
+    """By its last row, the lock of its folder, and the host that it says it began on."""
+    import platform
+
+    from ppt_kit.jobs.taken import held
+    from ppt_kit.runs.state import FAILED, FINISHED, RUNNING, STOPPED, state_of
+    from ppt_kit.tracking import PROVENANCE, note_end
+
+    rows = rows_of_a_run(1e-3, "mlp", 0)
+    assert state_of(write_run(tmp_path / "whole", rows=rows)) == (FINISHED, "")
+    run = write_run(tmp_path / "run", rows=rows, end=False)
+    # of another host its file is young
+    (run / PROVENANCE).write_text("host: elsewhere\n")
+    assert state_of(run) == (RUNNING, "")
+    (run / PROVENANCE).write_text(f"host: {platform.node()}\n")
+    assert state_of(run) == (FAILED, "the process that trained is gone")
+    with held(run):
+        assert state_of(run) == (RUNNING, "")
+    note_end(run, ValueError("unlucky\nvalue"))
+    note_end(run, ValueError("what follows from it"))
+    assert state_of(run) == (FAILED, "ValueError: unlucky value")
+    assert ppt.compare_runs([run]).summary["error"].tolist() == ["ValueError: unlucky value"]
+    for reason in ("Stop", "SIGTERM"):
+        path = write_run(tmp_path / reason, rows=[*rows, ("end", {"step": STEPS, "reason": reason})], end=False)
+        assert state_of(path) == (STOPPED, "")
+
+
+def test_validation_of_runs_with_other_numbers_of_steps_is_one_line(tmp_path):
+    """Another seed has another split: what an epoch says is at another step."""
+    for seed, lr in itertools.product((0, 1), LEARNING_RATES):
+        rows = [("train", {"step": 1, "epoch": 1, "loss": 1.0})]
+        rows += [("val", {"step": (10 + seed) * n, "epoch": n, "loss": 1.0 / n + seed}) for n in (1, 2, 3)]
+        write_run(tmp_path / f"models/{seed}-{lr}", f"seed={seed}", f"optimizer.lr={lr}", rows=rows)
+    runs = ppt.compare_runs(f"{tmp_path}/models/*")
+    figure = runs.curves("val_loss")
+    assert figure.data["count"].tolist() == [2] * 6
+    assert figure.data["step"].tolist() == [10.5, 21, 31.5] * 2
+    with pytest.raises(UserError, match="by is empty"):
+        runs.curves("val_loss", by=[])
+    assert figure.data["mean"].tolist() == pytest.approx([1.5, 1.0, 1 / 3 + 0.5] * 2)
+
+
+def test_success_that_eval_sim_measured_is_in_the_table_too(tmp_path):
+    runs = [
+        write_run(tmp_path / f"models/{name}", rows=[("train", {"step": 1, "epoch": 1, "loss": 1.0})]) for name in "ab"
+    ]
+    for number, run in enumerate(runs):
+        (run / "eval").mkdir()
+        rows = [
+            {"checkpoint": "model.pth", "epoch": 1, "task": "press", "domain": "press", "seed": seed,
+             "success": seed < 2 + number, "control": None, "zero_keys": [], "error": None, "steps": 3, "weights": "w"}
+            for seed in range(4)
+        ]  # fmt: skip
+        (run / "eval/eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ppt.compare_runs(runs).summary["success"].tolist() == [0.5, 0.75]

@@ -214,3 +214,23 @@ def test_reading_imports_no_deepspeed(written):
         f"import sys, ppt_kit; ppt_kit.ds_checkpoints({str(written / 'zero1x1')!r}); print('deepspeed' in sys.modules)"
     )
     assert run_script(sys.executable, "-c", code).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"not/a/name"])
+def test_a_torn_latest_hides_no_step_and_is_not_needed_where_one_is_named(copied, content, run_here, tmp_path):
+    folder = copied("zero1x2")
+    (folder / "latest").write_bytes(content)
+    found = ppt.ds_checkpoints(folder)
+    assert list(found.table["whole"]) == [True, True]
+    assert not found.loads
+    assert "DeepSpeed would load nothing" in str(found)
+    assert run_here(str(ROOT / "scripts/ds_checkpoint.py"), "inspect", str(folder), cwd=tmp_path).returncode == 1
+    assert ppt.ds_checkpoints(folder, tag="global_step1").loads
+    assert ppt.ds_to_weights(folder, tag="global_step1", out=tmp_path / "w.safetensors").is_file()
+    with pytest.raises(UserError, match="latest: .*tag="):
+        ppt.ds_to_weights(folder)
+
+
+def test_a_place_that_takes_no_weights_is_one_line(copied):
+    with pytest.raises(UserError, match="out=/proc/w.safetensors: cannot be written"):
+        ppt.ds_to_weights(copied("zero1x2"), out="/proc/w.safetensors")

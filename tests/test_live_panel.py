@@ -96,6 +96,23 @@ def test_a_cell_that_is_run_again_shows_what_trains(lab, small_data, tmp_path):
     assert len(of_kind(tmp_path, "end")) == 1
 
 
+def test_a_run_whose_process_is_gone_or_that_failed_is_said_to_be(lab, tmp_path):
+    import platform
+
+    from test_compare_many_runs import rows_of_a_run, write_run
+
+    from ppt_kit.tracking import PROVENANCE, note_end
+
+    run = write_run(tmp_path / "run", rows=rows_of_a_run(1e-3, "mlp", 0), end=False)
+    (run / PROVENANCE).write_text(f"host: {platform.node()}\n")
+    lab.open([f"import ppt_kit as ppt; ppt.live({str(run)!r})"])
+    state = lambda: lab.page.locator(f"{PANEL} .state").inner_text()
+    lab.wait(lambda: state() == "gone: no process trains here any more")
+    assert lab.page.locator(f"{PANEL} button:enabled").count() == 0
+    note_end(run, ValueError("unlucky"))
+    lab.wait(lambda: state() == "failed" and "ValueError: unlucky" in said(lab))
+
+
 def test_a_run_that_the_cell_waits_for_is_steered_too(lab, small_data, tmp_path):
     lab.open(cells(small_data, tmp_path, "code = run.run()"), run=False)
     lab.start()

@@ -388,3 +388,85 @@ def test_a_mistake_is_one_line_and_changes_nothing(words, says, repository, run_
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert files(repository) == first
+
+
+# ------------------------------------------------------------------ what a record says, and who wrote it
+
+
+def test_undo_touches_nothing_outside_of_the_project_and_no_record_of_a_strangers(repository, run_here):
+    """A folder may have come from somebody else, record and all."""
+    outside = repository.parent / "outside.txt"
+    outside.write_text("mine")
+    digest = hashlib.sha256(b"mine").hexdigest()
+    (repository / "payload").write_text("theirs")
+    for entry, code in (
+        ({"path": str(outside), "sha256": digest, "backup": None}, 1),
+        ({"path": "../outside.txt", "sha256": digest, "backup": None}, 1),
+        ({"path": "../outside.txt", "sha256": digest, "backup": "payload"}, 2),
+        ({"path": "run.py", "sha256": digest, "backup": "../outside.txt"}, 2),
+        ({"path": 5, "sha256": 1, "backup": 3}, 2),
+        (1, 2),
+    ):
+        (repository / RECORD).write_text(json.dumps({"writes": [entry]}))
+        done = run_here(MIGRATE, "--undo", cwd=repository)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert outside.read_text() == "mine"
+        assert "Traceback" not in done.stderr
+        assert ("lies outside" in done.stdout) == (code == 1)
+
+
+def test_it_is_one_folder_however_it_is_typed(repository, run_here):
+    (repository / "configs").mkdir(exist_ok=True)
+    (repository / "configs/mine.yaml").write_text(
+        CONFIGS["my_configs/custom_train.yaml"].replace(
+            "defaults: [config_unified, _self_]",
+            "use_lru_cache: true\ndataset: {_target_: ppt_learning.dataset.multi_sim_traj_dataset.MultiTrajDataset}",
+        )
+    )
+    target = repository / "configs/mine_ppt_kit.yaml"
+    target.write_text("what: stood there\n")
+    convert = run_here(MIGRATE, f"--project={repository}", f"--convert-config={repository.name}/configs/mine.yaml", cwd=repository.parent)  # fmt: skip
+    assert convert.returncode == 0, convert.stderr
+    assert target.read_text() != "what: stood there\n"
+    assert run_here(MIGRATE, "--project=..", "--undo", cwd=repository / "configs").returncode == 0
+    assert target.read_text() == "what: stood there\n"
+
+
+def test_an_edited_wrapper_is_kept_and_the_first_script_comes_back(repository, run_here):
+    first = (repository / "run.py").read_text()
+    run_here(MIGRATE, "--create-wrappers", cwd=repository)
+    with open(repository / "run.py", "a") as file:
+        file.write("# my edit\n")
+    run_here(MIGRATE, "--create-wrappers", cwd=repository)
+    run_here(MIGRATE, "--undo", cwd=repository)
+    assert (repository / "run.py").read_text() == first
+    kept = [path.read_text() for path in repository.glob("old_scripts_*/run.py")]
+    assert any(text.endswith("# my edit\n") for text in kept)
+
+
+def test_links_come_back_as_links(repository, run_here):
+    (repository / "run.py").rename(repository / "real.py")
+    (repository / "run.py").symlink_to("real.py")
+    (repository / "run_train.py").symlink_to("/not/mounted/run_train.py")
+    before = (repository / "real.py").read_text()
+    done = run_here(MIGRATE, "--backup", "--create-wrappers", cwd=repository)
+    assert "in the place of the link to real.py" in done.stdout
+    assert "Deprecated" in (repository / "run.py").read_text()
+    assert run_here(MIGRATE, "--create-wrappers", cwd=repository).stdout == "nothing is to be changed\n"
+    run_here(MIGRATE, "--undo", cwd=repository)
+    assert [os.readlink(repository / name) for name in ("run.py", "run_train.py")] == ["real.py", "/not/mounted/run_train.py"]  # fmt: skip
+    assert (repository / "real.py").read_text() == before
+
+
+def test_two_at_once_are_one_after_the_other(repository, run_here):
+    from ppt_kit.migration.folder import alone
+
+    with alone(repository):
+        done = run_here(MIGRATE, "--create-wrappers", cwd=repository)
+    assert (done.returncode, done.stderr) == (2, "error: project=.: another process is migrating it. Wait for it.\n")
+
+
+def test_modules_beside_a_wrapper_are_not_ours(repository, run_here):
+    run_here(MIGRATE, "--create-wrappers", cwd=repository)
+    (repository / "omegaconf.py").write_text("raise SystemExit('of the old folder')\n")
+    ran(repository, "run.py", "--help")

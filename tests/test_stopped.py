@@ -566,8 +566,10 @@ def test_an_edited_simulator_is_another_one(stopped, lab):
         collected()
 
 
-def test_fewer_or_more_episodes_go_on_too(stopped, lab):
-    same_files(collected(episodes=1).path, collected(episodes=1, dataset_path="whole").path)
+def test_more_episodes_go_on_too_and_fewer_where_it_is_said(stopped, lab):
+    with pytest.raises(UserError, match="stopped after 2 demonstrations, and this one wants 1"):
+        collected(episodes=1)
+    same_files(collected("overwrite=true", episodes=1).path, collected(episodes=1, dataset_path="whole").path)
 
 
 def test_overwriting_goes_on_and_the_old_dataset_stays_until_the_end(lab, monkeypatch):

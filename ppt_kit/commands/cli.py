@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def run(
         if "=" in given[place] or given[place].startswith("-") or given == ["help"]:
             break
         given[place] = f"{name}={given[place]}"
-    try:
+    with ends_in_a_line():
         # from here on Ctrl-C is one line: what takes time to import comes after
         from ppt_kit.words import own_words
 
@@ -49,6 +50,14 @@ def run(
             code = main(_read(own_words(given), schema=schema, config_name=config_name)) or 0
         sys.stdout.flush()
         sys.exit(code)
+
+
+@contextlib.contextmanager
+def ends_in_a_line() -> Iterator[None]:
+    """Inside, a mistake of the user's and Ctrl-C end the process with a line, and a reader who has gone with none."""
+    try:
+        yield
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -16,10 +16,21 @@ if TYPE_CHECKING:
 
 
 def main(cfg: DictConfig) -> int:
-    from ppt_kit.migration.folder import check_project, make, said
+    from ppt_kit.migration.folder import alone, check_project
 
     project = Path(cfg.project).expanduser()
-    check_project(project)
+    try:
+        check_project(project, writes=not cfg.dry_run)
+        with alone(project):
+            return changed(cfg, project)
+    except OSError as error:
+        raise UserError(f"{error.filename or project}: {error.strerror or error}. Nothing more was changed.") from None
+
+
+def changed(cfg: DictConfig, project: Path) -> int:
+    """Makes or takes back what the words ask for; the exit code."""
+    from ppt_kit.migration.folder import make, said
+
     if cfg.undo:
         if asked_for(cfg):
             raise UserError("--undo takes back what was made, and makes nothing itself. Type it alone.")

@@ -28,7 +28,7 @@ from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.replaceable import check_replaceable
 from ppt_kit.data.store import EpisodeStore, plain
 from ppt_kit.errors import UserError
-from ppt_kit.files import PROBE_BYTES, begin_folder, check_place, finish_folder
+from ppt_kit.files import PROBE_BYTES, begin_folder, check_place, finish_folder, path_of
 
 log = logging.getLogger(__name__)
 
@@ -136,11 +136,12 @@ def _opened(source: EpisodeStore | str | Path, keys: Sequence[str] | None, **of_
         return source
     whole = of_a_path.pop("whole_episodes_only")
     wanted = Wanted(keys=list(keys) if keys else None, whole_episodes_only=whole, converting=True)
+    source = path_of(source, what="the path of a dataset, as data/door-open.zarr")
     return open_store(source, cache_gb=0, wanted=wanted, **of_a_path)
 
 
 def _target(path: str | Path) -> Path:
-    found = Path(path).expanduser()
+    found = path_of(path, what="the path of a new dataset, as data/mine.zarr")
     if found.name in ("", ".."):
         raise UserError(f"target={path}: names a folder that is there, not one to be made. Type its name too.")
     return found

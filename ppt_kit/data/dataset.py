@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.checks import domain_names
 from ppt_kit.config import typed
@@ -42,6 +42,7 @@ from ppt_kit.data.formats.wanted import Wanted
 from ppt_kit.data.store import EpisodeStore, check_finite
 from ppt_kit.data.windows import Rows, split_episodes, windows_of
 from ppt_kit.errors import UserError
+from ppt_kit.files import path_of
 from ppt_kit.horizon import Horizon
 from ppt_kit.model_keys import MODALITIES
 from ppt_kit.schema import Config, DatasetConfig
@@ -262,9 +263,12 @@ def open_dataset(path: str | Path | Mapping[str, str | Path], **options: Any) ->
     Raises:
         UserError: nothing is there, no format recognises it, or it is damaged.
     """
-    paths = (
-        path if isinstance(path, Mapping) else {name_of(Path(path).expanduser(), format=options.get("format")): path}
-    )
+    if OmegaConf.is_config(path) or isinstance(path, Config):
+        raise UserError("this is a configuration. Its dataset is what ppt.load_dataset(cfg) gives.")
+    if not isinstance(path, Mapping):
+        given = path_of(path, what="the path of a dataset, as data/door-open.zarr, or several as {domain: path}")
+        path = {name_of(given, format=options.get("format")): path}
+    paths = {name: path_of(each, what="the path of a dataset") for name, each in path.items()}
     known = [field.name for field in dataclasses.fields(DatasetConfig)]
     for option in options:
         if option not in (*known, *BESIDE):

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.config import from_file
 from ppt_kit.errors import UserError
-from ppt_kit.files import write_whole
+from ppt_kit.files import path_of, write_whole
 from ppt_kit.jobs.decide import Share, local_share
 from ppt_kit.jobs.failures import Failure, failure_of, first_failure, forget_told, log_of, tail
 from ppt_kit.jobs.launcher import launcher_command
@@ -136,7 +136,8 @@ class Job:
         Raises:
             UserError: nothing was launched there, or from another host and into no queue.
         """
-        record = read_record(Path(run_dir) / FOLDER)
+        run_dir = path_of(run_dir, what="a run folder, as outputs/models/door-open/exp1")
+        record = read_record(run_dir / FOLDER)
         if record is None:
             raise UserError(
                 f"{run_dir}: nothing was launched there (no {FOLDER}/{RECORD}). Give a launched run's folder."

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ppt_kit.errors import UserError
+from ppt_kit.files import path_of
 from ppt_kit.jobs.job import state_in
 from ppt_kit.jobs.record import FOLDER, RECORD, read_record
 from ppt_kit.jobs.state import COLOURS, newest_rows
@@ -41,16 +42,18 @@ def jobs(output_dir: str | Path = Config.output_dir) -> JobsTable:
         output_dir: where run folders are, at any depth; also one run folder.
     Returns:
         One line a run: run (its folder below `output_dir`), state (queued, running, ended, stopped, failed, killed,
-        vanished: nobody was left to say how; unknown: on another host), detail, the newest step, epoch and loss,
-        ranks, started, minutes, host, pid of the process that supervises the ranks, run_dir.
+        vanished: nobody was left to say how; unknown: on another host, or its record is damaged), detail, the newest
+        step, epoch and loss, ranks, started, minutes, host, pid of the process that supervises the ranks, run_dir.
     Raises:
-        UserError: there is no such folder, or a launch's record is damaged.
+        UserError: there is no such folder.
     """
-    folder = Path(output_dir)
+    folder = path_of(output_dir, what="the output_dir of runs, as outputs/models")
     if not folder.is_dir():
         raise UserError(f"{output_dir}: no such folder. Give the output_dir of your runs, or start one by ppt.launch.")
     rows = [_row(run_dir, folder) for run_dir in _launched(folder)]
     table = JobsTable(rows, columns=list(COLUMNS))
+    if table["pid"].isna().any():
+        table = table.astype({"pid": "Int64", "ranks": "Int64"})
     return table.sort_values("started", ascending=False, ignore_index=True)
 
 
@@ -63,13 +66,24 @@ def _launched(folder: Path) -> Iterator[Path]:
 
 
 def _row(run_dir: Path, folder: Path) -> dict[str, Any]:
-    record = read_record(run_dir / FOLDER)
+    name = str(run_dir.relative_to(folder)) if run_dir != folder else run_dir.name
+    try:
+        record = read_record(run_dir / FOLDER)
+    except UserError as error:
+        # the others are listed all the same
+        return {
+            **dict.fromkeys(COLUMNS),
+            "run": name,
+            "state": "unknown",
+            "detail": str(error),
+            "run_dir": str(run_dir),
+        }
     assert record is not None, "it was there when it was found"
     newest = newest_rows(run_dir).train
     state = state_in(run_dir, record)
     end = record.ended or (time.time() if state.word == "running" else _last_written(run_dir))
     return {
-        "run": str(run_dir.relative_to(folder)) if run_dir != folder else run_dir.name,
+        "run": name,
         "state": state.word,
         "detail": state.detail,
         "step": newest.get("step"),

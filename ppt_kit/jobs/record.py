@@ -77,6 +77,10 @@ def read_record(folder: Path) -> Record | None:
         return None
     try:
         return Record.from_text(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}): which process trains there is not known."
+        ) from None
     # ValueError: no JSON, no UTF-8; TypeError: JSON of other things
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(

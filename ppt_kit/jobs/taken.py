@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from ppt_kit.errors import UserError
 from ppt_kit.jobs.parents import lives
 from ppt_kit.jobs.record import FOLDER, Record, read_record
 from ppt_kit.jobs.slurm import Queue
+
+# how often a lock is asked for before it is taken to be held
+LOOKED_AT = 4
 
 
 def refuse_second(run_dir: Path) -> None:
@@ -48,9 +52,9 @@ def held(run_dir: Path) -> Iterator[None]:
     folder = os.open(run_dir, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(folder)
         except BlockingIOError:
-            raise UserError(_taken(run_dir, "a run", "another process")) from None
+            raise UserError(_taken(run_dir, "a run", "in this process or another one")) from None
         # of a disk that several hosts share not every one has locks
         except OSError:
             pass
@@ -61,6 +65,32 @@ def held(run_dir: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for each in made:
                 each.rmdir()
+
+
+def is_held(run_dir: Path) -> bool | None:
+    """Whether a run of this host trains in a folder, see `held`; None where the disk knows no locks."""
+    try:
+        folder = os.open(run_dir, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
+    return False
+
+
+def _lock(folder: int) -> None:
+    """Takes a folder's lock; who looks whether it is free has it for an instant."""
+    for _ in range(LOOKED_AT):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.05)
+    return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def supervisor_of(record: Record) -> psutil.Process | None:

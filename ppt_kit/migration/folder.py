@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +22,7 @@ from ppt_kit.programs import clone, to_type_anywhere
 
 # what was written, and where what stood there is
 RECORD = ".ppt_kit_migration.json"
+BACKUPS = "old_scripts_"
 OLD_SCRIPTS = ("run*.py", "migrate_*.py")
 WRAPPER = '''"""Deprecated: {name} hands over to ppt_kit. Type instead: {program}{words}"""
 
@@ -26,6 +30,8 @@ import sys
 from pathlib import Path
 
 CURE = {cure!r}
+# modules that lie here are the old ones' own
+sys.path = [each for each in sys.path if Path(each).resolve() != Path(__file__).resolve().parent]
 
 if __name__ == "__main__":
     try:
@@ -50,11 +56,13 @@ class Write:
 
     Attributes:
         backup: copy of what stands there, made before; None = nothing does.
+        link: where a link that stands there leads, which is put back as one.
     """
 
     path: Path
     text: str
     backup: Path | None
+    link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,18 +76,40 @@ class Make:
 Change = Copy | Write | Make
 
 
-def check_project(project: Path) -> None:
-    """Raises UserError unless `project` is a folder that can be written to, and not ppt_kit's own."""
+def check_project(project: Path, *, writes: bool = True) -> None:
+    """Raises UserError unless `project` is a folder, not ppt_kit's own, and can be written to where it has to be."""
     if not project.is_dir():
         raise UserError(f"project={project}: no such folder. Set project to your folder of ppt_learning.")
     if (project / "ppt_kit/__init__.py").is_file() and (project / "scripts/train.py").is_file():
         raise UserError(f"project={project}: this is ppt_kit itself. Set project to your folder of ppt_learning.")
-    check_place(project, key="project")
+    if writes:
+        check_place(project, key="project")
+
+
+@contextlib.contextmanager
+def alone(project: Path) -> Iterator[None]:
+    """Inside, no other process changes this project.
+
+    Raises:
+        UserError: one does.
+    """
+    folder = os.open(project, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"project={project}: another process is migrating it. Wait for it.") from None
+        # some network disks know no locks
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 def new_backup_folder(project: Path) -> Path:
     """The name of a dated folder that is not there yet."""
-    first = project / f"old_scripts_{datetime.now():%Y%m%d-%H%M%S}"
+    first = project / f"{BACKUPS}{datetime.now():%Y%m%d-%H%M%S}"
     numbered = (first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))
     return next(folder for folder in (first, *numbered) if not folder.exists())
 
@@ -110,14 +140,21 @@ def writes(project: Path, path: Path, text: str, *, folder: Path) -> list[Change
     """
     if path.is_dir():
         raise UserError(f"{path}: is a folder, and a file is to be written there. Move it away.")
+    if path.is_symlink():
+        # the file that it leads to stays as it is
+        return [Write(path, text, None, os.readlink(path))]
+    known = next((entry for entry in _record(project) if entry["path"] == _name(path, project)), None)
+    first = (
+        Write(path, text, project / known["backup"] if known["backup"] else None, known.get("link")) if known else None
+    )
     if not path.exists():
-        return [Write(path, text, None)]
+        return [first or Write(path, text, None)]
     if path.read_bytes() == text.encode():
         return []
-    known = next((entry for entry in _record(project) if entry["path"] == _name(path, project)), None)
-    if known is not None and known["sha256"] == _digest(path):
-        # of ours: what stood there first is what is to be put back
-        return [Write(path, text, project / known["backup"] if known["backup"] else None)]
+    if known is not None and first is not None:
+        # of ours: what stood there first is what is to be put back; what was made of ours since is kept beside
+        edited = [] if known["sha256"] == _digest(path) else [Copy(path, folder / path.name)]
+        return [*edited, first]
     copy = folder / path.name
     return [Copy(path, copy), Write(path, text, copy)]
 
@@ -141,6 +178,7 @@ def said(change: Change, project: Path) -> str:
     if isinstance(change, Make):
         return f"write    {_name(change.path, project)}"
     kept = f", in the place of what {_name(change.backup, project)} keeps" if change.backup else ""
+    kept = f", in the place of the link to {change.link}" if change.link else kept
     return f"write    {_name(change.path, project)}{kept}"
 
 
@@ -160,7 +198,9 @@ def make(change: Change, project: Path) -> None:
         backup = change.backup if isinstance(change, Write) else None
         entries = [entry for entry in _record(project) if entry["path"] != _name(change.path, project)]
         digest, kept = hashlib.sha256(content).hexdigest(), _name(backup, project) if backup else None
-        _keep(project, [*entries, {"path": _name(change.path, project), "sha256": digest, "backup": kept}])
+        entry = {"path": _name(change.path, project), "sha256": digest, "backup": kept}
+        link = change.link if isinstance(change, Write) else None
+        _keep(project, [*entries, entry | ({"link": link} if link else {})])
         change.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(change.path, lambda beside: beside.write_bytes(content))
     except OSError as error:
@@ -180,12 +220,15 @@ class Return:
     path: Path
     backup: Path | None
     why_not: str
+    link: str | None = None
 
     def said(self, project: Path) -> str:
         """In a line."""
         name = _name(self.path, project)
         if self.why_not:
             return f"leave    {name}: {self.why_not}"
+        if self.link:
+            return f"put back {name} -> {self.link}"
         return f"put back {name} <- {_name(self.backup, project)}" if self.backup else f"remove   {name}"
 
 
@@ -202,11 +245,14 @@ def returns(project: Path) -> list[Return]:
     for entry in reversed(entries):
         path, backup = project / entry["path"], project / entry["backup"] if entry["backup"] else None
         why_not = ""
-        if path.exists() and _digest(path) not in (entry["sha256"], _digest(backup) if backup else None):
+        if not _is_within(path, project):
+            # who wrote this record is not known
+            why_not = "it lies outside of the project, where this is yours to do"
+        elif path.exists() and _digest(path) not in (entry["sha256"], _digest(backup) if backup else None):
             why_not = "it was changed since it was written; move it away and type --undo again"
         elif backup is not None and not backup.is_file():
             why_not = f"its backup {entry['backup']} is gone"
-        found.append(Return(path, backup, why_not))
+        found.append(Return(path, backup, why_not, entry.get("link")))
     return found
 
 
@@ -216,7 +262,10 @@ def take_back(each: Return, project: Path) -> None:
         return
     try:
         backup = each.backup
-        if backup is not None:
+        if each.link is not None:
+            each.path.unlink(missing_ok=True)
+            each.path.symlink_to(each.link)
+        elif backup is not None:
             write_whole(each.path, lambda beside: shutil.copy2(backup, beside))
         else:
             each.path.unlink(missing_ok=True)
@@ -237,9 +286,25 @@ def _record(project: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     content = json_row(path.read_bytes())
-    if content is None or not isinstance(content.get("writes"), list):
-        raise UserError(f"{path}: is damaged. Put your scripts back from old_scripts_* by hand, and delete it.")
-    return content["writes"]
+    entries = content.get("writes") if content is not None else None
+    if not isinstance(entries, list) or not all(_is_entry(each, project) for each in entries):
+        raise UserError(f"{path}: is damaged. Put your scripts back from {BACKUPS}* by hand, and delete it.")
+    return entries
+
+
+def _is_entry(each: Any, project: Path) -> bool:
+    """Whether this is what `make` writes down: a backup lies in a folder of backups of this project."""
+    if not isinstance(each, dict) or not all(isinstance(each.get(name), str) for name in ("path", "sha256")):
+        return False
+    backup, link = each.get("backup"), each.get("link")
+    if not all(value is None or isinstance(value, str) for value in (backup, link)):
+        return False
+    return backup is None or (_is_within(project / backup, project) and Path(backup).parts[0].startswith(BACKUPS))
+
+
+def _is_within(path: Path, project: Path) -> bool:
+    """Whether a file lies in the project, wherever links lead."""
+    return path.parent.resolve().is_relative_to(project.resolve())
 
 
 def _keep(project: Path, entries: list[dict[str, Any]]) -> None:
@@ -257,4 +322,6 @@ def _digest(path: Path | None) -> str | None:
 
 
 def _name(path: Path, project: Path) -> str:
-    return str(path.relative_to(project)) if path.is_relative_to(project) else str(path)
+    """By its place in the project, else whole, however both were typed."""
+    place, above = path.parent.resolve() / path.name, project.resolve()
+    return str(place.relative_to(above)) if place.is_relative_to(above) else str(place)

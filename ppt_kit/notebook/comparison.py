@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from ppt_kit.notebook.figure import Plot
 from ppt_kit.notebook.plots import BLUE, GREY
 from ppt_kit.sim.compare.result import STILL_OPEN, Comparison
@@ -30,10 +32,10 @@ def _draw_sequence(axes: Any, result: Comparison) -> None:
     course = result.sequence
     goals = range(1, len(course) + 1)
     axes.fill_between(
-        goals, 100 * course["low"], 100 * course["high"], step="post", color=BLUE, alpha=0.2, linewidth=0,
+        goals, 100 * course["low"], 100 * course["high"], step="mid", color=BLUE, alpha=0.2, linewidth=0,
         label=f"{100 * result.confidence:g} % confidence sequence",
     )  # fmt: skip
-    axes.step(goals, 100 * course["difference"], where="post", color=BLUE, label="difference so far")
+    axes.step(goals, 100 * course["difference"], where="mid", color=BLUE, label="difference so far")
     axes.axhline(0, color="black", linewidth=0.8)
     if result.margin is not None:
         axes.axhspan(-100 * result.margin, 100 * result.margin, color=GREY, alpha=0.4, linewidth=0, label="margin")
@@ -41,6 +43,7 @@ def _draw_sequence(axes: Any, result: Comparison) -> None:
         said = "the same" if result.decision == "same" else f"{result.decision} is better"
         axes.axvline(result.decided_after, color="black", linestyle=":", label=f"{said}: goal {result.decided_after}")
     axes.set_ylim(-105, 105)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("goals" + (" (undecided)" if result.decision == STILL_OPEN else ""))
     axes.set_ylabel("success of a - b (points)")
     axes.set_title(f"{result.task}\na: {_short(result.name_a)}    b: {_short(result.name_b)}", fontsize=9)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.keys import default_of, leaves_of, show
-from ppt_kit.notebook import completion
+from ppt_kit.notebook import completion, mistakes
 from ppt_kit.schema import Config
 from ppt_kit.tables import STYLE
 from ppt_kit.tracking import log_as_lines
@@ -26,6 +26,7 @@ def install() -> None:
     shell.display_formatter.formatters["text/html"].for_type(DictConfig, html_of)
     shell.display_formatter.formatters["text/plain"].for_type(DictConfig, _print_plain)
     completion.install(shell)
+    mistakes.install(shell)
     if "ipykernel" in sys.modules:
         log_as_lines()
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppt_kit.config import from_mapping
 from ppt_kit.errors import UserError
-from ppt_kit.files import write_text
+from ppt_kit.files import path_of, show_short, write_text
 from ppt_kit.jobs.decide import local_share, num_visible_devices, why_on_cpu
 from ppt_kit.jobs.job import Job
 from ppt_kit.jobs.launcher import check_reach, read_hostfile
@@ -118,6 +118,10 @@ def _places(
 def _check_choices(launcher: str, hostfile: Any, slurm: Any) -> None:
     if launcher not in LAUNCHERS:
         raise UserError(f"launcher={launcher!r}. Give one of {', '.join(LAUNCHERS)}.")
+    if slurm is not None and not isinstance(slurm, Mapping):
+        raise UserError(f'slurm={show_short(slurm)}: takes submitit\'s words, e.g. slurm={{"timeout_min": 600}}.')
+    if hostfile is not None:
+        path_of(hostfile, what="a file of hosts, `name slots=4` a line")
     if hostfile is not None and slurm is not None:
         raise UserError("hostfile and slurm: both choose the nodes. Give one of them.")
     if slurm is not None and launcher != LAUNCHERS[0]:

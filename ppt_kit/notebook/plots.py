@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 
 from ppt_kit.data.dataset import MultiTrajDataset, open_dataset
+from ppt_kit.errors import UserError
 from ppt_kit.notebook.figure import Plot
 from ppt_kit.notebook.success import bars_height, draw_bars
 from ppt_kit.sim.results import Evaluation, checkpoint_table, success_table
@@ -33,8 +34,8 @@ def plot_metrics(metrics: pd.DataFrame | str | Path | Iterable[str | Path]) -> P
     """
     if isinstance(metrics, pd.DataFrame):
         rows, read = metrics, "metrics"
-    elif isinstance(metrics, (str, Path)):
-        rows, read = read_metrics(metrics), "ppt.read_metrics(metrics)"
+    elif not isinstance(metrics, Iterable) or isinstance(metrics, str) or hasattr(metrics, "run_dir"):
+        rows, read = read_metrics(cast(Path, metrics)), "ppt.read_metrics(metrics)"
     else:
         rows = pd.concat([read_metrics(each).assign(run=str(each)) for each in metrics])
         read = "pd.concat([ppt.read_metrics(each).assign(run=str(each)) for each in metrics])"
@@ -117,6 +118,8 @@ def plot_episode(dataset: MultiTrajDataset | str | Path, index: int = 0) -> Plot
         index: of the episode, in the dataset's split.
     """
     data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
+    if isinstance(index, bool) or not isinstance(index, int) or not -data.num_episodes <= index < data.num_episodes:
+        raise UserError(f"index={index!r:.80}: there are {data.num_episodes} episodes, counted from 0.")
     numbers = data.episode(index, modalities=["state", "language"])
     ends = data.episode(index, steps=[0, -1], modalities=["pointcloud", "rgb", "depth"])["obs"]
     spec = data.specs[numbers["domain"]]

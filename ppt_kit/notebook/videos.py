@@ -30,8 +30,9 @@ STYLE = """<style>
 .ppt-film svg { display: block; width: 100%; margin: 4px 0; }
 .ppt-film small { color: var(--jp-ui-font-color2, #666); display: block; }
 .ppt-film ul { list-style: none !important; margin: 0 !important; padding: 0 !important; columns: 2; column-gap: 8px; }
-.ppt-film li { font-size: 11px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.ppt-film i { display: inline-block; width: 8px; height: 3px; margin-right: 3px; vertical-align: middle; }
+.ppt-film li { font-size: 11px; white-space: nowrap; display: flex; align-items: center; gap: 3px; }
+.ppt-film li span { overflow: hidden; text-overflow: ellipsis; flex: 1 1 auto; min-width: 0; }
+.ppt-film i { flex: none; width: 8px; height: 3px; }
 </style>"""
 # moves the cursor and the numbers with the film; what the page does not run leaves curves and film
 SCRIPT = """<script>
@@ -108,7 +109,9 @@ def _curves(names: Sequence[str], states: Sequence[Sequence[float]]) -> str:
         points = " ".join(f"{x:.1f},{HEIGHT - 4 - (HEIGHT - 8) * y:.1f}" for x, y in zip(across, shares[at, number]))
         lines += f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.3"/>'
         if number < MOST_LISTED:
-            listed += f'<li><i style="background:{color}"></i>{html.escape(name)} <b>{values[0, number]:.3g}</b></li>'
+            said = html.escape(name)
+            listed += f'<li title="{said}"><i style="background:{color}"></i><span>{said}</span> '
+            listed += f"<b>{values[0, number]:.3g}</b></li>"
     cursor = f'<line x1="0" x2="0" y1="0" y2="{HEIGHT}" stroke="var(--jp-ui-font-color1, #222)"/>'
     rest = f"<small>and {len(names) - MOST_LISTED} more</small>" if len(names) > MOST_LISTED else ""
     drawn = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">{lines}{cursor}</svg>'

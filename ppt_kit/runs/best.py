@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,15 @@ class Best:
     seeds: int
     lost: int
     runs: int
+    # which of two that are equally good is better
+    loss: float = 0.0
 
 
 def best_configuration(table: pd.DataFrame, planned: Sequence[PlannedRun], *, metric: str) -> Best | None:
     """The configuration with the best mean over its seeds; None where no finished run has the metric.
 
-    One that has lost none of its seeds stands before one that has: what survives says less than all.
+    One that has lost none of its seeds stands before one that has: what survives says less than all. Of two with the
+    same success the one with the lower validation loss, or training loss where nothing was validated.
 
     Args:
         table: a line a run, in the order of `planned`, with its state.
@@ -56,9 +60,18 @@ def best_configuration(table: pd.DataFrame, planned: Sequence[PlannedRun], *, me
         if numbers:
             mean = sum(numbers) / len(numbers)
             lost = sum(line["state"] in (FAILED, STOPPED) for _, line in members)
-            found.append(Best(_without_seed(members[0][0].values), mean, len(numbers), lost, len(members)))
+            loss = _mean_loss([line for _, line in members if line["state"] == FINISHED])
+            found.append(Best(_without_seed(members[0][0].values), mean, len(numbers), lost, len(members), loss))
     sign = -1 if metric == "success" else 1
-    return min(found, key=lambda best: (best.lost, sign * best.value), default=None)
+    return min(found, key=lambda best: (best.lost, sign * best.value, best.loss), default=None)
+
+
+def _mean_loss(lines: Sequence[Mapping[str, Any]]) -> float:
+    for name in ("val_loss", "loss"):
+        numbers = [float(line[name]) for line in lines if name in line and not pd.isna(line[name])]
+        if numbers:
+            return sum(numbers) / len(numbers)
+    return math.inf
 
 
 def write_best(best: Best, path: Path, *, base: DictConfig, metric: str) -> None:

@@ -27,7 +27,7 @@ def find_runs(given: Any) -> list[Path]:
     for each in several:
         if not isinstance(each, (str, Path, Sweep)):
             raise UserError(f"{each!r:.80}: is no folder. Give run folders, patterns, or the folder of a sweep.")
-        for path in _runs_in(each.folder if isinstance(each, Sweep) else each):
+        for path in each.run_dirs if isinstance(each, Sweep) else _runs_in(each):
             found.setdefault(path.resolve(), path)
     if not found:
         raise UserError("no run folders are given. Give some, or a pattern as outputs/models/*/*.")

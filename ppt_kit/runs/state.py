@@ -17,7 +17,8 @@ from ppt_kit.files import json_row
 from ppt_kit.jobs.failures import failure_of, log_of, tail
 from ppt_kit.jobs.job import Job, state_in
 from ppt_kit.jobs.record import CONFIG, FOLDER, RECORD, Record, read_record
-from ppt_kit.tracking import METRICS
+from ppt_kit.jobs.taken import is_held
+from ppt_kit.tracking import METRICS, began_here, was_asked
 
 WAITING, RUNNING, FINISHED, STOPPED, FAILED = "waiting", "running", "finished", "stopped", "failed"
 # bytes at the end of metrics.jsonl in which its last row is looked for
@@ -43,8 +44,9 @@ class Reached:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has begun in a folder."""
-    return any((folder / name).is_file() for name in (METRICS, "config.yaml", f"{FOLDER}/{CONFIG}"))
+    """Whether a run has begun in a folder; what it was launched with is kept in a folder of it, which is none."""
+    names = (METRICS, "config.yaml", f"{FOLDER}/{CONFIG}")
+    return not (folder / RECORD).is_file() and any((folder / name).is_file() for name in names)
 
 
 def config_file(run_dir: Path) -> Path | None:
@@ -73,8 +75,8 @@ def living_job(run_dir: Path) -> Job | None:
 def state_of(run_dir: Path) -> tuple[str, str]:
     """(one of the states, the last line of its error or nothing).
 
-    Of a launched run it is what its job says. Whether one lives that was not launched, as in a notebook, or on another
-    host, its file of rows tells.
+    Of a launched run it is what its job says; of one that was not launched, as in a notebook, the lock of its folder
+    and its last row tell, and on another host the age of that row.
     """
     record, row = read_record(run_dir / FOLDER), last_row(run_dir) or {}
     word = "unknown" if record is None else state_in(run_dir, record).word
@@ -84,10 +86,21 @@ def state_of(run_dir: Path) -> tuple[str, str]:
         return FINISHED, ""
     if record is not None and word in ("failed", "killed"):
         return FAILED, error_of(run_dir, record)
-    writes = bool(row) and row.get("kind") != "end" and _seconds_since(run_dir / METRICS) < SILENT_S
-    if word == "unknown" and writes:
-        return RUNNING, ""
+    if word == "unknown" and row and row.get("kind") != "end":
+        return _state_of_unlaunched(run_dir)
+    if row.get("kind") == "end" and not was_asked(row):
+        return FAILED, str(row.get("reason"))
     return (STOPPED, "") if is_run(run_dir) else (WAITING, "")
+
+
+def _state_of_unlaunched(run_dir: Path) -> tuple[str, str]:
+    """Of a run that has rows, none of which says how it ended."""
+    holds = is_held(run_dir)
+    if holds:
+        return RUNNING, ""
+    if holds is False and began_here(run_dir):
+        return FAILED, "the process that trained is gone"
+    return (RUNNING, "") if _seconds_since(run_dir / METRICS) < SILENT_S else (STOPPED, "")
 
 
 def error_of(run_dir: Path, record: Record) -> str:

@@ -28,7 +28,7 @@ from ppt_kit.runs.devices import ranks_of, slots_for
 from ppt_kit.runs.grid import PlannedRun, plan_runs, short_name
 from ppt_kit.runs.keys import METRICS_OF_RUNS
 from ppt_kit.runs.queue import check_folders, progress_of, run_queue
-from ppt_kit.runs.state import FAILED, FINISHED, WAITING, minutes_of, reached, state_of
+from ppt_kit.runs.state import FAILED, FINISHED, WAITING, is_run, minutes_of, reached, state_of
 from ppt_kit.signals import Stopped, stops_raise
 from ppt_kit.tables import shown
 from ppt_kit.tracking import bar_pace, rows_so_far
@@ -62,6 +62,11 @@ class Sweep:
     def failed(self) -> pd.DataFrame:
         """The lines of the runs that failed."""
         return self.table[self.table["state"] == FAILED]
+
+    @property
+    def run_dirs(self) -> list[Path]:
+        """The folders of its runs that have begun; there may be others of an earlier grid beside them."""
+        return [path for path in map(Path, self.table["run"]) if is_run(path)]
 
     @property
     def exit_code(self) -> int:
@@ -145,6 +150,7 @@ class _Book:
         self.folder, self.planned, self.base, self.metric = folder, planned, base, metric
         path = folder / SWEEP
         before = (json_row(path.read_bytes()) if path.is_file() else None) or {}
+        self._before = before.get("over")
         # of the launches before the newest, minutes of each run
         self._minutes: dict[str, float] = dict(before.get("minutes") or {})
         self._lines = {run.name: _line(run, self._minutes) for run in planned}
@@ -194,6 +200,12 @@ class _Book:
             for key, value in run.values.items():
                 if value not in over.setdefault(key, []):
                     over[key].append(value)
+        if self._before not in (None, over):
+            log.warning(
+                "%s: it was another grid before, %s; its runs stay, %s and %s are of %s now",
+                self.folder, json.dumps(self._before), TABLE, BEST, json.dumps(over),
+            )  # fmt: skip
+        self._before = over
         kept = {"over": over, "metric": self.metric, "minutes": self._minutes}
         write_text(self.folder / SWEEP, json.dumps(kept) + "\n")
 

@@ -64,15 +64,19 @@ def success_of_runs(runs: Mapping[str, Path], parameters: pd.DataFrame) -> pd.Da
 
 
 def summary_table(runs: Mapping[str, Path], parameters: pd.DataFrame) -> pd.DataFrame:
-    """One line a run: run, what differs, state, epoch, loss (last), val_loss (lowest), success (highest), minutes."""
+    """One line a run: run, what differs, state, epoch, loss (last), val_loss (lowest), success (highest), minutes.
+
+    Success is what was measured beside training; where nothing was, what is in eval/.
+    """
     lines = []
     for name, path in runs.items():
         state, error = state_of(path)
         found = reached(rows_so_far(path))
+        success = found.success if found.success is not None else _best_rate(path)
         lines.append(
             {
                 "run": name, "state": state, "epoch": found.epoch, "loss": found.loss, "val_loss": found.val_loss,
-                "success": found.success, "minutes": round(minutes_of(path), 2) or None, "error": error or None,
+                "success": success, "minutes": round(minutes_of(path), 2) or None, "error": error or None,
             }
         )  # fmt: skip
     return _joined(pd.DataFrame(lines), parameters)
@@ -125,6 +129,15 @@ def _evaluated(path: Path) -> list[dict]:
             table = checkpoint_table(_newest(rows_in(file)))
             found += [{"source": file.stem, **line} for line in table.to_dict("records")]
     return [{name: line.get(name) for name in SUCCESS_COLUMNS} for line in found]
+
+
+def _best_rate(path: Path) -> float | None:
+    """The highest success of a checkpoint of those in eval/, on average over its tasks."""
+    rates: dict[Any, list[float]] = {}
+    for line in _evaluated(path):
+        if line["control"] == NOBODY and not pd.isna(line["rate"]):
+            rates.setdefault((line["source"], line["checkpoint"]), []).append(line["rate"])
+    return max((sum(each) / len(each) for each in rates.values()), default=None)
 
 
 def _newest(rows: Sequence[dict]) -> pd.DataFrame:

@@ -21,7 +21,8 @@ from ppt_kit.data.formats.replay_buffer.partial import sweep
 from ppt_kit.data.formats.replay_buffer.writer import ZarrWriter
 from ppt_kit.data.replaceable import check_replaceable
 from ppt_kit.errors import UserError
-from ppt_kit.files import check_place
+from ppt_kit.files import check_place, show_short
+from ppt_kit.keys import fits, leaves_of, type_name
 from ppt_kit.schema import CollectConfig
 from ppt_kit.signals import Stopped, stops_raise
 from ppt_kit.sim.env import SimEnv, close_env, code_of, copied, find_simulator, is_over, make_env, told
@@ -72,6 +73,10 @@ def collect(task: str, *words: str, **options: Any) -> Collected:
             the expert fails too often.
         Stopped: see `collect_demos`.
     """
+    kinds = leaves_of(CollectConfig)
+    wrong = next((name for name, value in options.items() if name in kinds and not fits(value, kinds[name][0])), None)
+    if wrong is not None:
+        raise UserError(f"{wrong}={show_short(options[wrong])}: takes {type_name(kinds[wrong][0])}.")
     given = [f"{name}={value if isinstance(value, str) else _text(value)}" for name, value in options.items()]
     return collect_demos(load_config("", f"task={task}", *given, *words, schema=CollectConfig))
 

@@ -197,7 +197,8 @@ def wilson_interval(successes: int, trials: int, *, z: float = Z_95) -> tuple[fl
     rate, spread = successes / trials, z * z / trials
     centre = (rate + spread / 2) / (1 + spread)
     half = z * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # without a success, or without a failure, an end is exact
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
 def check_summary(path: Path) -> None:

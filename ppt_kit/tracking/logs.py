@@ -64,7 +64,11 @@ def _screen(level: int) -> logging.Handler:
 
 
 class _Screen(logging.StreamHandler):
-    """What people see, but for the log in its file."""
+    """What people see, but for the log in its file; who reads it may have read enough, as `head` has."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
 
 
 class _LogFile(logging.FileHandler):

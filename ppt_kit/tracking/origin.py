@@ -10,8 +10,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import yaml
+
 from ppt_kit.programs import clone
 
+PROVENANCE = "provenance.yaml"
 PACKAGES = ("ppt_kit", "torch", "deepspeed", "numpy", "zarr", "metaworld", "mujoco")
 
 
@@ -24,6 +27,14 @@ def provenance(dataset_fingerprints: dict[str, str]) -> dict:
         "command": sys.argv,
         "datasets": dataset_fingerprints,
     }
+
+
+def began_here(run_dir: Path) -> bool:
+    """Whether the run in a folder says that it is of this host."""
+    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
+        said = yaml.safe_load((run_dir / PROVENANCE).read_text(encoding="utf-8"))
+        return isinstance(said, dict) and said.get("host") == platform.node()
+    return False
 
 
 def fingerprint_of(path: Path) -> str:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from ppt_kit.files import json_row, write_text
+from ppt_kit.errors import UserError
+from ppt_kit.files import append_whole, json_row, path_of, write_text
 
 METRICS = "metrics.jsonl"
+KINDS = ("train", "val", "checkpoint", "eval", "steer", "end")
+# of what ended a run (characters)
+LONGEST_REASON = 300
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +32,14 @@ def read_metrics(run_dir: str | Path, kind: str | None = None) -> pd.DataFrame:
         One line a row; columns of other kinds are NaN, and left out when `kind` is given. Without a row it has the
         columns kind and step.
     Raises:
-        FileNotFoundError: the folder has no metrics.jsonl.
+        UserError: the folder has no metrics.jsonl, or there is no such kind of rows.
     """
-    rows = read_rows(Path(run_dir) / METRICS)
+    run_dir = path_of(run_dir, what="a run folder, as outputs/models/door-open/exp1")
+    if not (run_dir / METRICS).is_file():
+        raise UserError(f"{run_dir}: holds no {METRICS}. Give a run folder, <output_dir>/<domain>/<suffix>.")
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"kind={kind!r:.80}: takes {', '.join(KINDS)}, or None for all.")
+    rows = read_rows(run_dir / METRICS)
     wanted = [row for row in rows if kind is None or row.get("kind") == kind]
     if not wanted:
         # a run that was killed before its first row
@@ -58,6 +70,20 @@ def drop_later_rows(path: Path, step: int) -> None:
         return
     kept = [row for row in read_rows(path) if _step(row) <= step and not _comes_again(row)]
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def note_end(run_dir: Path, error: BaseException) -> None:
+    """Says in the rows of a run, where it has some and is not over, which error ended it."""
+    rows = rows_so_far(run_dir)
+    if rows and rows[-1].get("kind") != "end":
+        step = max(map(_step, rows))
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_REASON]
+        append_whole(run_dir / METRICS, (json.dumps({"kind": "end", "step": step, "reason": said}) + "\n").encode())
+
+
+def was_asked(end: Mapping[str, Any]) -> bool:
+    """Whether a run that has ended was asked to; else it has failed, or finished."""
+    return re.fullmatch(r"Stop|SIG\w+", str(end.get("reason"))) is not None
 
 
 def _comes_again(row: dict) -> bool:

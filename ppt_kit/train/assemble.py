@@ -26,7 +26,7 @@ from ppt_kit.models.policy import PPTPolicy, build_policy
 from ppt_kit.randomness import sample_seeds
 from ppt_kit.schema import Config
 from ppt_kit.sim.env import find_simulator
-from ppt_kit.tracking import METRICS, MirrorOptions, Tracker, fingerprint_of, provenance
+from ppt_kit.tracking import METRICS, PROVENANCE, MirrorOptions, Tracker, fingerprint_of, provenance
 from ppt_kit.train.evaluations import check_evaluations, problem_with_simulators
 from ppt_kit.train.features import check_cached, use_features
 from ppt_kit.train.pretrained import begin_with
@@ -368,7 +368,7 @@ def say_start(run: Run, before: Progress | None) -> None:
     """Writes down where the run comes from, and says what is about to be trained."""
     cfg, engine, plan, dataset = run.cfg, run.engine, run.plan, run.sources.train_set
     origin = provenance({name: fingerprint_of(domain.store.path) for name, domain in dataset.domains.items()})
-    OmegaConf.save(OmegaConf.create(origin), run.run_dir / "provenance.yaml")
+    OmegaConf.save(OmegaConf.create(origin), run.run_dir / PROVENANCE)
     log.info("run folder %s", run.run_dir)
     if engine.step:
         log.info("resumed after step %d", engine.step)

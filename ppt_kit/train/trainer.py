@@ -26,6 +26,7 @@ from ppt_kit.jobs.parents import watch_launchers
 from ppt_kit.jobs.taken import held, refuse_second
 from ppt_kit.memory.failure import bytes_held, give_back, is_out_of_memory, what_ran_out
 from ppt_kit.signals import Stopped, end_with_parent, interrupt
+from ppt_kit.tracking import note_end
 from ppt_kit.train.assemble import Sources, build_run, open_sources
 from ppt_kit.train.background import Background
 from ppt_kit.train.loop import train
@@ -74,6 +75,8 @@ class UnifiedTrainer:
 
     def __repr__(self) -> str:
         trains = ", trains in the background" if self.running else ""
+        if self.failure is not None:
+            trains = f", failed: {type(self.failure).__name__}: {self.failure}"
         return f"run of {'+'.join(domain_names(self.cfg.domains))} in {self.run_dir}, train_mode={self.mode}{trains}"
 
     @overload
@@ -111,7 +114,8 @@ class UnifiedTrainer:
         except KeyboardInterrupt as stop:
             if isinstance(stop, Stopped):
                 raise
-            kept = f"{self.run_dir} was about to begin or to end; run.resume() goes on with what is there"
+            there = f"{self.run_dir} was about to begin or to end; run.resume() goes on with what is there"
+            kept = there if self.run_dir.exists() else "nothing had begun"
             raise interrupt(kept) from None
         # of a launched rank the launcher asks for the code
         if code == INTERRUPTED and not is_rank(os.environ):
@@ -275,7 +279,13 @@ class UnifiedTrainer:
         run = build_run(sources, world, self.run_dir, self.listeners, has_panel=self._has_panel)
         if world.is_first:
             forget_requests(self.run_dir, before=asked_from)
-        return train(run)
+        try:
+            return train(run)
+        except Exception as error:
+            # of several ranks the first failure is told by what started them
+            if world.size == 1:
+                note_end(self.run_dir, error)
+            raise
 
     def _ranks(self, num_devices: int) -> Callable[[], int]:
         """Starts the ranks and waits for them; what can be wrong is told first, once, and by no rank."""

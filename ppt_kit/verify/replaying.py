@@ -13,6 +13,7 @@ import pandas as pd
 from ppt_kit.config import from_mapping, typed
 from ppt_kit.data.formats import find_domain
 from ppt_kit.errors import UserError
+from ppt_kit.files import path_of
 from ppt_kit.models.policy import PPTPolicy
 from ppt_kit.programs import to_type
 from ppt_kit.sim.card import CARD, data_hashes, differing, made_with, read_card
@@ -103,7 +104,7 @@ def verify_card(
         raise UserError(f"episodes={episodes!r}: takes a whole number, at least 1.")
     if dataset_path is not None and not Path(dataset_path).is_dir():
         raise UserError(f"dataset_path={dataset_path}: no such folder. Leave it out, or give that of the data.")
-    path = _find(Path(place))
+    path = _find(path_of(place, what="a run folder, its eval/ or a card.json"))
     card = read_card(path)
     opened = Opened(path, checkpoint=checkpoint, dataset_path=dataset_path)
     with _described(path):

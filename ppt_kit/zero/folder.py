@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ppt_kit.errors import UserError
-from ppt_kit.files import write_whole
+from ppt_kit.files import path_of, write_whole
 from ppt_kit.tables import Table, shown
 from ppt_kit.zero.saved import MODEL_FILE, OTHER_FILE, REMEDY, SHARD_FILE, Saved, read_saved
 from ppt_kit.zero.weights import whole_weights
@@ -32,6 +32,7 @@ class Found:
         folder: its path.
         latest: the tag that the file `latest` names; None where there is no such file.
         asked: the one tag that was asked for; None = all.
+        torn: why the file `latest` cannot be read; "" = it can be, or there is none.
         table: a row a tag, the oldest step first: tag, step, stage, ranks, parameters, gb (1e9 bytes), whole, problem.
     """
 
@@ -39,6 +40,7 @@ class Found:
     latest: str | None
     asked: str | None
     table: Table
+    torn: str = ""
 
     @property
     def newest_whole(self) -> str | None:
@@ -57,6 +59,8 @@ class Found:
         said = "whole" if self.loads else "not whole"
         if self.asked is not None:
             first = f"{self.asked} is {said}."
+        elif self.torn:
+            first = f"DeepSpeed would load nothing: {self.torn}"
         elif self.latest is None:
             first = "There is no file latest, so DeepSpeed would load nothing."
         else:
@@ -86,13 +90,13 @@ def ds_checkpoints(folder: str | Path, *, tag: str | None = None) -> Found:
         UserError: there is no checkpoint of DeepSpeed.
     """
     place, only = _opened(folder)
-    latest, only = _latest(place), tag or only
+    latest, torn = _latest_or_why(place)
+    only = tag or only
     rows = [_row(place, each) for each in ([only] if only else _tags(place, latest))]
     rows.sort(key=lambda row: (row["step"] or _digits(row["tag"]), row["tag"]))
     # whole numbers also where one is missing
-    return Found(
-        place, latest, only, Table(rows).astype(dict.fromkeys(("step", "stage", "ranks", "parameters"), "Int64"))
-    )
+    table = Table(rows).astype(dict.fromkeys(("step", "stage", "ranks", "parameters"), "Int64"))
+    return Found(place, latest, only, table, torn)
 
 
 def ds_to_weights(
@@ -141,6 +145,7 @@ def _write(target: Path, weights: Mapping[str, torch.Tensor], *, about: dict[str
     Raises:
         UserError: the place cannot be written to, or the disk gives back something else.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     # two names of one tensor are two tensors there
@@ -152,8 +157,10 @@ def _write(target: Path, weights: Mapping[str, torch.Tensor], *, about: dict[str
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, lambda beside: save_file(plain, str(beside), metadata=about))
         read = load_file(target)
-    except OSError as error:
-        raise UserError(f"out={target}: cannot be written ({error.strerror}).") from None
+    except (OSError, SafetensorError) as error:
+        # its own errors have the system's words in them
+        said = getattr(error, "strerror", None) or str(error).removeprefix("Error while serializing: ")
+        raise UserError(f"out={target}: cannot be written ({said}).") from None
     for name, value in plain.items():
         # bytes, so that what is not a number is compared too
         if not torch.equal(_bytes(read[name]), _bytes(value)):
@@ -166,18 +173,26 @@ def _bytes(value: torch.Tensor) -> torch.Tensor:
 
 def _opened(folder: str | Path) -> tuple[Path, str | None]:
     """The folder of tags, and the tag, where one was given."""
-    path = Path(folder).expanduser()
+    path = path_of(folder, what="the folder that engine.save_checkpoint was given")
     if not path.is_dir():
         raise UserError(f"{path}: {'a file' if path.exists() else 'no such folder'}. Give the folder of a checkpoint.")
     if _is_tag(path):
         path = path.resolve()
         return path.parent, path.name
-    if not _tags(path, _latest(path)):
+    if not _tags(path, _latest_or_why(path)[0]):
         raise UserError(
             f"{path}: holds no checkpoint of DeepSpeed (<tag>/mp_rank_00_model_states.pt). Give the folder that "
             "engine.save_checkpoint was given; a run of ppt_kit has plain weights already, model.pth."
         )
     return path, None
+
+
+def _latest_or_why(place: Path) -> tuple[str | None, str]:
+    """(the tag that `latest` names, why it cannot be read)."""
+    try:
+        return _latest(place), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def _latest(place: Path) -> str | None:
@@ -188,7 +203,7 @@ def _latest(place: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{place / LATEST}: cannot be read. Name a step, as tag=….") from None
     if not text or Path(text).name != text:
-        raise UserError(f"{place / LATEST}: {text[:80]!r} is the name of no step. Write one into it.")
+        raise UserError(f"{place / LATEST}: {text[:80]!r} is the name of no step. Name one, as tag=….")
     return text
 
 

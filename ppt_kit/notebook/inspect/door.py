@@ -41,7 +41,8 @@ def inspect(thing: Any, *, policy: Any = None, augment: Any = None, episode: int
         from ppt_kit.notebook.inspect.widget import Inspector
     except ImportError as error:
         raise UserError(f"inspect needs {error.name}: pip install 'ppt_kit[notebook]'.") from None
-    episodes = _episodes(thing, load_policy(policy) if isinstance(policy, (str, Path)) else policy, augment)
+    acts = policy is None or hasattr(policy, "card")
+    episodes = _episodes(thing, policy if acts else load_policy(policy), augment)
     count = len(episodes.listing()["episodes"])
     if not 0 <= episode < count:
         raise UserError(f"episode={episode}: there are {count}, counted from 0.")

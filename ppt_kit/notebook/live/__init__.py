@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppt_kit.errors import UserError
+from ppt_kit.files import path_of
+from ppt_kit.tracking import METRICS, PROVENANCE
 from ppt_kit.train.trainer import UnifiedTrainer
 
 if TYPE_CHECKING:
     from ppt_kit.notebook.live.panel import Panel
+
+
+# what a run folder has from its first moment on, one or the other
+OF_A_RUN = ("config.yaml", METRICS, PROVENANCE, "train.log", "launch", "control", "failures", "wandb")
 
 
 def live(run: Any) -> Panel:
@@ -34,7 +39,12 @@ def live(run: Any) -> Panel:
     if isinstance(run, UnifiedTrainer):
         run.panel = Panel(run.run_dir, failure=lambda: run.failure)
         return run.panel
-    folder = Path(run)
+    folder = path_of(run, what="a run folder, as outputs/models/door-open/exp1")
     if folder.is_file():
         raise UserError(f"{folder}: a file. Give the run folder, e.g. {folder.parent}.")
+    there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if there and not there & set(OF_A_RUN):
+        raise UserError(
+            f"{folder}: is no run folder, it holds {', '.join(sorted(there)[:4])}. Give <output_dir>/<domain>/<suffix>."
+        )
     return Panel(folder)

@@ -2,6 +2,7 @@
 
 const SMOOTHING = 0.9; // of the thick loss curve, a row
 const QUIET_S = 60; // without a row: said
+const ASKED = /^(Stop|SIG\w+)$/; // why a run ended that was asked to
 const UNANSWERED_S = 20; // a run that makes no step meanwhile: said
 const UNHEARD_MS = 3000; // a kernel that is free has heard a request by then
 
@@ -54,8 +55,10 @@ function take(known, row) {
     if (!known.eval.has(row.domain)) known.eval.set(row.domain, []);
     known.eval.get(row.domain).push([row.step, row.success, row.low_95, row.high_95]);
     known.eval.get(row.domain).sort((a, b) => a[0] - b[0]);
-  } else if (row.kind === "checkpoint") known.saved.push(row);
-  else if (row.kind === "steer") known.steered.push(row);
+  } else if (row.kind === "checkpoint") {
+    // a file that was written again is one file
+    known.saved = [...known.saved.filter((each) => each.path !== row.path), row];
+  } else if (row.kind === "steer") known.steered.push(row);
   else if (row.kind === "end") known.end = row;
 }
 
@@ -440,11 +443,13 @@ class View {
     let is = "training", told = "training";
     if (news.failed) [is, told] = ["failed", "failed"];
     else if (known.end?.reason === "finished") [is, told] = ["finished", "finished"];
-    else if (known.end) [is, told] = ["stopped", `ended: ${known.end.reason}`];
+    else if (known.end && !ASKED.test(known.end.reason)) [is, told] = ["failed", "failed"];
+    else if (known.end) [is, told] = ["stopped", `stopped (${known.end.reason}), saved`];
+    else if (news.interrupted) [is, told] = ["stopped", "stopped before its first step"];
+    else if (news.gone) [is, told] = ["failed", "gone: no process trains here any more"];
     else if (!last.step) [is, told] = ["waiting", "waiting for the first row"];
     else if (age > Math.max(QUIET_S, (5 * known.every) / (last.steps_per_s || 1))) [is, told] = ["quiet", `nothing new for ${duration(age)}`];
-    if (is === "stopped" && /^(Stop|SIG\w+)$/.test(known.end.reason)) told = `stopped (${known.end.reason}), saved`;
-    if (is === "failed" && this.headed) this.say(news.failed, true);
+    if (is === "failed" && this.headed) this.say(news.failed || known.end?.reason || "the same call goes on, by train.resume=auto", true);
     const { asked } = this, waits = asked ? (performance.now() - asked.at) / 1000 : 0;
     if (asked?.id && !asked.answered && waits > UNANSWERED_S)
       this.say(`${this.words(asked)}: asked ${duration(waits)} ago, and no answer. Is the run alive?`, true);

@@ -14,9 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.errors import UserError
 from ppt_kit.notebook.live.following import Following, thinned
+from ppt_kit.runs.state import FAILED, state_of
 from ppt_kit.train.steering import ask
 
 PERIOD_S = 0.5
+# a file of rows that is younger is being written
+FRESH_S = 3.0
 # after that many without an answer, a page is taken to have what it was sent: while a cell runs some cannot answer
 UNANSWERED = 60
 HERE = Path(__file__).parent
@@ -29,7 +32,7 @@ class Panel(anywidget.AnyWidget):
 
     Args:
         run_dir: may come into being later.
-        failure: what ended a run of this process, if anything did.
+        failure: what ended a run of this process, if anything did; None = it is another process's.
         headed: whether it says which run this is and how it stands, and stops it; what it is part of may do so.
     Attributes:
         news: rows from a place on, and what is known besides; what the page draws.
@@ -41,10 +44,10 @@ class Panel(anywidget.AnyWidget):
     headed = traitlets.Bool(True).tag(sync=True)
 
     def __init__(
-        self, run_dir: Path, *, failure: Callable[[], BaseException | None] = lambda: None, headed: bool = True
+        self, run_dir: Path, *, failure: Callable[[], BaseException | None] | None = None, headed: bool = True
     ):
         self.run_dir = run_dir
-        self._following, self._failure = Following(run_dir), failure
+        self._following, self._failure, self._headed = Following(run_dir), failure, headed
         # rows that the page has, and how often it was sent some since it last said so
         self._has, self._sent, self._unanswered = 0, 0, 0
         self._lock, self._closed = threading.Lock(), threading.Event()
@@ -78,7 +81,7 @@ class Panel(anywidget.AnyWidget):
             is_new = self._following.read()
             if self._following.part != part:
                 self._has = self._sent = 0
-            if not (anyway or is_new or self._failed() != self.news.get("failed")):
+            if not (anyway or is_new or any(self.news.get(name) != value for name, value in self._ended().items())):
                 return
             self._unanswered += 1
             if self._unanswered > UNANSWERED:
@@ -97,13 +100,23 @@ class Panel(anywidget.AnyWidget):
             "rows": thinned(rows[first:]),
             "age_s": self._following.age_s(),
             "peak": self._peak(),
-            "failed": self._failed(),
             "said": self._said,
+            **self._ended(),
         }
 
-    def _failed(self) -> str | None:
-        error = self._failure()
-        return f"{type(error).__name__}: {error}" if error is not None else None
+    def _ended(self) -> dict[str, Any]:
+        """How it ended, where no row says it."""
+        error = self._failure() if self._failure is not None else None
+        interrupted = isinstance(error, KeyboardInterrupt)
+        failed = f"{type(error).__name__}: {error}" if error is not None and not interrupted else None
+        return {"failed": failed, "interrupted": interrupted, "gone": self._gone()}
+
+    def _gone(self) -> bool:
+        """Whether a run that is not over has no process any more, as far as this host can tell."""
+        rows, age = self._following.rows, self._following.age_s()
+        if self._failure is not None or not self._headed or not rows or rows[-1].get("kind") == "end":
+            return False
+        return age is not None and age > FRESH_S and state_of(self.run_dir)[0] == FAILED
 
     def _peak(self) -> float | None:
         """Of the learning rate: what was asked last, or what the configuration says."""

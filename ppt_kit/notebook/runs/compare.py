@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ import pandas as pd
 
 from ppt_kit.comparing import compare
 from ppt_kit.errors import UserError
+from ppt_kit.files import show_short
 from ppt_kit.jobs.state import COLOURS
 from ppt_kit.notebook.runs.curves import curves_of
 from ppt_kit.notebook.runs.effects import draw_effects
-from ppt_kit.notebook.runs.paper import COLUMN, PaperFigure
+from ppt_kit.notebook.runs.paper import COLUMN, PaperFigure, check_width
 from ppt_kit.runs.effects import effect_table
 from ppt_kit.runs.find import find_runs, tails
 from ppt_kit.runs.grid import SEED
@@ -97,8 +98,15 @@ class Runs:
         Raises:
             UserError: no run has the column, a key does not differ, or there are more lines than can be told apart.
         """
+        if not isinstance(y, str):
+            raise UserError(f"y={show_short(y)}: takes loss, val_loss, success, or a column of metrics.jsonl.")
+        check_width(width)
+        if by is not None and not isinstance(by, Iterable):
+            raise UserError(f"by={show_short(by)}: takes names of keys, as ['optimizer.lr'].")
         plain = [key for key in self.keys if key != SEED] or ["run"]
         lines = list(by) if by is not None and not isinstance(by, str) else [by] if by else plain
+        if not lines:
+            raise UserError(f"by is empty. Name what makes a line: run, {', '.join(self.keys)}; None = what differs.")
         unknown = [key for key in lines if key not in ("run", *self.keys)]
         if unknown:
             raise UserError(
@@ -117,6 +125,7 @@ class Runs:
     def plot_effects(self, metric: str | None = None, *, width: float = COLUMN) -> PaperFigure:
         """`effects` drawn: a panel a key, a point a run, and the means."""
         metric = self._metric(metric)
+        check_width(width)
         return draw_effects(self.summary, self.effects(metric), self.keys, metric=metric, width=width)
 
     def compare(self, a: str, b: str, *, epoch: int | None = None, **options: Any) -> Any:

@@ -85,14 +85,21 @@ def _title(counts: pd.Series, y: str) -> str:
 
 
 def _metric(metrics: pd.DataFrame, y: str, by: Sequence[str], smooth: int) -> tuple[pd.DataFrame, str]:
-    """(by, step, mean, min, max, count) of a column of metrics.jsonl, and the line that gives it."""
+    """(by, step, mean, min, max, count) of a column of metrics.jsonl, and the line that gives it.
+
+    Of the validation loss by epoch, at the mean of its runs' steps.
+    """
     kind, column = ("val", "loss") if y == VAL_LOSS else ("train", y)
     rows = metrics[metrics["kind"] == kind]
     if column not in rows or rows[column].isna().all():
-        numbers = [str(name) for name in metrics.select_dtypes("number") if name not in ("step", "epoch", *by)]
-        others = [each for each in (*numbers, VAL_LOSS, SUCCESS) if each != y]
+        # what differs between the runs stands before the rows' own columns
+        own = metrics.iloc[:, list(metrics.columns).index("kind") :].select_dtypes("number")
+        others = dict.fromkeys([*(str(name) for name in own if name not in ("step", "epoch")), VAL_LOSS, SUCCESS])
+        others.pop(y, None)
         raise UserError(f"{y}: no run has rows with it. There is {', '.join(others)}.")
-    groups = [*by, "step"]
+    # runs of one line may have other numbers of steps in an epoch
+    groups, at = ([*by, "epoch"], {"step": ("step", "mean")}) if kind == "val" else ([*by, "step"], {})
+    named = at | {name: (column, name) for name in ("mean", "min", "max")} | {"count": ("run", "nunique")}
     rows = rows.dropna(subset=[column])
     smoother = ""
     if smooth > 1:
@@ -101,10 +108,11 @@ def _metric(metrics: pd.DataFrame, y: str, by: Sequence[str], smooth: int) -> tu
         smoother = (
             f".assign({column}=lambda d: d.groupby('run')[{column!r}].transform(lambda s: s.ewm(span={smooth}).mean()))"
         )
-    data = rows.groupby(groups, dropna=False)[column].agg(["mean", "min", "max", "count"]).reset_index()
+    data = rows.groupby(groups, dropna=False).agg(**named).reset_index()
+    said = ", ".join(f"{name}={pair!r}" for name, pair in named.items())
     code = (
         f"runs.metrics.query(\"kind == '{kind}'\").dropna(subset=[{column!r}]){smoother}"
-        f".groupby({groups!r}, dropna=False)[{column!r}].agg(['mean', 'min', 'max', 'count']).reset_index()"
+        f".groupby({groups!r}, dropna=False).agg({said}).reset_index()"
     )
     return data, code
 
@@ -136,7 +144,11 @@ def _draw(axes: Any, group: pd.DataFrame, *, look: Look, x: str) -> None:
     low, high = group["min"], group["max"]
     if "low_95" in group:
         low, high = low.where(group["count"] > 1, group["low_95"]), high.where(group["count"] > 1, group["high_95"])
-    axes.fill_between(group[x], low, high, color=look.colour, alpha=0.18, linewidth=0)
+    if len(group) > 1:
+        axes.fill_between(group[x], low, high, color=look.colour, alpha=0.18, linewidth=0)
+    else:
+        # a band over one point is none
+        axes.vlines(group[x], low, high, color=look.colour, alpha=0.5, linewidth=2)
     if len(whole) < len(group):
         axes.plot(group[x], group["mean"], linestyle=look.stroke, color=look.colour, linewidth=0.5)
     every = max(1, len(whole) // 6)

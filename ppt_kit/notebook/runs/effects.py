@@ -42,7 +42,9 @@ def draw_effects(
         _draw_panel(axes, ran, lines, metric=metric, upright=upright[key])
         plain_axes(axes, x=short_name(key, keys), y=LABELS.get(metric, metric) if place % across == 0 else "")
         axes.grid(axis="x", visible=False)
-        if metric != "success" and (ran[metric] > 0).all():
+        if metric == "success":
+            axes.set_ylim(-0.02, 1.05)
+        elif (ran[metric] > 0).all():
             logarithmic(axes)
     for axes in panels[len(keys) :]:
         axes.set_visible(False)

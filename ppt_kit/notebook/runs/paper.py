@@ -12,10 +12,12 @@ import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ppt_kit.errors import UserError
+from ppt_kit.files import show_short
 from ppt_kit.notebook.figure import Plot
 
 # inches: one column of a conference paper
 COLUMN = 3.3
+MOST_WIDE = 40
 # Okabe and Ito's, which differ for colour-blind eyes: dark ones and light ones in turn, for grey print
 COLOURS = ("#0072b2", "#e69f00", "#000000", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
 STROKES = ("-", "--", "-.", ":")
@@ -49,6 +51,12 @@ class PaperFigure(Plot):
     def _shown_style(self) -> str:
         # at twice the width that it has on paper
         return f"width:{2 * 96 * self.get_size_inches()[0]:.0f}px;"
+
+
+def check_width(width: Any) -> None:
+    """Raises UserError where it is no number of inches."""
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 1 <= width <= MOST_WIDE:
+        raise UserError(f"width={show_short(width)}: takes inches, from 1 to {MOST_WIDE}.")
 
 
 def paper_figure(*, width: float, height: float, data: pd.DataFrame, code: str) -> PaperFigure:

@@ -69,7 +69,7 @@ class RunPicker(anywidget.AnyWidget):
             {
                 "cells": {name: _cell(line[name]) for name in ("run", *keys, *known)},
                 "checkpoints": _plain(files[files["run"] == line["run"]][[*OF_CHECKPOINTS]]),
-                "error": line["error"] or "",
+                "error": line["error"] if isinstance(line["error"], str) else "",
             }
             for line in summary.to_dict("records")
         ]
@@ -84,7 +84,13 @@ class RunPicker(anywidget.AnyWidget):
         """
         if not self.picked:
             raise UserError("no run is ticked. Tick some in the list, then run this cell again.")
+        unknown = next((name for name in self.picked if name not in self._all.paths), None)
+        if unknown is not None:
+            raise UserError(f"picked: there is no run {unknown}. There is {', '.join(self._all.paths)}.")
         return Runs({name: path for name, path in self._all.paths.items() if name in self.picked})
+
+    def __repr__(self) -> str:
+        return f"picker of {len(self.rows)} runs, {len(self.picked)} ticked"
 
 
 def _cell(value: Any) -> dict:

@@ -59,11 +59,18 @@ def run_seeds(
                         _wait_for(seed, sides, rows)
                         bar.update()
                         if enough([side.rows[seed] for side in sides]):
-                            # a bar that ends here is a full one
-                            bar.total = bar.n
+                            _fill(bar)
                             break
         except KeyboardInterrupt as stop:
             raise Stopped(getattr(stop, "number", signal.SIGINT), _kept(sides)) from None
+
+
+def _fill(bar: tqdm) -> None:
+    """A bar that ends early is a full one; in a notebook `reset` alone changes how long it is."""
+    count, began = bar.n, bar.start_t
+    bar.reset(total=count)
+    bar.start_t = began
+    bar.update(count)
 
 
 def _groups(sides: Sequence[Side], seeds: Sequence[int], *, size: int) -> list[list[Task]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ppt_kit.checks import check_value
 from ppt_kit.errors import UserError
+from ppt_kit.files import path_of
 from ppt_kit.keys import leaves_of
 from ppt_kit.models.chunks import Execution
 from ppt_kit.schema import EvaluateConfig
@@ -156,6 +157,8 @@ def check_kinds(options: EvaluateOptions) -> None:
         if not isinstance(value, kind) or isinstance(value, bool) or value < takes["low"]:
             raise UserError(f"{name}={value!r}: takes {said}, at least {takes['low']}.")
         check_value(name, value if kind is Real else int(value), takes)  # type: ignore[call-overload]
+    if options.out_dir is not None:
+        path_of(options.out_dir, what="out_dir as a folder, e.g. outputs/models/door-open/exp1/eval")
     for name in ("temporal_ensembling", "real_time_chunking", "stop_at_success"):
         if not isinstance(getattr(options, name), bool):
             raise UserError(f"{name}={getattr(options, name)!r}: takes True or False.")

@@ -21,8 +21,8 @@ def tasks(simulator: str = "metaworld") -> Table:
     Raises:
         UserError: there is no table of that simulator.
     """
-    if simulator not in TABLES:
-        near = difflib.get_close_matches(str(simulator), TABLES, 1)
+    if not isinstance(simulator, str) or simulator not in TABLES:
+        near = difflib.get_close_matches(str(simulator)[:80], TABLES, 1)
         raise UserError(
             f"simulator={simulator}: there is no table of its tasks; there is one of {', '.join(TABLES)}."
             + (f" Did you mean {near[0]}?" if near else "")

@@ -161,11 +161,23 @@ class Partial:
             )
             return
         if lines:
+            self._refuse_fewer(len(lines))
             self.episodes = [_episode(line) for line in lines[: self.at_most]]
             self.kinds = {name: (tuple(shape), np.dtype(kind)) for name, (shape, kind) in lines[-1]["kinds"].items()}
             write_text(self._log, "".join(json.dumps(line) + "\n" for line in lines[: self.at_most]))
+            left_out = len(lines) - len(self.episodes)
             log.warning(
-                "%s: going on with a collection that stopped after %d demonstrations", self.path, len(self.episodes)
+                "%s: going on with a collection that stopped after %d demonstrations%s",
+                self.path, len(lines), f"; {left_out} of them are left out" if left_out else "",
+            )  # fmt: skip
+
+    def _refuse_fewer(self, num_kept: int) -> None:
+        """What was collected is not thrown away unasked."""
+        if self.at_most is not None and num_kept > self.at_most and not self.anew:
+            raise UserError(
+                f"{self.path}: a collection of it stopped after {num_kept} demonstrations, and this one wants "
+                f"{self.at_most}. Type episodes={num_kept} or more to go on with it, or overwrite=true for a dataset "
+                "without the others."
             )
 
     def _begin(self) -> None:
