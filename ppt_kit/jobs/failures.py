@@ -32,6 +32,9 @@ class Failure(NamedTuple):
     rank: int | None  # None: what started the ranks failed itself
     text: str  # the traceback, or what was printed last
 
+    def __repr__(self) -> str:
+        return f"{'what started the ranks' if self.rank is None else f'rank {self.rank}'} failed:\n{self.text}"
+
     @property
     def line(self) -> str:
         """The last line of the traceback: which exception it was."""

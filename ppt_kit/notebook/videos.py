@@ -26,7 +26,7 @@ STYLE = """<style>
 .ppt-films { display: flex; flex-wrap: wrap; gap: 10px; font: 12px/1.4 var(--jp-ui-font-family, sans-serif); }
 .ppt-film { display: flex; gap: 8px; margin: 0; padding: 6px 8px; border: 1px solid var(--jp-border-color2, #ddd);
   border-left: 4px solid; border-radius: 4px; max-width: 100%; box-sizing: border-box; flex-wrap: wrap; }
-.ppt-film figcaption { flex: 0 1 224px; min-width: 150px; color: var(--jp-ui-font-color1, #222); }
+.ppt-film figcaption { flex: 0 1 272px; min-width: 150px; color: var(--jp-ui-font-color1, #222); }
 .ppt-film svg { display: block; width: 100%; margin: 4px 0; }
 .ppt-film small { color: var(--jp-ui-font-color2, #666); display: block; }
 .ppt-film ul { list-style: none !important; margin: 0 !important; padding: 0 !important; columns: 2; column-gap: 8px; }

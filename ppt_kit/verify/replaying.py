@@ -57,6 +57,9 @@ class Verification:
         """The episodes as a table."""
         return pd.DataFrame(self.episodes)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         alike = sum(episode["same"] for episode in self.episodes)
         lines = [f"{self.card}: {alike} of {len(self.episodes)} replayed episodes are the same to the bit"]

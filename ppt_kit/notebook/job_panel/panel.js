@@ -57,8 +57,11 @@ function show(parts, told, silent) {
   parts.run.title = told.run_dir;
   write(parts.where, told.where);
   write(parts.detail, told.detail);
+  const isNew = told.failure && parts.failure.textContent !== told.failure;
   write(parts.failure, told.failure);
   parts.failure.hidden = !told.failure;
+  // what went wrong is its last line
+  if (isNew) parts.failure.scrollTop = parts.failure.scrollHeight;
   parts.stop.disabled = silent || !told.lives;
   parts.kill.disabled = silent || !told.lives;
   parts.resume.disabled = silent || told.lives || told.word === "ended";
