@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from ppt_kit.checks import check_values
@@ -137,6 +137,7 @@ def compose_file(name: str, folder: Path, group_words: list[str]) -> Composed:
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import ConfigCompositionException
 
     path, values, chosen = _file_in(folder, name) if name else folder, dict[str, Any](), set[str]()
     if name:
@@ -148,13 +149,23 @@ def compose_file(name: str, folder: Path, group_words: list[str]) -> Composed:
             search = search_path([place for place in (PACKAGE_CONFIGS, *stand_in) if place != folder])
             GlobalHydra.instance().clear()
             with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-                # a group that `defaults` choose from is chosen from again; another one is added
-                words = [word if word.split("=")[0] in chosen else f"+{word}" for word in group_words]
-                composed = compose(name.removesuffix(".yaml") or None, overrides=[*words, *search])
+                file = name.removesuffix(".yaml") or None
+                try:
+                    composed = compose(file, overrides=[*_chosen_again(group_words, chosen), *search])
+                except ConfigCompositionException:
+                    # what was chosen from may have gone with the file that a word takes the place of
+                    words = [word.split("=")[0] for word in group_words]
+                    chosen = {group for group in chosen if not any(group.startswith(f"{each}/") for each in words)}
+                    composed = compose(file, overrides=[*_chosen_again(group_words, chosen), *search])
     # Hydra raises many kinds; each is about the user's file
     except Exception as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
     return Composed(typing.cast(dict, OmegaConf.to_container(composed)), values, gone, path)
+
+
+def _chosen_again(group_words: list[str], chosen: set[str]) -> list[str]:
+    """For Hydra: a group that `defaults` choose from is chosen from again, another one is added."""
+    return [word if word.split("=")[0] in chosen else f"+{word}" for word in group_words]
 
 
 def _folder_of(name: str, config_path: str | Path | None) -> Path:
@@ -282,7 +293,8 @@ def _resolved(tree: DictConfig, schema: type, *, origin: str) -> DictConfig:
     for dotted in leaves_of(schema):
         value = OmegaConf.select(tree, dotted)
         if isinstance(value, str) and value.startswith("~/"):
-            OmegaConf.update(tree, dotted, str(Path(value).expanduser()))
+            with flag_override(tree, "readonly", False):
+                OmegaConf.update(tree, dotted, str(Path(value).expanduser()))
     return tree
 
 

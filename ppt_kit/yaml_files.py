@@ -102,16 +102,24 @@ def named_groups(path: Path, *, roots: list[Path], above: tuple[Path, ...] = ())
     groups = set[str]()
     for entry in named:
         for group, choice in entry.items() if isinstance(entry, dict) else [("", entry)]:
-            # "override /policy@here: small" is policy/small.yaml
-            folder = group.split("@")[0].split(" ")[-1]
             for one in choice if isinstance(choice, list) else [choice]:
-                places = [path.parent / folder, *(root / folder.strip("/") for root in roots)]
-                files = [place / f"{str(one).split('@')[0].removesuffix('.yaml').lstrip('/')}.yaml" for place in places]
-                found = next((file for file in files if is_file(file)), None)
-                if found is not None and one != "_self_":
-                    groups |= {group_of(found, roots=roots)} if group else set()
-                    groups |= named_groups(found, roots=roots, above=(*above, path))
+                found = next((file for file in _places_of(group, str(one), path, roots) if is_file(file)), None)
+                if found is None or one == "_self_":
+                    continue
+                chosen, package = group_of(found, roots=roots), group.partition("@")[2]
+                groups |= {chosen} if group and package in ("", chosen.replace("/", ".")) else set()
+                groups |= named_groups(found, roots=roots, above=(*above, path))
     return groups
+
+
+def _places_of(group: str, name: str, path: Path, roots: list[Path]) -> list[Path]:
+    """Where the file may be that an entry of `defaults` in `path` names; "" = no group."""
+    # "override /policy@here: small" is policy/small.yaml
+    folder = group.split("@")[0].split(" ")[-1]
+    # a group of a file of a group is told from where that group is, in each root
+    inner = [] if folder.startswith("/") else [root / group_of(path, roots=roots) / folder for root in roots]
+    file = f"{name.split('@')[0].removesuffix('.yaml').lstrip('/')}.yaml"
+    return [place / file for place in (path.parent / folder, *inner, *(root / folder.strip("/") for root in roots))]
 
 
 def group_of(file: Path, *, roots: list[Path]) -> str:

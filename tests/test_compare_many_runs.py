@@ -285,6 +285,7 @@ def test_a_run_without_a_launch_fails_is_gone_or_trains(tmp_path):
     assert state_of(run) == (FAILED, "the process that trained is gone")
     with held(run):
         assert state_of(run) == (RUNNING, "")
+        assert ppt.live(run).news["gone"] is False
     note_end(run, ValueError("unlucky\nvalue"))
     note_end(run, ValueError("what follows from it"))
     assert state_of(run) == (FAILED, "ValueError: unlucky value")
@@ -322,3 +323,6 @@ def test_success_that_eval_sim_measured_is_in_the_table_too(tmp_path):
         ]  # fmt: skip
         (run / "eval/eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert ppt.compare_runs(runs).summary["success"].tolist() == [0.5, 0.75]
+    # one that is being written says nothing yet
+    (runs[1] / "eval/eval.jsonl").write_text('{"checkpoint": "mod')
+    assert ppt.compare_runs(runs).summary["success"].fillna(-1).tolist() == [0.5, -1]

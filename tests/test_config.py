@@ -141,6 +141,16 @@ def test_a_group_that_a_file_chooses_is_chosen_again_by_a_word(tmp_path, name, w
     cfg = load_config(name, word, "policy/stems/pointcloud=dp3", config_path=tmp_path)
     assert (cfg.policy.head.kind, cfg.policy.stems.pointcloud.kind, cfg.seed) == ("mlp", "dp3", 5)
     assert cfg.policy.head.options == load_config("quickstart", "policy/head=mlp").policy.head.options
+    # a group of a group, told from its file, is one too; and one that goes with the file that chose it
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy/small.yaml").write_text("defaults: [{head: flow}]\nwidth: 32\n")
+    (tmp_path / "policy/big.yaml").write_text("width: 64\n")
+    (tmp_path / "here.yaml").write_text("defaults: [quickstart, policy/head@policy.head: flow, _self_]\n")
+    assert load_config("here", word, config_path=tmp_path).policy.head.kind == "mlp"
+    (tmp_path / "inner.yaml").write_text("defaults: [quickstart, policy: small, _self_]\n")
+    for more, width in (([], 32), (["policy=big"], 64)):
+        policy = load_config("inner", *more, word, config_path=tmp_path).policy
+        assert (policy.head.kind, policy.width) == ("mlp", width)
     # the same again is the same
     assert load_config(name, "policy/head=flow", config_path=tmp_path) == load_config(name, config_path=tmp_path)
 

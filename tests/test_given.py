@@ -69,6 +69,21 @@ def test_what_a_cell_writes_into_a_configuration_is_told_as_a_word_is(change, sa
     assert explained(caught.value) == says
 
 
+def test_what_is_no_mistake_of_a_key_is_told_as_it_was(small_cfg):
+    from omegaconf import OmegaConf
+
+    fixed = small_cfg()
+    OmegaConf.set_readonly(fixed, True)
+    with pytest.raises(OmegaConfBaseException) as caught:
+        fixed.optimizer.lr = 0.1
+    assert explained(caught.value) is None
+    other = OmegaConf.create({"lr": 1})
+    OmegaConf.set_struct(other, True)
+    with pytest.raises(OmegaConfBaseException) as caught:
+        other.lrr = 2
+    assert explained(caught.value) is None
+
+
 def test_a_run_stands_for_its_folder(small_cfg):
     run = ppt.UnifiedTrainer(small_cfg())
     assert run.run() == 0

@@ -432,6 +432,23 @@ def test_it_is_one_folder_however_it_is_typed(repository, run_here):
     assert target.read_text() == "what: stood there\n"
 
 
+def test_what_lies_behind_a_link_or_outside_is_said(repository, run_here, tmp_path_factory):
+    disk, beside = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("beside")
+    (repository / "configs").symlink_to(disk)
+    text = "use_lru_cache: true\ndataset: {_target_: ppt_learning.dataset.multi_sim_traj_dataset.MultiTrajDataset}\n"
+    for folder in (disk, beside):
+        (folder / "mine.yaml").write_text(text)
+    run_here(MIGRATE, "--convert-config=configs/mine.yaml", cwd=repository)
+    assert (disk / "mine_ppt_kit.yaml").is_file()
+    assert run_here(MIGRATE, "--undo", cwd=repository).returncode == 0
+    assert not (disk / "mine_ppt_kit.yaml").exists()
+    done = run_here(MIGRATE, f"--convert-config={beside / 'mine.yaml'}", cwd=repository)
+    assert "it lies outside of the project, so --undo leaves it" in done.stdout
+    assert run_here(MIGRATE, "--undo", cwd=repository).returncode == 1
+    assert (beside / "mine_ppt_kit.yaml").is_file()
+    assert "there is nothing to undo" in run_here(MIGRATE, "--undo", cwd=repository).stderr
+
+
 def test_an_edited_wrapper_is_kept_and_the_first_script_comes_back(repository, run_here):
     first = (repository / "run.py").read_text()
     run_here(MIGRATE, "--create-wrappers", cwd=repository)

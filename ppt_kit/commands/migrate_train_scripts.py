@@ -23,6 +23,8 @@ def main(cfg: DictConfig) -> int:
         check_project(project, writes=not cfg.dry_run)
         with alone(project):
             return changed(cfg, project)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"{error.filename or project}: {error.strerror or error}. Nothing more was changed.") from None
 

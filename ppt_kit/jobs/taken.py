@@ -75,6 +75,8 @@ def is_held(run_dir: Path) -> bool | None:
         return None
     try:
         fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # a process that was forked meanwhile has this file too
+        fcntl.flock(folder, fcntl.LOCK_UN)
     except BlockingIOError:
         return True
     except OSError:

@@ -23,6 +23,7 @@ from ppt_kit.programs import clone, to_type_anywhere
 # what was written, and where what stood there is
 RECORD = ".ppt_kit_migration.json"
 BACKUPS = "old_scripts_"
+OUTSIDE = "it lies outside of the project"
 OLD_SCRIPTS = ("run*.py", "migrate_*.py")
 WRAPPER = '''"""Deprecated: {name} hands over to ppt_kit. Type instead: {program}{words}"""
 
@@ -175,11 +176,12 @@ def said(change: Change, project: Path) -> str:
     """A change in a line."""
     if isinstance(change, Copy):
         return f"back up  {_name(change.source, project)} -> {_name(change.target, project)}"
+    outside = "" if _is_within(change.path, project) else f"; {OUTSIDE}, so --undo leaves it"
     if isinstance(change, Make):
-        return f"write    {_name(change.path, project)}"
+        return f"write    {_name(change.path, project)}{outside}"
     kept = f", in the place of what {_name(change.backup, project)} keeps" if change.backup else ""
     kept = f", in the place of the link to {change.link}" if change.link else kept
-    return f"write    {_name(change.path, project)}{kept}"
+    return f"write    {_name(change.path, project)}{kept}{outside}"
 
 
 def make(change: Change, project: Path) -> None:
@@ -247,7 +249,9 @@ def returns(project: Path) -> list[Return]:
         why_not = ""
         if not _is_within(path, project):
             # who wrote this record is not known
-            why_not = "it lies outside of the project, where this is yours to do"
+            why_not = OUTSIDE
+        elif not _leads_within(path, project) and _digest(path) != entry["sha256"]:
+            why_not = "it lies behind a link out of the project, and is not what was written there"
         elif path.exists() and _digest(path) not in (entry["sha256"], _digest(backup) if backup else None):
             why_not = "it was changed since it was written; move it away and type --undo again"
         elif backup is not None and not backup.is_file():
@@ -258,9 +262,12 @@ def returns(project: Path) -> list[Return]:
 
 def take_back(each: Return, project: Path) -> None:
     """Puts back or removes one file, and forgets it. Backups stay."""
-    if each.why_not:
+    if each.why_not and each.why_not != OUTSIDE:
         return
     try:
+        if each.why_not:
+            _forget(each.path, project)
+            return
         backup = each.backup
         if each.link is not None:
             each.path.unlink(missing_ok=True)
@@ -270,7 +277,7 @@ def take_back(each: Return, project: Path) -> None:
         else:
             each.path.unlink(missing_ok=True)
             _remove_empty(each.path.parent)
-        _keep(project, [entry for entry in _record(project) if entry["path"] != _name(each.path, project)])
+        _forget(each.path, project)
     except OSError as error:
         raise UserError(f"{project}: {error.filename}: {error.strerror}. Make room and type --undo again.") from None
 
@@ -299,11 +306,24 @@ def _is_entry(each: Any, project: Path) -> bool:
     backup, link = each.get("backup"), each.get("link")
     if not all(value is None or isinstance(value, str) for value in (backup, link)):
         return False
-    return backup is None or (_is_within(project / backup, project) and Path(backup).parts[0].startswith(BACKUPS))
+    if backup is None:
+        return True
+    place = project / backup
+    return _is_within(place, project) and _leads_within(place, project) and Path(backup).parts[0].startswith(BACKUPS)
+
+
+def _forget(path: Path, project: Path) -> None:
+    name = _name(path, project)
+    _keep(project, [entry for entry in _record(project) if _name(project / entry["path"], project) != name])
 
 
 def _is_within(path: Path, project: Path) -> bool:
-    """Whether a file lies in the project, wherever links lead."""
+    """Whether a file lies in the project, by its name."""
+    return not Path(_name(path, project)).is_absolute()
+
+
+def _leads_within(path: Path, project: Path) -> bool:
+    """Whether it lies there wherever links lead."""
     return path.parent.resolve().is_relative_to(project.resolve())
 
 
@@ -323,5 +343,7 @@ def _digest(path: Path | None) -> str | None:
 
 def _name(path: Path, project: Path) -> str:
     """By its place in the project, else whole, however both were typed."""
-    place, above = path.parent.resolve() / path.name, project.resolve()
+    place, above = Path(os.path.abspath(path)), Path(os.path.abspath(project))
+    if not place.is_relative_to(above):
+        place, above = path.parent.resolve() / path.name, project.resolve()
     return str(place.relative_to(above)) if place.is_relative_to(above) else str(place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from ppt_kit.files import show_short
 from ppt_kit.keys import leaves_of, type_name
@@ -25,7 +25,9 @@ def explained(error: OmegaConfBaseException) -> str | None:
         return None
     leaves = leaves_of(Config)
     if dotted not in leaves:
-        return unknown(dotted, leaves)
+        return unknown(dotted, leaves) if isinstance(error, (ConfigKeyError, ConfigAttributeError)) else None
+    if not isinstance(error, ValidationError):
+        return None
     return f"{dotted}={show_short(error.value)}: takes {type_name(leaves[dotted][0])}."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,7 +119,11 @@ def plot_episode(dataset: MultiTrajDataset | str | Path, index: int = 0) -> Plot
         index: of the episode, in the dataset's split.
     """
     data = dataset if isinstance(dataset, MultiTrajDataset) else open_dataset(dataset)
-    if isinstance(index, bool) or not isinstance(index, int) or not -data.num_episodes <= index < data.num_episodes:
+    if (
+        isinstance(index, bool)
+        or not isinstance(index, Integral)
+        or not -data.num_episodes <= index < data.num_episodes
+    ):
         raise UserError(f"index={index!r:.80}: there are {data.num_episodes} episodes, counted from 0.")
     numbers = data.episode(index, modalities=["state", "language"])
     ends = data.episode(index, steps=[0, -1], modalities=["pointcloud", "rgb", "depth"])["obs"]

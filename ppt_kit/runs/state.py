@@ -80,12 +80,15 @@ def state_of(run_dir: Path) -> tuple[str, str]:
     """
     record, row = read_record(run_dir / FOLDER), last_row(run_dir) or {}
     word = "unknown" if record is None else state_in(run_dir, record).word
-    if word in ("queued", "running"):
+    # it may have been launched once, and trains in a notebook now
+    if word in ("queued", "running") or is_held(run_dir):
         return RUNNING, ""
     if row.get("kind") == "end" and row.get("reason") == "finished":
         return FINISHED, ""
     if record is not None and word in ("failed", "killed"):
         return FAILED, error_of(run_dir, record)
+    if record is not None and word == "vanished" and row.get("kind") != "end":
+        return FAILED, state_in(run_dir, record).detail
     if word == "unknown" and row and row.get("kind") != "end":
         return _state_of_unlaunched(run_dir)
     if row.get("kind") == "end" and not was_asked(row):
@@ -95,10 +98,7 @@ def state_of(run_dir: Path) -> tuple[str, str]:
 
 def _state_of_unlaunched(run_dir: Path) -> tuple[str, str]:
     """Of a run that has rows, none of which says how it ended."""
-    holds = is_held(run_dir)
-    if holds:
-        return RUNNING, ""
-    if holds is False and began_here(run_dir):
+    if is_held(run_dir) is False and began_here(run_dir):
         return FAILED, "the process that trained is gone"
     return (RUNNING, "") if _seconds_since(run_dir / METRICS) < SILENT_S else (STOPPED, "")
 

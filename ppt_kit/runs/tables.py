@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from ppt_kit.checkpoint import checkpoints
 from ppt_kit.config import from_file
+from ppt_kit.errors import UserError
 from ppt_kit.keys import leaves_of, show
 from ppt_kit.runs.grid import OWN
 from ppt_kit.runs.state import config_file, minutes_of, reached, state_of
@@ -134,7 +135,12 @@ def _evaluated(path: Path) -> list[dict]:
 def _best_rate(path: Path) -> float | None:
     """The highest success of a checkpoint of those in eval/, on average over its tasks."""
     rates: dict[Any, list[float]] = {}
-    for line in _evaluated(path):
+    try:
+        lines = _evaluated(path)
+    # one that is being written, or is no evaluation; the table of success says so
+    except UserError:
+        return None
+    for line in lines:
         if line["control"] == NOBODY and not pd.isna(line["rate"]):
             rates.setdefault((line["source"], line["checkpoint"]), []).append(line["rate"])
     return max((sum(each) / len(each) for each in rates.values()), default=None)

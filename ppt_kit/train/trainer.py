@@ -284,7 +284,9 @@ class UnifiedTrainer:
         except Exception as error:
             # of several ranks the first failure is told by what started them
             if world.size == 1:
-                note_end(self.run_dir, error)
+                # a full disk has no room for it either
+                with contextlib.suppress(OSError):
+                    note_end(self.run_dir, error)
             raise
 
     def _ranks(self, num_devices: int) -> Callable[[], int]:

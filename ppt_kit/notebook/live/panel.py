@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ppt_kit.train.steering import ask
 PERIOD_S = 0.5
 # a file of rows that is younger is being written
 FRESH_S = 3.0
+# between two looks for the process of an older one
+LOOKS_S = 10.0
 # after that many without an answer, a page is taken to have what it was sent: while a cell runs some cannot answer
 UNANSWERED = 60
 HERE = Path(__file__).parent
@@ -55,6 +58,7 @@ class Panel(anywidget.AnyWidget):
         self._said: dict[str, Any] = {}
         # the learning rate's peak of the configuration, read once a part of the run
         self._configured: tuple[int, float | None] = (0, None)
+        self._looked = (-LOOKS_S, False)
         self._following.read()
         super().__init__(news=self._news(0), headed=headed)
         self._sent = len(self._following.rows)
@@ -116,7 +120,18 @@ class Panel(anywidget.AnyWidget):
         rows, age = self._following.rows, self._following.age_s()
         if self._failure is not None or not self._headed or not rows or rows[-1].get("kind") == "end":
             return False
-        return age is not None and age > FRESH_S and state_of(self.run_dir)[0] == FAILED
+        if age is None or age < FRESH_S:
+            return False
+        at, was = self._looked
+        # a queue is not asked at every turn
+        if time.monotonic() - at > LOOKS_S:
+            try:
+                was = state_of(self.run_dir)[0] == FAILED
+            # what is there of a launch cannot be read, or asked
+            except (UserError, OSError, ImportError):
+                was = False
+            self._looked = (time.monotonic(), was)
+        return was
 
     def _peak(self) -> float | None:
         """Of the learning rate: what was asked last, or what the configuration says."""

@@ -61,7 +61,7 @@ def curves_of(
     axes, x = figure.add_subplot(), "epoch" if y == SUCCESS else "step"
     handles = []
     for look, (name, group) in zip(looks(len(groups)), groups):
-        _draw(axes, group.sort_values(x), look=look, x=x)
+        _draw(axes, group.sort_values("epoch" if "epoch" in group else x), look=look, x=x)
         handles.append(Line2D([], [], label=name, **_style(look)))
     smoothed = f"\n(smoothed over {smooth} rows)" if smooth > 1 and y != SUCCESS else ""
     plain_axes(axes, x="epoch" if x == "epoch" else "optimizer step", y=f"{LABELS.get(y, y)}{smoothed}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -55,7 +56,7 @@ class PaperFigure(Plot):
 
 def check_width(width: Any) -> None:
     """Raises UserError where it is no number of inches."""
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 1 <= width <= MOST_WIDE:
+    if isinstance(width, bool) or not isinstance(width, Real) or not 1 <= float(width) <= MOST_WIDE:
         raise UserError(f"width={show_short(width)}: takes inches, from 1 to {MOST_WIDE}.")
 
 

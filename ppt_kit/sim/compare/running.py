@@ -67,6 +67,8 @@ def run_seeds(
 
 def _fill(bar: tqdm) -> None:
     """A bar that ends early is a full one; in a notebook `reset` alone changes how long it is."""
+    if bar.disable:
+        return
     count, began = bar.n, bar.start_t
     bar.reset(total=count)
     bar.start_t = began
