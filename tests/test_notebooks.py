@@ -109,15 +109,22 @@ def test_an_interrupted_cell_has_saved_stops_what_follows_and_goes_on(small_data
     assert steps == list(range(1, done + 4))
 
 
-@pytest.mark.parametrize("where", ["open_sources", "join_world"])
-def test_an_interrupt_while_a_run_begins_is_its_sentence(small_cfg, monkeypatch, where):
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("open_sources", "nothing had begun"),
+        ("join_world", "nothing had begun"),
+        ("train", "was about to begin or to end; run.resume"),
+    ],
+)
+def test_an_interrupt_while_a_run_begins_is_its_sentence(small_cfg, monkeypatch, where, says):
     from ppt_kit.train import trainer
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, where, interrupted)
-    with pytest.raises(KeyboardInterrupt, match="was about to begin or to end; run.resume") as caught:
+    with pytest.raises(KeyboardInterrupt, match=says) as caught:
         ppt.UnifiedTrainer(small_cfg()).run()
     assert caught.value._render_traceback_() == [str(caught.value)]
 

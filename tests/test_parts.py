@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, latest, run_script
+from conftest import ROOT, forget_my_lab, latest, run_script
 
 import ppt_kit as ppt
 from ppt_kit.config import load_config, typed
@@ -71,8 +71,8 @@ def run_of_a_head(lab, tmp_path_factory):
     return told, shutil.copytree(lab / "outputs/models/reach/run", tmp_path_factory.mktemp("head") / "run")
 
 
-def test_the_recipes_are_six_and_short():
-    names = ("csv_episodes", "experts", "heads", "robot", "sim", "stems")
+def test_the_recipes_are_seven_and_short():
+    names = ("csv_episodes", "encoders", "experts", "heads", "robot", "sim", "stems")
     assert sorted(RECIPES) == [f"my_lab/{name}.py" for name in names]
     assert all(len(code.strip().splitlines()) <= 15 for code in RECIPES.values())
 
@@ -89,6 +89,21 @@ def test_a_head_of_the_users_in_sharded_ranks(lab):
     """ZeRO-3 brings a part's weights when it is called: parameters of the user's own class too."""
     words = ("policy.head.kind=my_lab.heads:MyHead", "deepspeed=zero3", "train_mode=distributed", "world_size=2")
     assert trained(lab, *words, "batch_size=4") == RAN
+
+
+def test_an_encoder_of_the_users(small_cfg, tmp_path, monkeypatch):
+    """The recipe, trained before the stem of clouds: it moves, and comes back with the checkpoint."""
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab/encoders.py").write_text(RECIPES["my_lab/encoders.py"])
+    monkeypatch.syspath_prepend(tmp_path)
+    forget_my_lab()
+    kind = ("policy.encoders.pointcloud.kind=my_lab.encoders:MyEncoder", "policy.encoders.pointcloud.frozen=false")
+    run = ppt.UnifiedTrainer(small_cfg(*kind, "optimizer.lr=0.01"))
+    assert run.run() == 0
+    policy = ppt.load_policy(run)
+    weights = [value for name, value in policy.named_parameters() if name.startswith("encoders.")]
+    assert len(weights) == 4
+    forget_my_lab()
 
 
 def test_a_stem_of_the_users(lab):
