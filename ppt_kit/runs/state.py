@@ -80,8 +80,7 @@ def state_of(run_dir: Path) -> tuple[str, str]:
     """
     record, row = read_record(run_dir / FOLDER), last_row(run_dir) or {}
     word = "unknown" if record is None else state_in(run_dir, record).word
-    # it may have been launched once, and trains in a notebook now
-    if word in ("queued", "running") or is_held(run_dir):
+    if word in ("queued", "running") or _trains_since(run_dir, record):
         return RUNNING, ""
     if row.get("kind") == "end" and row.get("reason") == "finished":
         return FINISHED, ""
@@ -94,6 +93,17 @@ def state_of(run_dir: Path) -> tuple[str, str]:
     if row.get("kind") == "end" and not was_asked(row):
         return FAILED, str(row.get("reason"))
     return (STOPPED, "") if is_run(run_dir) else (WAITING, "")
+
+
+def _trains_since(run_dir: Path, record: Record | None) -> bool:
+    """Whether a run that was launched once trains otherwise now, as in a notebook.
+
+    Where it has written nothing since, what holds its folder is what is left of the launch, about to leave.
+    """
+    if not is_held(run_dir):
+        return False
+    path = run_dir / METRICS
+    return record is None or record.ended is None or (path.is_file() and path.stat().st_mtime > record.ended)
 
 
 def _state_of_unlaunched(run_dir: Path) -> tuple[str, str]:
