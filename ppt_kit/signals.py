@@ -60,6 +60,10 @@ def interrupt(kept: str) -> KeyboardInterrupt:
     return told
 
 
+# one for each `held_back` that the main thread is in
+_HELD: list[None] = []
+
+
 @contextlib.contextmanager
 def stops_raise() -> Iterator[None]:
     """Inside, a stop signal raises Stopped. One that comes again within REPEAT_S is the same one, as with StopSignals.
@@ -82,11 +86,21 @@ class _Raise:
 
     def __init__(self) -> None:
         self._raised_at = -math.inf
+        self._waits: int | None = None
 
     def __call__(self, number: int, _: Any = None) -> None:
+        if _HELD:
+            self._waits = number
+            return
         if time.monotonic() - self._raised_at > StopSignals.REPEAT_S:
             self._raised_at = time.monotonic()
             raise Stopped(number)
+
+    def let_in(self) -> None:
+        """Raises what came while it was held back."""
+        number, self._waits = self._waits, None
+        if number is not None:
+            self(number)
 
 
 @contextlib.contextmanager
@@ -95,11 +109,20 @@ def held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    in_main = threading.current_thread() is threading.main_thread()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    # what another thread was given comes to the main one all the same
+    if in_main:
+        _HELD.append(None)
     try:
         yield
     finally:
+        if in_main:
+            _HELD.pop()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        handler = signal.getsignal(signal.SIGINT)
+        if in_main and not _HELD and isinstance(handler, _Raise):
+            handler.let_in()
 
 
 def leave_stops_to_parent() -> None:

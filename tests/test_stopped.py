@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import psutil
@@ -22,7 +23,7 @@ from omegaconf import OmegaConf
 import ppt_kit as ppt
 from ppt_kit.errors import UserError
 from ppt_kit.programs import PROGRAMS
-from ppt_kit.signals import Stopped
+from ppt_kit.signals import Stopped, held_back, stops_raise
 
 # a hand on a line; how long a step takes, and which seed is hard or deadly, is in the environment of the process
 MINE = """
@@ -855,3 +856,29 @@ def test_a_quickstart_that_could_not_train_collects_nothing(tmp_path, run_here, 
     assert done.returncode == 2, done.stderr
     assert says in done.stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_another_thread_is_given_waits_for_the_end_of_the_block_too(number):
+    """The system gives it to any thread that has not blocked it, and Python brings it to the main one."""
+    ends, done = threading.Event(), []
+    other = threading.Thread(target=ends.wait)
+    other.start()
+
+    def work():
+        with stops_raise(), held_back():
+            with held_back():
+                os.kill(os.getpid(), number)
+                end = time.monotonic() + 0.1
+                while time.monotonic() < end:
+                    time.sleep(0.01)
+                done.append("inner")
+            done.append("outer")
+
+    try:
+        with pytest.raises(Stopped):
+            work()
+        assert done == ["inner", "outer"]
+    finally:
+        ends.set()
+        other.join()
