@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import logging
 import os
@@ -11,7 +12,8 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 LONGEST_NAME = 255
 # a full disk takes no byte of it
 PROBE_BYTES = 1 << 16
+# how often a lock is asked for before it is taken to be held
+LOOKED_AT = 4
 # of renameat2: names from the working directory, and two names change places
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -45,6 +49,41 @@ def show_short(given: Any) -> str:
     """Something that was given in place of something else, in a few words."""
     is_plain = given is None or isinstance(given, (bool, int, float, str, list, tuple, dict, set))
     return repr(given)[:80] if is_plain else f"a {type(given).__name__}"
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, *, taken: str) -> Iterator[bool]:
+    """Inside, no other process of this host has this folder so; False where its disk knows no locks.
+
+    The lock is the folder's own, and goes with the process that holds it.
+
+    Args:
+        taken: what is said where another one has it.
+    Raises:
+        UserError: another one has it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            _lock(handle)
+            knows = True
+        except BlockingIOError:
+            raise UserError(taken) from None
+        # of a disk that several hosts share not every one has locks
+        except OSError:
+            knows = False
+        yield knows
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """Takes a lock; who looks whether it is free has it for an instant."""
+    for _ in range(LOOKED_AT):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.05)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_place(folder: Path, *, key: str, needs: int = PROBE_BYTES) -> None:

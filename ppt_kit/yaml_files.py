@@ -136,7 +136,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """As `_is_file`."""
+    """As `is_file`."""
     try:
         return path.is_dir()
     except OSError:

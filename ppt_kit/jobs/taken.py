@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 
 from ppt_kit.errors import UserError
+from ppt_kit.files import locked_folder
 from ppt_kit.jobs.parents import lives
 from ppt_kit.jobs.record import FOLDER, Record, read_record
 from ppt_kit.jobs.slurm import Queue
-
-# how often a lock is asked for before it is taken to be held
-LOOKED_AT = 4
 
 
 def refuse_second(run_dir: Path) -> None:
@@ -49,18 +46,10 @@ def held(run_dir: Path) -> Iterator[None]:
     """
     made = [each for each in (run_dir, *run_dir.parents) if not each.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
-    folder = os.open(run_dir, os.O_RDONLY)
     try:
-        try:
-            _lock(folder)
-        except BlockingIOError:
-            raise UserError(_taken(run_dir, "a run", "in this process or another one")) from None
-        # of a disk that several hosts share not every one has locks
-        except OSError:
-            pass
-        yield
+        with locked_folder(run_dir, taken=_taken(run_dir, "a run", "in this process or another one")):
+            yield
     finally:
-        os.close(folder)
         # of a run that could not begin; one with something in it stays, and those above it
         with contextlib.suppress(OSError):
             for each in made:
@@ -84,15 +73,6 @@ def is_held(run_dir: Path) -> bool | None:
     finally:
         os.close(folder)
     return False
-
-
-def _lock(folder: int) -> None:
-    """Takes a folder's lock; who looks whether it is free has it for an instant."""
-    for _ in range(LOOKED_AT):
-        with contextlib.suppress(BlockingIOError):
-            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(0.05)
-    return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def supervisor_of(record: Record) -> psutil.Process | None:

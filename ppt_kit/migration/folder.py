@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ppt_kit.errors import UserError
-from ppt_kit.files import check_place, json_row, write_text, write_whole
+from ppt_kit.files import check_place, json_row, locked_folder, write_text, write_whole
 from ppt_kit.migration.handover import OLD
 from ppt_kit.programs import clone, to_type_anywhere
 
@@ -87,25 +86,9 @@ def check_project(project: Path, *, writes: bool = True) -> None:
         check_place(project, key="project")
 
 
-@contextlib.contextmanager
-def alone(project: Path) -> Iterator[None]:
-    """Inside, no other process changes this project.
-
-    Raises:
-        UserError: one does.
-    """
-    folder = os.open(project, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"project={project}: another process is migrating it. Wait for it.") from None
-        # some network disks know no locks
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(folder)
+def alone(project: Path) -> AbstractContextManager[bool]:
+    """Inside, no other process changes this project; raises UserError where one does."""
+    return locked_folder(project, taken=f"project={project}: another process is migrating it. Wait for it.")
 
 
 def new_backup_folder(project: Path) -> Path:

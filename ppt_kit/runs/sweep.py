@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from ppt_kit.checks import domain_names
 from ppt_kit.config import from_mapping
 from ppt_kit.data.formats import find_domain
 from ppt_kit.errors import UserError
-from ppt_kit.files import check_place, json_row, write_text
+from ppt_kit.files import check_place, json_row, locked_folder, write_text
 from ppt_kit.jobs.decide import num_visible_devices
 from ppt_kit.jobs.state import COLOURS
 from ppt_kit.runs.best import best_configuration, write_best
@@ -273,19 +272,11 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another does.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process runs this sweep. Wait for it, or give another suffix=…."
-            ) from None
-        except OSError:
+    taken = f"{folder}: another process runs this sweep. Wait for it, or give another suffix=…."
+    with locked_folder(folder, taken=taken) as knows:
+        if not knows:
             log.warning("%s: this disk knows no locks: start no second sweep of these words beside this one", folder)
         yield
-    finally:
-        os.close(handle)
 
 
 def _num_cores() -> int:
